@@ -1,0 +1,213 @@
+"""The same run from Python: compose, train, resume, evaluate. The command line is a thin layer over this."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loomtune import plan as plans
+from loomtune import samples
+from loomtune.catalogue import Catalogue, installed, is_many
+from loomtune.compose import compose as compose_settings
+from loomtune.contracts import Data, Launcher, Model, Objective
+from loomtune.errors import Fault, RunFailed, UserError
+from loomtune.offers import AXES, Trait
+from loomtune.plan import Finding, Plan
+from loomtune.settings import ROOT_KEYS
+
+KEYS_OF_RESUME = "launcher, sharding, tracker, guard, checkpoint, batch.micro and stop_after"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended. status: completed, stopped, failed or preempted. metrics: the last ones, evaluations included."""
+
+    folder: Path
+    status: str
+    step: int
+    metrics: dict[str, Any]
+    error: str | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Result:
+        """What `result.json` says."""
+        found = json.loads((folder / "result.json").read_text())
+        return cls(folder, found["status"], found["step"], found["metrics"], found["error"])
+
+
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), processes: int = 0) -> Plan:
+    """A checked plan. processes: a world size that is already given; 0: as the launcher says.
+
+    Raises UserError naming everything that is wrong.
+    """
+    catalogue = installed()
+    plan = compose_settings(overrides, config_dirs)
+    many = any(Trait.MANY_PROCESSES in entry.offer.provides for entry in plan.entries(catalogue))
+    launcher: Launcher = plan.build(catalogue, "launcher")
+    return replace(plan, processes=processes or launcher.processes(many))
+
+
+def check(plan: Plan) -> list[Finding]:
+    """Warnings about a plan. Raises UserError of every fault that can be found without starting a process."""
+    catalogue = installed()
+    faults: list[Fault] = []
+    warnings: list[Finding] = []
+    try:
+        warnings = plans.refuse(plans.findings(plan, catalogue))
+    except UserError as error:
+        faults += error.faults
+    build = partial(_tried, faults=faults)
+    parts = {axis.name: build(partial(_part, plan, catalogue, axis.name)) for axis in AXES}
+    if (sharding := parts["sharding"]) is not None:
+        build(partial(sharding.check, plan.processes))
+    for part in (parts["model"], parts["data"]):
+        if part is not None:
+            build(part.check)
+    if not faults:
+        for evaluator in parts["evaluator"].values():
+            build(partial(evaluator.check, parts["data"]))
+    if faults:
+        raise UserError(*faults)
+    return warnings
+
+
+def _part(plan: Plan, catalogue: Catalogue, axis: str) -> Any:
+    return plan.build_all(catalogue, axis) if is_many(axis) else plan.build(catalogue, axis)
+
+
+def _tried(work: Callable[[], Any], faults: list[Fault]) -> Any:
+    try:
+        return work()
+    except UserError as error:
+        faults += error.faults
+        return None
+
+
+def prepare(plan: Plan) -> Path:
+    """The run's folder with everything that its ranks need: the frozen plan and the tokenised samples."""
+    catalogue = installed()
+    root = plan.root
+    folder = Path(root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
+    _same_run(folder, plan)
+    placed = _tokenise(plan, catalogue)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(plan.dump())
+    (folder / "plugins.json").write_text(json.dumps(dict(plan.versions), indent=1) + "\n")
+    (folder / "samples.json").write_text(json.dumps(placed, indent=1) + "\n")
+    (folder / "result.json").unlink(missing_ok=True)
+    return folder
+
+
+def _same_run(folder: Path, plan: Plan) -> None:
+    """A folder that holds another run is not written into."""
+    if not (folder / "run.yaml").is_file():
+        return
+    before = Plan.load(folder)
+    if before.hash != plan.hash:
+        changed = ", ".join(_differences(before.settings, plan.settings)) or "defaults of this version"
+        raise UserError.of(
+            f"{folder} holds another run; these settings differ: {changed}",
+            f"choose another run.dir; a run goes on with other values of {KEYS_OF_RESUME} only",
+        )
+
+
+def _differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*one, *other}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b and f"{prefix}{key}".split(".")[0] not in plans.NOT_PART_OF_THE_MATHS:
+            found.append(f"{prefix}{key} ({a} -> {b})")
+    return found
+
+
+def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
+    """Samples of every split, cached by content; where each lies."""
+    model: Model = plan.build(catalogue, "model")
+    data: Data = plan.build(catalogue, "data")
+    objective: Objective = plan.build(catalogue, "objective")
+    length = plan.root.max_length or model.context()
+    if length > model.context():
+        raise UserError.of(
+            f"max_length={length} is longer than the model's context of {model.context()} tokens",
+            f"set max_length to at most {model.context()}",
+        )
+    tokenizer, cache = model.tokenizer(), samples.default_cache()
+    placed = {}
+    for split in data.splits():
+        made = samples.prepare(data, objective, tokenizer, split, length, cache, model.vocabulary())
+        placed[split] = {"cache": str(cache), "key": made.key}
+    return placed
+
+
+def launch(plan: Plan, folder: Path) -> Result:
+    """Starts the run's processes and waits. Raises RunFailed where they ended without a result."""
+    launcher: Launcher = plan.build(installed(), "launcher")
+    launcher.submit(launcher.spec(folder, plan.processes))
+    if not (folder / "result.json").is_file():
+        raise RunFailed(f"the processes ended without a result; what was committed is in {folder / 'checkpoints'}")
+    return Result.of(folder)
+
+
+def train(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Result:
+    """Composes, checks, launches and trains; a `run.dir` that holds the same run goes on from its last checkpoint."""
+    plan = compose(overrides, config_dirs)
+    warn(check(plan))
+    return launch(plan, prepare(plan))
+
+
+def resume(folder: Path | str, overrides: Sequence[str] = ()) -> Result:
+    """Goes on with a run, under other values of the keys that may change (see `KEYS_OF_RESUME`)."""
+    plan = resumed(Path(folder), overrides)
+    warn(check(plan))
+    return launch(plan, prepare(plan))
+
+
+def resumed(folder: Path, overrides: Sequence[str]) -> Plan:
+    """The plan of a run that goes on: what was typed at first, then what is typed now; `stop_after` is not inherited."""
+    before = Plan.load(folder)
+    chosen_anew = {text.partition("=")[0] for text in overrides}
+    kept = [text for text in before.overrides if not _superseded(text.partition("=")[0], chosen_anew)]
+    return compose([*kept, *overrides, f"run.dir='{folder.absolute()}'"], before.config_dirs)
+
+
+def _superseded(key: str, chosen_anew: set[str]) -> bool:
+    """True where a new choice of an axis, or of the key itself, makes an old override void."""
+    return key in ("stop_after", "run.dir") or key in chosen_anew or (
+        key.partition(".")[0] in chosen_anew and key.partition(".")[0] not in ROOT_KEYS
+    )
+
+
+def evaluate(folder: Path | str, overrides: Sequence[str] = (), *, best: bool = False) -> dict[str, float]:
+    """Measures a run's latest (or best) checkpoint with its evaluators, on one process, and gives their metrics."""
+    from loomtune.session import opened
+
+    plan = resumed(Path(folder), ["sharding=single", "launcher=local", "launcher.procs=1", *overrides])
+    with opened(plan, Path(folder), best=best) as run:
+        from loomtune.evaluation import evaluate as measure
+
+        return measure(run)
+
+
+def warn(warnings: Sequence[Finding]) -> None:
+    """Shows what is doubtful, on stderr."""
+    import sys
+
+    for finding in warnings:
+        print(f"loomtune: warning: {finding.what}\n    cure: {finding.cure}", file=sys.stderr)  # noqa: T201
+
+
+def report(folder: Path) -> Path:
+    """Writes the run's `report.html` anew by the tracker that draws it, and gives its path."""
+    catalogue = installed()
+    plan = Plan.load(folder)
+    tracker = catalogue.build("tracker", "report", plan.choices("tracker").get("report", {}))
+    path = folder / "report.html"
+    path.write_text(tracker.render(folder))
+    return path

@@ -1,0 +1,111 @@
+"""From a plan to a run with all its parts, and from an objective's roles to engines."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loomtune.batching import CPU_TOKENS
+from loomtune.catalogue import Catalogue
+from loomtune.contracts import Adapter, Engine, EngineSpec, Role, RoleSpec, Sharding, Tracker
+from loomtune.events import Events
+from loomtune.keeper import Keeper
+from loomtune.lease import Lease
+from loomtune.plan import Plan
+from loomtune.run import Run
+from loomtune.samples import Samples, open_samples
+from loomtune.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """A run and what is needed to give it its models."""
+
+    run: Run
+    keeper: Keeper
+    adapter: Adapter
+    sharding: Sharding
+
+    def build_roles(self) -> None:
+        """Builds an engine for every role that cannot be a view of another's, and the views."""
+        wanted = self.run.objective.roles()
+        engines: dict[str, Engine] = {}
+        for name, role in wanted.items():
+            owner = self._owner(name, wanted)
+            if owner not in engines:
+                heads = {r.head for n, r in wanted.items() if self._owner(n, wanted) == owner} - {"lm"}
+                engines[owner] = self.sharding.engine(self._spec(wanted[owner], tuple(sorted(heads))), self.run.world)
+            shared_and_frozen = owner != name and not role.trained
+            self.run.roles[name] = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head)
+
+    def _owner(self, name: str, wanted: Any) -> str:
+        """The role whose engine serves this one: a twin's, where an adapter lets the base be shared."""
+        twin = wanted[name].twin_of
+        return name if twin is None or self.adapter.saves_base else twin
+
+    def _spec(self, role: RoleSpec, heads: tuple[str, ...]) -> EngineSpec:
+        run = self.run
+        return EngineSpec(
+            model=run.model,
+            adapter=self.adapter,
+            kernel=run.kernel,
+            optimizer=run.optimizer if role.trained else None,
+            precision=run.settings.precision,
+            seed=run.settings.seed,
+            scalar_heads=heads,
+        )
+
+
+def assemble(
+    plan: Plan, folder: Path, catalogue: Catalogue, world: World, lease: Lease, *, observed: bool = True
+) -> Assembly:
+    """Builds every part that the plan names, and the run that holds them; no model yet. observed: with its trackers."""
+    root = plan.root
+    sharding: Sharding = plan.build(catalogue, "sharding")
+    sharding.check(world.size)
+    replica, replicas = sharding.replicas(world)
+    world = replace(world, replica=replica, replicas=replicas)
+    trackers: dict[str, Tracker] = plan.build_all(catalogue, "tracker") if observed else {}
+    splits = _splits(folder)
+    planned = round(len(splits["train"]) * root.epochs) if root.steps == 0 else root.steps * root.batch.size
+    run = Run(
+        plan=plan,
+        settings=root,
+        folder=folder,
+        world=world,
+        events=_events(catalogue, trackers, world),
+        model=(model := plan.build(catalogue, "model")),
+        tokenizer=model.tokenizer(),
+        data=plan.build(catalogue, "data"),
+        objective=plan.build(catalogue, "objective"),
+        optimizer=plan.build(catalogue, "optimizer"),
+        schedule=plan.build(catalogue, "schedule"),
+        kernel=next(iter(plan.build_all(catalogue, "kernel").values())),
+        rollout=plan.build(catalogue, "rollout"),
+        evaluators=plan.build_all(catalogue, "evaluator"),
+        guards=list(plan.build_all(catalogue, "guard").values()),
+        trackers=trackers,
+        splits=splits,
+        steps=root.steps or math.ceil(planned / root.batch.size),
+        samples_planned=planned,
+        attempt=lease.attempt,
+        token_budget=CPU_TOKENS,
+    )
+    adapter: Adapter = plan.build(catalogue, "adapter")
+    return Assembly(run=run, keeper=Keeper(run, adapter, lease), adapter=adapter, sharding=sharding)
+
+
+def _splits(folder: Path) -> dict[str, Samples]:
+    """The samples that were tokenised before any process of the run existed."""
+    placed = json.loads((folder / "samples.json").read_text())
+    return {split: open_samples(Path(place["cache"]), place["key"]) for split, place in placed.items()}
+
+
+def _events(catalogue: Catalogue, trackers: dict[str, Tracker], world: World) -> Events:
+    """Every plugin hears the events, and so do the trackers that belong on this rank."""
+    plugins = [(name, catalogue.manager.get_plugin(name)) for name in catalogue.sources]
+    here = [(f"tracker {name}", t) for name, t in trackers.items() if world.leads or t.every_rank]
+    return Events([(name, plugin) for name, plugin in [*plugins, *here] if plugin is not None])

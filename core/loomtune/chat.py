@@ -1,0 +1,41 @@
+"""Talking to a run's model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from loomtune import api
+from loomtune.contracts import Sampling
+from loomtune.run import Run
+from loomtune.session import opened
+
+
+def chat(folder: Path, temperature: float, max_tokens: int) -> int:
+    """Reads a prompt a line from stdin, `\\n` in it standing for a new line, until the end of input."""
+    plan = api.resumed(folder, ["sharding=single", "launcher=local", "launcher.procs=1"])
+    with opened(plan, folder) as run:
+        if sys.stdin.isatty():
+            print(f"{folder.name}, step {run.step}. A line is a prompt; Ctrl-D ends.")
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, stop=(run.tokenizer.eos_id,))
+        for line in sys.stdin:
+            print(reply(run, line.rstrip("\n").replace("\\n", "\n"), sampling), flush=True)
+    return 0
+
+
+def reply(run: Run, prompt: str, sampling: Sampling) -> str:
+    """The model's answer to a prompt in the form that the run was trained on."""
+    sample = run.objective.sample(_row(run, prompt), run.tokenizer, run.model.context())
+    (segment,) = sample.segments
+    first = int(segment.is_target.argmax())
+    (completion,) = run.generate([segment.tokens[:first].tolist()], sampling)
+    return run.tokenizer.decode([token for token in completion if token not in sampling.stop])
+
+
+def _row(run: Run, prompt: str) -> dict[str, object]:
+    """A prompt as a row of the run's data, with an answer that only marks where the model's begins."""
+    first = next(iter(run.data.rows("train")), {})
+    if "messages" in first:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "."}]
+        return {"messages": turns}
+    return {"prompt": prompt, "completion": "."}

@@ -1,0 +1,66 @@
+"""One small contract for each axis, and the plain data that passes between them. Nothing here imports torch."""
+
+from loomtune.contracts.adapter import Adapter
+from loomtune.contracts.batch import Batch, Placement, Sample, Segment, Step
+from loomtune.contracts.data import Data, Row
+from loomtune.contracts.evaluator import Evaluator
+from loomtune.contracts.exporter import Exporter
+from loomtune.contracts.guard import Guard, Judgement, Verdict
+from loomtune.contracts.kernel import Kernel
+from loomtune.contracts.launcher import JobSpec, JobStatus, Launcher, Submission
+from loomtune.contracts.loss import Loss
+from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
+from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
+from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
+from loomtune.contracts.reward import Reward
+from loomtune.contracts.role import Reader, Role
+from loomtune.contracts.rollout import Rollout, Sampling
+from loomtune.contracts.schedule import Schedule
+from loomtune.contracts.sharding import Engine, EngineSpec, ParameterShard, Sharding
+from loomtune.contracts.stage import Stage
+from loomtune.contracts.tracker import Tracker
+
+__all__ = [
+    "Adapter",
+    "Batch",
+    "Data",
+    "Engine",
+    "EngineSpec",
+    "Evaluator",
+    "Exporter",
+    "Guard",
+    "Head",
+    "JobSpec",
+    "JobStatus",
+    "Judgement",
+    "Kernel",
+    "Launcher",
+    "Loss",
+    "LossSums",
+    "Model",
+    "Objective",
+    "Optimizer",
+    "ParameterGroup",
+    "ParameterShard",
+    "Placement",
+    "Reader",
+    "Reward",
+    "Role",
+    "RoleSpec",
+    "Rollout",
+    "Row",
+    "Sample",
+    "Sampling",
+    "Schedule",
+    "Segment",
+    "Sharding",
+    "Stage",
+    "StateKind",
+    "Step",
+    "Submission",
+    "Tokenizer",
+    "Totals",
+    "Tracker",
+    "Verdict",
+    "WeightSource",
+]

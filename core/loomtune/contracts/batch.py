@@ -1,0 +1,103 @@
+"""What is trained on: samples as token segments, and batches in which every target says where it is predicted from.
+
+A *sample* is what an objective makes of one row: one or more segments of tokens. A segment may have a parent, whose
+tokens it sees as its prefix: SFT has one segment a sample, a preference pair may have three (prompt; chosen and rejected,
+both children of the prompt). A *batch* lays the segments of some samples into rows. Packing (several samples in a row)
+and prefix sharing (a parent computed once) are the same idea, and no code ever shifts labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+NO_PARENT = -1
+NO_SEGMENT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of a sample.
+
+    tokens: `(length,)` int32 token ids.
+    is_target: `(length,)` bool; True where the token is to be predicted. The first token of a segment without a parent
+        cannot be one, because nothing comes before it.
+    parent: index, within the sample, of the segment that precedes this one; `NO_PARENT` for none.
+    """
+
+    tokens: NDArray[np.int32]
+    is_target: NDArray[np.bool_]
+    parent: int = NO_PARENT
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an objective made of one row: its segments, and numbers of its own (a rating, a margin, a label)."""
+
+    segments: tuple[Segment, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens of all segments together."""
+        return sum(len(segment.tokens) for segment in self.segments)
+
+    @property
+    def targets(self) -> int:
+        """Tokens to be predicted."""
+        return int(sum(segment.is_target.sum() for segment in self.segments))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One micro-batch before it has tensors: which samples, by their number in the order of the run.
+
+    numbers: unique for each visit of a row (a row visited in two epochs has two), the same on any world size; they seed
+        dropout. Empty where a rank takes part in a micro-batch without rows of its own.
+    """
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch on one rank.
+
+    tokens: `(rows, length)` int64.
+    positions: `(rows, length)` int64, counted from the start of the sample along its parents (0 for padding).
+    segments: `(rows, length)` int64, the segment of each token, numbered within the batch; `NO_SEGMENT` for padding.
+    parents: `(segments,)` int64, the parent of each segment; `NO_PARENT` for none.
+    sample_of_segment: `(segments,)` int64, which sample a segment belongs to.
+    predict_from: `(targets,)` int64, index into `rows * length`: the position whose hidden state predicts the target.
+    target: `(targets,)` int64 token ids.
+    row: `(targets,)` int64, the segment that a target belongs to; row sums of log-probabilities go by it.
+    sample_numbers: `(samples,)` int64, the number of each sample in the order of the run; seeds dropout.
+    columns: further tensors by name, of length `samples`, `segments` or `targets`, which only the objective reads.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    segments: Tensor
+    parents: Tensor
+    sample_of_segment: Tensor
+    predict_from: Tensor
+    target: Tensor
+    row: Tensor
+    sample_numbers: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to(self, where: device) -> Batch:
+        """The same batch with its tensors on a device."""
+        moved = {name: getattr(self, name).to(where) for name in self.__slots__ if name != "columns"}
+        return replace(self, columns={name: tensor.to(where) for name, tensor in self.columns.items()}, **moved)
+
+
+Step = Sequence[Batch]
+"""The micro-batches of one optimizer step on one rank. Every rank has equally many; some may be empty."""

@@ -1,0 +1,22 @@
+"""Measurements of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loomtune.run import Run
+
+
+class Evaluator(ABC):
+    """Measures the policy. Called on every rank, under `evaluating()`; leaves no trace in training."""
+
+    def check(self, run_plan: object) -> None:
+        """Raises UserError where the data lack what is measured; before the run, without torch."""
+        return
+
+    @abstractmethod
+    def evaluate(self, run: Run) -> Mapping[str, float]:
+        """Metrics, equal on every rank: sums are taken over ranks before any division."""

@@ -1,0 +1,119 @@
+"""Where a model comes from: its skeleton, its weights, its tokenizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from loomtune.contracts.batch import Batch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+Head = str
+"""Name of an output head of a network: `lm` for next-token logits; others are scalar heads that a role asks for."""
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Made in the launching process too, so importing it must not import torch."""
+
+    eos_id: int
+    pad_id: int
+    """Never equal to `eos_id`: a padding token that ends sentences would hide them from the loss."""
+    bos_id: int | None
+    adds_bos: bool = True
+    """Whether the tokenizer by itself begins a text with `bos_id`, as servers then do (Llama 3 does, SmolLM not)."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with no special token added by the tokenizer."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids. special: keep special tokens visible."""
+
+    @abstractmethod
+    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> str:
+        """A conversation as the chat template writes it; `reply` opens the assistant's turn. Raises UserError if none."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest of everything that `encode` and `render` depend on."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the files from which the tokenizer can be made again, its chat template included."""
+
+
+class WeightSource(ABC):
+    """Named tensors that can be read slice by slice, so that no rank ever holds more than its share and one tensor."""
+
+    @abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names, as in the module's `state_dict`, and full shapes. Tied names may be absent."""
+
+    @abstractmethod
+    def read(self, name: str, where: tuple[slice, ...] | None = None) -> Tensor:
+        """The tensor, or the slice of it, on the CPU in the stored type. Raises KeyError for an unknown name."""
+
+
+class Model(ABC):
+    """A causal language model. Methods that need heavy libraries import them inside."""
+
+    family: ClassVar[str] = "causal_lm"
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises UserError at once, without torch, where files are missing or settings make no sense."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that belongs to the model; without torch."""
+
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Rows of the embedding; without torch. Every token id must be smaller."""
+
+    @abstractmethod
+    def context(self) -> int:
+        """The longest sequence, in tokens, that the model was made for; without torch."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest of what the weights are: path and file digests or settings and seed; without torch."""
+
+    @abstractmethod
+    def skeleton(self) -> nn.Module:
+        """The module without weights: called under the engine's birth context (meta device, zero.Init).
+
+        Its forward is not called by anyone but `hidden` and generation. It is in `train()` mode.
+        """
+
+    @abstractmethod
+    def weights(self, seed: int) -> WeightSource:
+        """The weights. seed: for those that are drawn; the same for every world size."""
+
+    @abstractmethod
+    def restore_buffers(self, module: nn.Module) -> None:
+        """Rebuilds, on their real device, buffers that are not in the state dict (rotary tables hold garbage after
+        birth without storage)."""
+
+    @abstractmethod
+    def hidden(self, module: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Tensor:
+        """Last hidden states `(rows, length, width)`, before any head. attention: what the kernel made of the batch."""
+
+    @abstractmethod
+    def head(self, module: nn.Module) -> nn.Module:
+        """The `lm` head: a module from `(..., width)` to `(..., vocabulary)`; called as a module, never by its weight."""
+
+    @abstractmethod
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """The repeated blocks, in order: units of sharding and of activation checkpointing."""
+
+    @abstractmethod
+    def save_config(self, folder: Path) -> None:
+        """Writes what, beside safetensors weights, makes the folder loadable as a Hugging Face model."""

@@ -1,0 +1,96 @@
+"""What is learned, and how its loss is counted.
+
+The loss is a sum and a weight, never a mean: the loop divides once by the weight of the whole optimizer step, over all
+micro-batches and ranks, so that a mean of means cannot happen.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loomtune.contracts.batch import Batch, Sample, Step
+from loomtune.contracts.data import Row
+from loomtune.contracts.model import Head, Tokenizer
+from loomtune.contracts.role import Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loomtune.run import Run
+    from loomtune.world import World
+
+Roles = Mapping[str, Role]
+Totals = Mapping[str, float]
+"""Term name to the weight of the whole step, over all micro-batches and data replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """A role that an objective needs.
+
+    trained: whether it has an optimizer. head: `lm` or the name of a scalar head.
+    twin_of: the role whose base it starts from and, where an adapter makes it possible, shares an engine with.
+        A frozen twin with head `lm` is that engine with the adapter off; without an adapter, a frozen engine of its own.
+    """
+
+    trained: bool
+    head: Head = "lm"
+    twin_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """What `Objective.loss` gives for a micro-batch.
+
+    terms: term name to a scalar tensor with gradient, *summed* over the micro-batch (a mixture weight multiplied in).
+    metrics: name to (sum, weight) as plain tensors without gradient; the mean over the step is logged.
+    """
+
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """What is learned from rows. Importing it must not import torch: `sample` runs in the launching process."""
+
+    def roles(self) -> Mapping[str, RoleSpec]:
+        """The networks that take part; only a trained policy unless said otherwise."""
+        return {"policy": RoleSpec(trained=True)}
+
+    def terms(self) -> Mapping[str, str]:
+        """Term name to the role whose engine its gradient goes to."""
+        return {"loss": "policy"}
+
+    @abstractmethod
+    def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
+        """Token segments of a row, cut to `max_length` tokens along each chain of segments.
+
+        Raises ValueError, in words for the user, where the row cannot be learned from.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest of the settings and version of `sample`; part of the key under which samples are cached."""
+
+    def experience(self, run: Run, step: Step) -> Iterator[Step]:
+        """The optimizer steps that come of one step's rows: themselves for an offline objective; an online one rolls
+        out, scores, and yields its inner epochs. Every rank yields equally often."""
+        yield step
+
+    @abstractmethod
+    def weights(self, batch: Batch) -> Mapping[str, float]:
+        """Weight of each term in a micro-batch (targets, pairs, sequences). Pure: reads no model."""
+
+    def statistics(self, roles: Roles, step: Step, world: World) -> Mapping[str, Any]:
+        """Quantities of the whole step that the loss needs (KTO's z0, an order, a whitening), without gradient.
+
+        world: offers sums and gathers over data replicas; called once a step on every rank.
+        """
+        return {}
+
+    @abstractmethod
+    def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
+        """Sums of the terms over a micro-batch; an empty one gives zeros that still reach every trained parameter."""

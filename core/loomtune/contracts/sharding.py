@@ -1,0 +1,138 @@
+"""How a network is laid out over processes: the engine contract.
+
+An engine is everything that differs between one process, DDP, FSDP2 and ZeRO. What it does must not depend on which one
+it is: sums over ranks, never means of means; the true global gradient norm; full tensors by name on demand.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loomtune.contracts.batch import Batch
+from loomtune.contracts.model import Head
+from loomtune.contracts.optimizer import Optimizer
+from loomtune.contracts.role import Reader
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from loomtune.contracts.adapter import Adapter
+    from loomtune.contracts.kernel import Kernel
+    from loomtune.contracts.model import Model
+    from loomtune.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What an engine is made of.
+
+    optimizer: None for a frozen network.
+    precision: `fp32` or `bf16`, the type of computation; weights that are trained are kept in fp32 in either.
+    scalar_heads: names of scalar heads `(width -> 1)` beside `lm`.
+    seed: of drawn weights and dropout.
+    """
+
+    model: Model
+    adapter: Adapter
+    kernel: Kernel
+    optimizer: Optimizer | None
+    precision: str
+    seed: int
+    scalar_heads: tuple[Head, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterShard:
+    """The part of a parameter that this rank answers for in a checkpoint.
+
+    name: as in the woven module. shape: of the whole parameter. offset: where the part begins, one entry a dimension.
+    tensors: `weight` (fp32) and what the optimizer declared, each the same part, or a scalar; empty where another rank
+    answers for the parameter (replicas).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+
+
+Region = tuple[slice, ...]
+StateReader = Callable[[str, str, Region | None], "Tensor"]
+"""(parameter, tensor name, region or None for a scalar) -> the stored values, on the CPU."""
+
+
+class Engine(ABC):
+    """A network under a sharding strategy, with the optimizer of its trained parameters.
+
+    Every rank calls every method equally often and in the same order, with empty batches where it has no rows.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch, reader: Reader, *, head: Head = "lm", adapter: bool = True) -> Tensor:
+        """Runs the network and gives what the reader makes of the hidden states at `batch.predict_from`."""
+
+    @abstractmethod
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch; gradients are reduced over ranks in the last one only."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Adds to the gradients. Summed over ranks and micro-batches they are those of the global loss: no averaging."""
+
+    @abstractmethod
+    def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
+        """Takes one optimizer step and gives the global gradient norm before clipping.
+
+        rate: learning rate, which each parameter group scales. clip: largest norm, 0 for none. proceed: asked with the
+        norm, which is equal on every rank; where it answers False the gradients are dropped and nothing changes.
+        """
+
+    @abstractmethod
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within it dropout is off and no gradients are kept; afterwards nothing has changed, not even `training` flags."""
+
+    @abstractmethod
+    def gathered(self) -> AbstractContextManager[nn.Module]:
+        """Within it the plain base module (adapter included) with all weights, for generation; freed afterwards."""
+
+    @abstractmethod
+    def stream_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters and saved buffers, one full fp32 tensor at a time, on every rank. Tied names come once."""
+
+    @abstractmethod
+    def shards(self) -> Iterator[ParameterShard]:
+        """This rank's part of every trained parameter and of its optimizer state, for a checkpoint; no communication."""
+
+    @abstractmethod
+    def load(self, read: StateReader, *, optimizer: bool) -> None:
+        """Sets trained parameters, and the optimizer's state if asked, from any layout."""
+
+    @abstractmethod
+    def trained(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and full shapes of the trained parameters, in the order of the module."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the engine holds."""
+
+
+class Sharding(ABC):
+    """A strategy: makes engines."""
+
+    @abstractmethod
+    def check(self, world_size: int) -> None:
+        """Raises UserError, without torch, where the strategy cannot run on so many ranks, naming the nearest that it can."""
+
+    @abstractmethod
+    def replicas(self, world: World) -> tuple[int, int]:
+        """(this rank's index, how many) among those that get different rows; tensor-parallel ranks share theirs."""
+
+    @abstractmethod
+    def engine(self, spec: EngineSpec, world: World) -> Engine:
+        """Builds a network: birth without storage, weaving, layout, weights read slice by slice, optimizer."""
+
+

@@ -1,0 +1,95 @@
+"""An offer says what a plugin can build, as plain data; the axes say where offers belong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Arity(StrEnum):
+    """How many offers of an axis a run may choose."""
+
+    ONE = "exactly one"
+    OPTIONAL = "none or one"
+    MANY = "any number"
+
+
+class Trait(StrEnum):
+    """The vocabulary of what an offer provides or needs. A third party prefixes its own: `acme:x`.
+
+    A chosen offer's need is met when any other chosen offer of the run provides it.
+    """
+
+    COMPLETIONS = "completions"  # rows with a prompt and a completion, chat messages, or plain text
+    PAIRS = "pairs"  # rows with a chosen and a rejected answer
+    PROMPTS = "prompts"  # rows whose prompt alone is used
+    DATABASES = "databases"  # rows that carry an SQL database to execute queries on
+    MANY_PROCESSES = "many_processes"  # the sharding strategy runs on more than one process
+    SHARDED_WEIGHTS = "sharded_weights"  # no rank holds all weights
+    STREAMED_BIRTH = "streamed_birth"  # weights are read slice by slice into a skeleton without storage
+    GENERATION = "generation"  # completions can be generated in the middle of training
+    ADAPTER_OFF = "adapter_off"  # the adapter can be switched off, which makes a frozen reference for free
+    ISOLATED_SEGMENTS = "isolated_segments"  # attention keeps the segments of a row apart
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One kind of thing that plugins offer: its Hydra group and key, its hook, and the contract that offers meet."""
+
+    name: str
+    hook: str
+    arity: Arity
+    contract: str
+
+
+AXES: tuple[Axis, ...] = (
+    Axis("model", "models", Arity.ONE, "loomtune.contracts.model:Model"),
+    Axis("data", "datas", Arity.ONE, "loomtune.contracts.data:Data"),
+    Axis("objective", "objectives", Arity.ONE, "loomtune.contracts.objective:Objective"),
+    Axis("adapter", "adapters", Arity.ONE, "loomtune.contracts.adapter:Adapter"),
+    Axis("sharding", "shardings", Arity.ONE, "loomtune.contracts.sharding:Sharding"),
+    Axis("optimizer", "optimizers", Arity.ONE, "loomtune.contracts.optimizer:Optimizer"),
+    Axis("schedule", "schedules", Arity.ONE, "loomtune.contracts.schedule:Schedule"),
+    Axis("launcher", "launchers", Arity.ONE, "loomtune.contracts.launcher:Launcher"),
+    Axis("rollout", "rollouts", Arity.OPTIONAL, "loomtune.contracts.rollout:Rollout"),
+    Axis("kernel", "kernels", Arity.MANY, "loomtune.contracts.kernel:Kernel"),
+    Axis("loss", "losses", Arity.MANY, "loomtune.contracts.loss:Loss"),
+    Axis("reward", "rewards", Arity.MANY, "loomtune.contracts.reward:Reward"),
+    Axis("tracker", "trackers", Arity.MANY, "loomtune.contracts.tracker:Tracker"),
+    Axis("evaluator", "evaluators", Arity.MANY, "loomtune.contracts.evaluator:Evaluator"),
+    Axis("exporter", "exporters", Arity.MANY, "loomtune.contracts.exporter:Exporter"),
+    Axis("guard", "guards", Arity.MANY, "loomtune.contracts.guard:Guard"),
+    Axis("stage", "stages", Arity.MANY, "loomtune.contracts.stage:Stage"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer(Generic[T]):
+    """What a plugin can build under a name.
+
+    name: what `sharding=fsdp` says.
+    build: `package.module:Class`, imported only when chosen. It is called with the settings as its one argument.
+    schema: dataclass of its settings, from a module that imports nothing heavy; a field's `metadata["help"]` explains it.
+    summary: one line for `loomtune plugins`.
+    provides, needs: traits, from which the rules across axes are computed.
+    extra: the optional dependency group that brings its libraries, where they are not among the plain ones.
+    """
+
+    name: str
+    build: str
+    schema: type
+    summary: str
+    provides: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    extra: str = ""
+
+
+def axis(name: str) -> Axis:
+    """The axis of that name. Raises KeyError where there is none."""
+    return _BY_NAME[name]
+
+
+_BY_NAME = {entry.name: entry for entry in AXES}

@@ -1,0 +1,122 @@
+"""A run as plugins see it: its plan, its world, its parts, and where it stands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loomtune.contracts import (
+    Batch,
+    Data,
+    Engine,
+    Evaluator,
+    Guard,
+    Kernel,
+    Model,
+    Objective,
+    Optimizer,
+    Role,
+    Rollout,
+    Row,
+    Sampling,
+    Schedule,
+    Tokenizer,
+    Tracker,
+)
+from loomtune.events import Events
+from loomtune.plan import Plan
+from loomtune.settings import Settings
+from loomtune.world import World
+
+if TYPE_CHECKING:
+    from loomtune.samples import Samples
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One attempt at a plan, on one rank.
+
+    settings: the root settings, typed. plan: all of it, with the axes. roles: filled before `model_ready`.
+    splits: tokenised samples by split. steps, samples_planned: of the whole run. step: optimizer steps done.
+    token_budget: tokens, with padding, of a micro-batch where `batch.micro=auto`.
+    metrics: those of the last step and the last evaluation.
+    """
+
+    plan: Plan
+    settings: Settings
+    folder: Path
+    world: World
+    events: Events
+    model: Model
+    tokenizer: Tokenizer
+    data: Data
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule
+    kernel: Kernel
+    rollout: Rollout | None
+    evaluators: Mapping[str, Evaluator]
+    guards: Sequence[Guard]
+    trackers: Mapping[str, Tracker]
+    splits: Mapping[str, Samples]
+    steps: int
+    samples_planned: int
+    attempt: str = ""
+    token_budget: int = 0
+    roles: dict[str, Role] = field(default_factory=dict)
+    step: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def policy(self) -> Role:
+        """The trained role."""
+        return self.roles["policy"]
+
+    def trained_engines(self) -> list[Engine]:
+        """The engines that take steps, each once, in the order of the roles."""
+        wanted = self.objective.roles()
+        return list(dict.fromkeys(role.engine for name, role in self.roles.items() if wanted[name].trained))
+
+    def accumulating(self, last: bool) -> AbstractContextManager[object]:
+        """Around one micro-batch: gradients of every trained engine are reduced over ranks in the last one only."""
+        stack = ExitStack()
+        for engine in self.trained_engines():
+            stack.enter_context(engine.accumulating(last))
+        return stack
+
+    def tell_once(self, message: str) -> None:
+        """Says something to the user, on one rank."""
+        if self.world.leads:
+            print(f"loomtune: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def rows(self, split: str, limit: int = 0) -> list[Row]:
+        """Rows of a split as the data's plugin gives them, at most `limit` (0: all)."""
+        rows = []
+        for row in self.data.rows(split):
+            rows.append(row)
+            if len(rows) == limit:
+                break
+        return rows
+
+    def batches(self, split: str, limit: int = 0) -> list[Batch]:
+        """This rank's share of a split's samples as micro-batches on the device; every rank gets equally many."""
+        from loomtune.batching import evaluation_batches
+
+        return evaluation_batches(self, split, limit)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """Completions of *all* prompts (the same list on every rank), shared out over ranks and gathered in order."""
+        assert self.rollout is not None, "preflight refuses evaluators that generate without a rollout engine"
+        world = self.world
+        mine = range(world.rank, len(prompts), world.size)
+        done = self.rollout.generate(self.policy, [prompts[i] for i in mine], sampling, world)
+        completions: list[list[int]] = [[] for _ in prompts]
+        for rank, part in enumerate(world.gather(done)):
+            completions[rank :: world.size] = part
+        return completions

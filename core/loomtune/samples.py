@@ -1,0 +1,343 @@
+"""Tokenised samples, made once and then memory-mapped by every rank.
+
+A split's samples lie in a folder of plain arrays, named by a digest of everything that they depend on: another file,
+mapping, objective, tokenizer or length is another folder, and nothing stale is ever read. A folder is filled under
+another name and renamed: what has its name is whole. No pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
+from loomtune.contracts.batch import NO_PARENT
+from loomtune.errors import UserError
+
+FORMAT = 1
+"""Version of the folder's layout; part of the key."""
+
+SHOWN = 5
+"""How many rows that cannot be learned from are told one by one."""
+
+UNCUT = 2**31 - 1
+"""A length that cuts nothing."""
+
+_UNFINISHED = ".unfinished-"
+_ABANDONED = 7 * 24 * 3600.0
+"""Seconds after which nobody fills a folder any more."""
+
+_COLUMNS: Mapping[str, str] = {
+    "tokens": "<i4",  # of all segments, one after the other
+    "is_target": "|b1",
+    "segment_lengths": "<i4",
+    "parents": "<i4",
+    "segment_counts": "<i4",  # of each sample
+    "targets": "<i4",  # of each sample
+    "chains": "<i4",  # of each sample
+    "numbers": "<f8",  # of each sample, as many as there are names
+    "origins": "|u1",  # of all samples, UTF-8
+    "origin_lengths": "<i4",
+}
+
+
+class Samples:
+    """The samples of one split, read from disk where they are touched.
+
+    lengths, targets, chains: `(samples,)` int64: tokens of all segments, tokens to be predicted, and tokens of the
+        longest chain of segments (what the model's context has to hold).
+    key: names the folder in the cache.
+    cut, cut_tokens: how many rows were longer than `max_length`, and by how many tokens in all.
+    skipped: rows left out because they could not be learned from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a folder. Raises OSError, ValueError or KeyError where it is not whole."""
+        about = json.loads((folder / "about.json").read_text())
+        column = {name: _open_column(folder / name, kind, about["bytes"][name]) for name, kind in _COLUMNS.items()}
+        self.key: str = folder.name
+        self.cut, self.cut_tokens, self.skipped = int(about["cut"]), int(about["cut_tokens"]), int(about["skipped"])
+        self.largest_token = int(about["largest_token"])
+        self._names: list[str] = about["names"]
+        self._tokens, self._is_target, self._parents = column["tokens"], column["is_target"], column["parents"]
+        self._numbers = column["numbers"].reshape(-1, len(self._names)) if self._names else column["numbers"]
+        self._origins = column["origins"]
+        self._origin_starts = _starts(column["origin_lengths"])
+        self._token_starts = _starts(column["segment_lengths"])
+        self._segment_starts = _starts(column["segment_counts"])
+        self.lengths = np.diff(self._token_starts[self._segment_starts])
+        self.targets, self.chains = column["targets"].astype(np.int64), column["chains"].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._segment_starts) - 1
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of a row. Raises IndexError beyond the last, and for negative ones."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        first, last = self._segment_starts[index : index + 2]
+        segments = tuple(self._segment(number) for number in range(first, last))
+        return Sample(segments, {name: float(self._numbers[index, i]) for i, name in enumerate(self._names)})
+
+    def origin(self, index: int) -> str:
+        """Where the row was read, as the data said (`file:line`)."""
+        start, end = self._origin_starts[index : index + 2]
+        return bytes(self._origins[start:end]).decode()
+
+    def _segment(self, number: int) -> Segment:
+        where = slice(self._token_starts[number], self._token_starts[number + 1])
+        return Segment(self._tokens[where], self._is_target[where], int(self._parents[number]))
+
+
+def chain(sample: Sample) -> int:
+    """Tokens of the longest chain of segments, from one without a parent to its last descendant."""
+    ends: list[int] = []
+    for segment in sample.segments:
+        before = 0 if segment.parent == NO_PARENT else ends[segment.parent]
+        ends.append(before + len(segment.tokens))
+    return max(ends, default=0)
+
+
+def default_cache() -> Path:
+    """Where samples are kept: `$LOOMTUNE_CACHE`, or `~/.cache/loomtune/samples`."""
+    named = os.environ.get("LOOMTUNE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "loomtune" / "samples"
+
+
+def open_samples(cache: Path, key: str) -> Samples:
+    """Samples that `prepare` made. Raises UserError where they are gone or not whole."""
+    try:
+        return Samples(cache / key)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError.of(
+            f"the tokenised samples in {cache / key} cannot be read: {error}",
+            "start the run again, which makes them anew; every rank must see the folder that LOOMTUNE_CACHE names",
+        ) from error
+
+
+def prepare(
+    data: Data,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    split: str,
+    max_length: int,
+    cache: Path,
+    vocabulary: int,
+    skip: bool = False,
+) -> Samples:
+    """The samples of a split, from the cache or made now; safe beside other processes that make the same.
+
+    max_length: tokens of the longest chain. vocabulary: every token id must be smaller.
+    skip: leave out rows that cannot be learned from, instead of refusing them all.
+    Raises UserError, which names rows, for rows that the objective refuses or that have no target, for token ids that
+    the model does not have, and for a training split without rows.
+    """
+    key = _key(data, objective, tokenizer, split, max_length, skip)
+    samples = _valid(cache / key)
+    if samples is None:
+        making = _temporary(cache)
+        try:
+            _make(making, data.rows(split), objective, tokenizer, split, max_length, skip)
+            _publish(making, cache / key)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+        samples = Samples(cache / key)
+    if samples.largest_token >= vocabulary:
+        raise _foreign_token(samples, vocabulary)
+    return samples
+
+
+def _key(data: Data, objective: Objective, tokenizer: Tokenizer, split: str, max_length: int, skip: bool) -> str:
+    parts = [FORMAT, data.fingerprint(), split, objective.fingerprint(), tokenizer.fingerprint, max_length, skip]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass
+class _Refusals:
+    """Rows that cannot be learned from: all are counted, the first are remembered."""
+
+    split: str
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, origin: str, reason: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"\n  {origin}: {reason}")
+
+    def error(self, rows: int) -> UserError:
+        more = f"\n  and {self.count - SHOWN} more" if self.count > SHOWN else ""
+        return UserError.of(
+            f"{self.count} of {rows} rows of split {self.split} cannot be learned from:{''.join(self.first)}{more}",
+            "mend these rows or take them out; where max_length cut the answers away, raise max_length",
+        )
+
+
+def _make(
+    folder: Path,
+    rows: Iterable[Row],
+    objective: Objective,
+    tokenizer: Tokenizer,
+    split: str,
+    max_length: int,
+    skip: bool,
+) -> None:
+    """Tokenises rows into a folder. Raises UserError once all rows were seen."""
+    refusals, count = _Refusals(split), 0
+    with _Writer(folder) as writer:
+        for count, row in enumerate(rows, start=1):
+            origin = str(row.get("origin", f"{split}:{count}"))
+            try:
+                sample = objective.sample(row, tokenizer, max_length)
+                lost = _lost(sample, row, objective, tokenizer, max_length)
+            except ValueError as error:
+                refusals.add(origin, str(error))
+                continue
+            if not sample.targets:
+                refusals.add(origin, _why_no_target(lost, max_length))
+            elif skip or not refusals.count:
+                writer.add(sample, origin, lost)
+        writer.about["skipped"] = refusals.count
+    if refusals.count and not skip:
+        raise refusals.error(count)
+    if split == "train" and refusals.count == count:
+        raise UserError.of("split train has no rows to learn from", "check data.path, data.limit and data.holdout")
+
+
+def _lost(sample: Sample, row: Row, objective: Objective, tokenizer: Tokenizer, max_length: int) -> int:
+    """Tokens that the cut took. Only a sample that fills `max_length` can have lost any, and is made again uncut."""
+    if chain(sample) < max_length:
+        return 0
+    return objective.sample(row, tokenizer, UNCUT).length - sample.length
+
+
+def _why_no_target(lost: int, max_length: int) -> str:
+    if lost:
+        return f"nothing is left to learn once its {lost} last tokens are cut off by max_length={max_length}"
+    return "has nothing to learn: its answer is empty"
+
+
+def _foreign_token(samples: Samples, vocabulary: int) -> UserError:
+    where = next(i for i in range(len(samples)) if any((s.tokens >= vocabulary).any() for s in samples[i].segments))
+    return UserError.of(
+        f"the tokenizer gives token {samples.largest_token} (first too large in {samples.origin(where)}), but the "
+        f"model has {vocabulary} embeddings: they do not belong together",
+        "give model.path a folder whose tokenizer belongs to its weights",
+    )
+
+
+class _Writer:
+    """Streams samples into the columns of a folder, and what is to be known about them into `about.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, IO[bytes]] = {}
+        self._digests = {name: hashlib.sha256() for name in _COLUMNS}
+        self._names: list[str] | None = None
+        self.about: dict[str, Any] = {"cut": 0, "cut_tokens": 0, "skipped": 0, "largest_token": -1}
+
+    def __enter__(self) -> _Writer:
+        self._files = {name: (self._folder / name).open("wb") for name in _COLUMNS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        for file in self._files.values():
+            file.close()
+        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        about = self.about | {"bytes": sizes, "sha256": digests, "names": self._names or []}
+        (self._folder / "about.json").write_text(json.dumps(about))
+
+    def add(self, sample: Sample, origin: str, lost: int) -> None:
+        """Appends a sample. lost: tokens that were cut off."""
+        names = list(sample.numbers)
+        self._names = names if self._names is None else self._names
+        assert names == self._names, "an objective gives every sample the same numbers, in the same order"
+        for segment in sample.segments:
+            self._put("tokens", segment.tokens)
+            self._put("is_target", segment.is_target)
+        self._put("segment_lengths", [len(segment.tokens) for segment in sample.segments])
+        self._put("parents", [segment.parent for segment in sample.segments])
+        self._put("segment_counts", [len(sample.segments)])
+        self._put("targets", [sample.targets])
+        self._put("chains", [chain(sample)])
+        self._put("numbers", list(sample.numbers.values()))
+        self._put("origins", np.frombuffer(origin.encode(), np.uint8))
+        self._put("origin_lengths", [len(origin.encode())])
+        self.about["cut"] += lost > 0
+        self.about["cut_tokens"] += lost
+        largest = max(int(segment.tokens.max(initial=-1)) for segment in sample.segments)
+        self.about["largest_token"] = max(self.about["largest_token"], largest)
+
+    def _put(self, name: str, values: Any) -> None:
+        written = np.asarray(values, dtype=_COLUMNS[name]).tobytes()
+        self._digests[name].update(written)
+        self._files[name].write(written)
+
+
+def _publish(made: Path, final: Path) -> None:
+    """Gives a finished folder its name. Where another process was quicker and its work is whole, ours is dropped."""
+    with suppress(OSError):
+        made.rename(final)
+        return
+    if _valid(final) is not None:
+        return
+    broken = _temporary(final.parent)
+    with suppress(OSError):
+        final.rename(broken / "samples")
+    shutil.rmtree(broken, ignore_errors=True)
+    with suppress(OSError):
+        made.rename(final)
+
+
+def _temporary(cache: Path) -> Path:
+    """A new folder of this process alone; those that killed processes left long ago are removed."""
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = cache / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    folder.mkdir()
+    return folder
+
+
+def _valid(folder: Path) -> Samples | None:
+    """The samples of a folder, if there is one and every byte is as it was written."""
+    try:
+        expected = json.loads((folder / "about.json").read_text())["sha256"]
+        for name in _COLUMNS:
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected[name]:
+                    return None
+        return Samples(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _open_column(path: Path, kind: str, size: int) -> NDArray[Any]:
+    """Maps a column. Raises ValueError where it has not the size that was written."""
+    if path.stat().st_size != size:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {size}")
+    if not size:
+        return np.zeros(0, np.dtype(kind))  # nothing cannot be mapped
+    return np.memmap(path, dtype=np.dtype(kind), mode="r")
+
+
+def _starts(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each of consecutive runs begins, and where the last ends: `(runs + 1,)`."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts

@@ -1,0 +1,33 @@
+"""A trained run, opened on this one process to be measured or talked to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loomtune import checkpoint
+from loomtune import world as worlds
+from loomtune.assembly import assemble
+from loomtune.catalogue import installed
+from loomtune.errors import UserError
+from loomtune.lease import Lease
+from loomtune.plan import Plan
+from loomtune.run import Run
+
+
+@contextmanager
+def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
+    """The run with the weights of its latest, or best, checkpoint. Nothing in the folder changes."""
+    checkpoints = folder / "checkpoints"
+    path = checkpoint.best(checkpoints) if best else checkpoint.latest(checkpoints)
+    if path is None:
+        raise UserError.of(f"{folder} has no {'best ' if best else ''}checkpoint", "train it first, or name another run")
+    world = worlds.join()
+    try:
+        assembly = assemble(plan, folder, installed(), world, Lease(folder, "reading"), observed=False)
+        assembly.build_roles()
+        assembly.keeper.load(path)
+        yield assembly.run
+    finally:
+        worlds.leave()

@@ -1,0 +1,73 @@
+"""The settings that belong to no plugin: the root of the configuration. Types and defaults live here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Union
+
+
+def option(default: Any, help: str) -> Any:  # noqa: A002 - named as the metadata key that it fills
+    """A dataclass field with its explanation, which `loomtune plugins NAME` and `--help` show."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class BatchSettings:
+    """What one optimizer step is made of."""
+
+    size: int = option(8, "sequences per optimizer step, over all ranks: part of the maths")
+    micro: Union[int, str] = option("auto", "sequences a rank computes at once: memory and time only; `auto` finds it")  # noqa: UP007
+
+
+@dataclass
+class CheckpointSettings:
+    """When progress is committed."""
+
+    every: int = option(0, "optimizer steps between checkpoints; 0: only at the end")
+    keep: int = option(2, "how many checkpoints stay beside the best one")
+    background: bool = option(True, "write in a thread while training goes on")
+
+
+@dataclass
+class EvaluateSettings:
+    """When the evaluators run, and what their metrics decide."""
+
+    every: int = option(0, "optimizer steps between evaluations; 0: only at the end")
+    before: bool = option(False, "also measure the model before training; its metrics end in `_before`")
+    best: str = option("", "metric by which the best checkpoint is kept; empty: none is")
+    mode: str = option("min", "whether `min` or `max` of it is best")
+    patience: int = option(0, "stop after so many evaluations without a better value; 0: never")
+    rows: int = option(0, "at most so many rows of a split; 0: all")
+
+
+@dataclass
+class RunSettings:
+    """Where a run lives."""
+
+    dir: str = option("", "folder of the run; default: runs/<time>-<hash>")
+    name: str = option("", "a name for trackers; default: the folder's")
+
+
+@dataclass
+class Settings:
+    """The root. The axes' settings stand beside these keys, under the axis' name."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    steps: int = option(0, "optimizer steps; 0: as many as `epochs` needs")
+    epochs: float = option(1.0, "passes over the training rows, where `steps` is 0")
+    stop_after: int = option(0, "end cleanly after this step, without changing the schedule; 0: at the last")
+    seed: int = option(0, "decides the order of rows, drawn weights and dropout")
+    max_length: int = option(0, "longest sample in tokens; what is longer is cut, counted and reported; 0: the model's context")
+    precision: str = option("fp32", "type of computation, `fp32` or `bf16`; trained weights are kept in fp32")
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+
+ROOT_KEYS = tuple(entry.name for entry in fields(Settings))
+"""Top-level keys that are no axis."""
+
+NOT_PART_OF_THE_MATHS = ("launcher", "sharding", "tracker", "guard", "run", "checkpoint", "stop_after", "batch.micro")
+"""Keys that the plan's hash leaves out: a run may go on with other values of them."""

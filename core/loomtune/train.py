@@ -1,0 +1,84 @@
+"""The entry for ranks that were started by hand: `torchrun ... -m loomtune.train key=value ...`.
+
+Global rank 0 composes; the others get the frozen plan over the rendezvous' store, before any process group exists, so
+that a mistake ends all of them with the same message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from loomtune.errors import Fault, UserError
+from loomtune.plan import Plan
+from loomtune.signals import die_with_parent
+from loomtune.worker import execute, guarded
+
+KEY = "loomtune/plan"
+PATIENCE = timedelta(hours=2)
+"""How long the other ranks wait while rank 0 tokenises."""
+
+
+def main() -> None:
+    """Entry of a rank, or of a single process without torchrun."""
+    die_with_parent()
+    sys.exit(guarded(lambda: _train(sys.argv[1:])))
+
+
+def _train(overrides: list[str]) -> Any:
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        plan, folder = _composed(overrides, size)
+        return execute(plan, folder)
+    store = _store(rank, size)
+    if rank == 0:
+        _hand_out(store, overrides, size)
+    answer = json.loads(store.get(KEY))
+    if "faults" in answer:
+        raise UserError(*(Fault(*fault) for fault in answer["faults"]))
+    return execute(Plan.parse(answer["plan"]), Path(answer["folder"]))
+
+
+def _hand_out(store: Any, overrides: list[str], size: int) -> None:
+    try:
+        plan, folder = _composed(overrides, size)
+        store.set(KEY, json.dumps({"plan": plan.dump(), "folder": str(folder)}))
+    except UserError as error:
+        store.set(KEY, json.dumps({"faults": [(fault.what, fault.cure) for fault in error.faults]}))
+
+
+def _composed(overrides: list[str], size: int) -> tuple[Plan, Path]:
+    from loomtune import api
+
+    plan = api.compose([*overrides, *_named_folder(overrides)], processes=size)
+    api.warn(api.check(plan))
+    return plan, api.prepare(plan)
+
+
+def _named_folder(overrides: list[str]) -> list[str]:
+    """Restarts of torchrun must meet the same folder: it is named after the rendezvous, or after torchrun's process."""
+    if any(text.startswith("run.dir=") for text in overrides):
+        return []
+    rendezvous = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if rendezvous != "none":
+        return [f"run.dir='runs/{rendezvous}'"]
+    # torchrun itself is this rank's parent, and outlives a restart of its ranks.
+    return [f"run.dir='runs/by-hand-{os.getppid()}'"] if "TORCHELASTIC_RUN_ID" in os.environ else []
+
+
+def _store(rank: int, size: int) -> Any:
+    """torchrun's own store, with keys of this attempt, so that a restarted group does not read an old answer."""
+    import torch.distributed as dist
+
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, size, is_master=rank == 0 and not shared, timeout=PATIENCE)
+    return dist.PrefixStore(f"loomtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The processes of a run: ranks, device, collectives that cannot wait for ever, and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=float(os.environ.get("LOOMTUNE_TIMEOUT_MINUTES", "10")))
+
+
+def derive(*parts: object) -> int:
+    """A seed from parts such as (seed, "dropout", layer): 63 bits, the same on every machine."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Which process this is, among how many, on what device.
+
+    replica, replicas: its place among the ranks that get different rows (see `Sharding.replicas`).
+    control: a gloo group for plain objects and small numbers; None for a single process.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+    replica: int = 0
+    replicas: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """True on the one rank that writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Each number summed over ranks, in float64."""
+        if self.control is None:
+            return list(numbers)
+        total = torch.tensor(list(numbers), dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return [float(number) for number in total]
+
+    def gather(self, thing: Any) -> list[Any]:
+        """A plain object from every rank, in rank order, on every rank."""
+        if self.control is None:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing, group=self.control)
+        return things
+
+    def broadcast(self, thing: Any) -> Any:
+        """Rank 0's object, on every rank."""
+        if self.control is None:
+            return thing
+        box = [thing]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def memory_bytes(self) -> int:
+        """Peak memory of this rank so far: of the device's allocator, or the resident set on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def barrier(self) -> None:
+        """Waits for all ranks, at most as long as the group's time-out."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+    def gather_tensor(self, values: Tensor) -> Tensor:
+        """Rows `(n, ...)` of every rank, one after the other in rank order, on every rank; n may differ."""
+        if self.control is None:
+            return values
+        return torch.cat([part.to(values.device) for part in self.gather(values.detach().cpu())])
+
+
+def join() -> World:
+    """Joins the processes that torchrun (or a scheduler in its manner) started; alone, without its variables."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if size == 1:  # a group of one, without a rendezvous: device meshes ask for one
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return World(0, 1, 0, device)
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=TIMEOUT) if backend != "gloo" else dist.group.WORLD
+    return World(rank, size, local_rank, device, control, replica=rank, replicas=size)
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def reseed(seed: int, step: int, rank: int) -> None:
+    """Sets every global random state as a pure function of its arguments.
+
+    Nothing of loomtune draws from a global state; plugins may. So a resumed step meets the state that it would have met,
+    with nothing to save.
+    """
+    state = derive(seed, "global", step, rank)
+    random.seed(state)
+    torch.manual_seed(state)

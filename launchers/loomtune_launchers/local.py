@@ -1,0 +1,109 @@
+"""This machine: torchrun in a child, followed to its end."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
+from loomtune.errors import UserError
+from loomtune_launchers import torchrun
+from loomtune_launchers.settings import LocalSettings
+
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+
+class Local(Launcher):
+    """Runs in the foreground; nothing outlives it."""
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self.settings = settings
+        procs = settings.procs
+        if procs != "auto" and not (isinstance(procs, int) and procs >= 1):
+            raise UserError.of(f"launcher.procs={procs} is no number of processes", "set launcher.procs=auto or 1, 2, ...")
+
+    def processes(self, many: bool) -> int:
+        procs = self.settings.procs
+        if isinstance(procs, int):
+            return procs
+        return (_gpus() or min(2, os.cpu_count() or 1)) if many else 1
+
+    def spec(self, run: Path, processes: int) -> JobSpec:
+        settings = self.settings
+        threads = settings.threads or max(1, (os.cpu_count() or 1) // processes)
+        own = {"OMP_NUM_THREADS": str(threads), **settings.environment}
+        return JobSpec(run=run, procs=processes, environment=own, grace=settings.grace, restarts=settings.restarts)
+
+    def render(self, spec: JobSpec) -> Submission:
+        return Submission(commands=(torchrun.command(spec),), environment=dict(spec.environment))
+
+    def submit(self, spec: JobSpec) -> str:
+        (command,) = self.render(spec).commands
+        child = subprocess.Popen(command, env=torchrun.environment(spec), preexec_fn=_die_with_parent)  # noqa: PLW1509
+        (spec.run / "launcher.json").write_text(json.dumps({"launcher": "local", "pid": child.pid}) + "\n")
+        _follow(child, spec.grace)
+        return str(child.pid)
+
+    def status(self, run: Path) -> JobStatus:
+        result = run / "result.json"
+        if result.is_file():
+            return JobStatus(json.loads(result.read_text())["status"])
+        return JobStatus("running" if _alive(_pid(run)) else "failed", f"process {_pid(run)}")
+
+    def logs(self, run: Path) -> Iterator[str]:
+        for path in sorted((run / "logs").rglob("*")):
+            if path.is_file():
+                yield from path.read_text(errors="replace").splitlines()
+
+    def cancel(self, run: Path) -> None:
+        pid = _pid(run)
+        if _alive(pid):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _follow(child: subprocess.Popen[bytes], grace: int) -> None:
+    """Waits for the child. A signal to us is handed on; torchrun hands it to the ranks, which save and leave."""
+
+    def hand_on(number: int, frame: object) -> None:
+        print(f"loomtune: stopping; up to {grace} s for a last checkpoint", file=sys.stderr, flush=True)  # noqa: T201
+        child.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes torchrun: ends it when we end, however that happens."""
+    os.setpgid(0, 0)  # a terminal's Ctrl-C comes to us alone; we hand it on once
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _gpus() -> int:
+    """NVIDIA GPUs that this process may use, found without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
+
+
+def _pid(run: Path) -> int:
+    path = run / "launcher.json"
+    return int(json.loads(path.read_text())["pid"]) if path.is_file() else 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return pid > 0

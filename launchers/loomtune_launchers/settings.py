@@ -1,0 +1,19 @@
+"""Settings of the launchers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from loomtune.settings import option
+
+
+@dataclass
+class LocalSettings:
+    """This machine."""
+
+    procs: Union[int, str] = option("auto", "processes; `auto`: one for each GPU, or on a CPU one for every core up to 2")  # noqa: UP007
+    threads: int = option(0, "CPU threads of each process; 0: the cores shared out evenly")
+    restarts: int = option(0, "how often the processes are started again after a failure, from the last checkpoint")
+    grace: int = option(30, "seconds between a polite and a hard end")
+    environment: dict[str, str] = option({}, "further environment variables of the processes")

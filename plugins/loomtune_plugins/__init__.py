@@ -1,0 +1,1 @@
+"""The built-in plugins, one folder an axis. They come through the same door as anybody's."""

@@ -1,0 +1,48 @@
+"""Sources of rows. Importing this folder imports neither torch nor any library that reads files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loomtune import hookimpl
+from loomtune.contracts import Data
+from loomtune.offers import Offer, Trait
+from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
+
+_FROM_FILES = frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.PROMPTS})
+
+
+@hookimpl
+def datas() -> Sequence[Offer[Data]]:
+    """Offers the built-in sources of rows."""
+    return (
+        Offer(
+            name="jsonl",
+            build="loomtune_plugins.data.jsonl:Jsonl",
+            schema=FileSettings,
+            summary="one JSON object a line, plain, .gz or .bz2",
+            provides=_FROM_FILES,
+        ),
+        Offer(
+            name="parquet",
+            build="loomtune_plugins.data.parquet:Parquet",
+            schema=FileSettings,
+            summary="Parquet files, read batch by batch",
+            provides=_FROM_FILES,
+        ),
+        Offer(
+            name="sql_quiz",
+            build="loomtune_plugins.data.sql_quiz_data:SqlQuiz",
+            schema=SqlQuizSettings,
+            summary="text-to-SQL made by a seeded generator; success is executed",
+            provides=frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.PROMPTS, Trait.DATABASES}),
+        ),
+        Offer(
+            name="sql_corpus",
+            build="loomtune_plugins.data.sql_quiz_data:SqlCorpus",
+            schema=SqlCorpusSettings,
+            summary="the text on which the shipped base model was pretrained",
+            provides=frozenset({Trait.COMPLETIONS}),
+        ),
+    )

@@ -1,0 +1,51 @@
+"""Rows from Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from loomtune.contracts import Data, Row
+from loomtune.errors import UserError
+from loomtune_plugins.data.columns import RecordError
+from loomtune_plugins.data.files import Files, Record
+from loomtune_plugins.data.files_settings import FileSettings
+
+_BATCH = 1024
+
+
+class Parquet(Data):
+    """Records of Parquet files, a batch of rows in memory at a time."""
+
+    def __init__(self, settings: FileSettings) -> None:
+        self._files = Files(settings, read, "mend these rows, or leave them out of the file")
+
+    def check(self) -> None:
+        """Raises UserError where files are missing or empty, or their first rows cannot be read."""
+        self._files.check()
+
+    def splits(self) -> tuple[str, ...]:
+        """Those with a file, and validation where rows are set aside for it."""
+        return self._files.splits()
+
+    def rows(self, split: str) -> Iterable[Row]:
+        """Rows in the order of the files."""
+        return self._files.rows(split)
+
+    def fingerprint(self) -> str:
+        """Digest of the files' contents and of the mapping."""
+        return self._files.fingerprint()
+
+
+def read(path: Path) -> Iterator[tuple[int, Record | RecordError]]:
+    """Row numbers from 1 and records. Raises UserError where it is no Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=_BATCH)
+            yield from enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+    except (pa.ArrowException, OSError) as error:
+        cure = "set data=jsonl" if ".json" in path.name else "check the file and data.path"
+        raise UserError.of(f"{path} is no readable Parquet file: {error}", cure) from error

@@ -1,0 +1,109 @@
+"""Execution accuracy of generated SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from loomtune.contracts import Data, Evaluator, Row, Sample, Sampling
+from loomtune.contracts.batch import NO_PARENT
+from loomtune.errors import UserError
+from loomtune_plugins.evaluators.settings import SQLAccuracySettings
+from loomtune_plugins.evaluators.split import check_split, data_of, limit
+from loomtune_plugins.evaluators.sql_execution import executes_same
+
+if TYPE_CHECKING:
+    from loomtune.run import Run
+
+
+class SQLAccuracy(Evaluator):
+    """Generates a query for each row, greedily, and runs it on the row's database.
+
+    `sql_accuracy` is the share that returns what the right query returns, in its order where that has an ORDER BY;
+    `sql_valid` the share that runs at all. Rows too long for the model to be asked count as wrong.
+    """
+
+    def __init__(self, settings: SQLAccuracySettings) -> None:
+        if settings.max_tokens < 1:
+            raise UserError.of("evaluator.sql_accuracy.max_tokens leaves no room for a query", "set it to 64")
+        self._settings = settings
+
+    def check(self, run_plan: object) -> None:
+        """Raises UserError where the data lack the split, or its rows a database."""
+        data = data_of(run_plan)
+        if data is not None:
+            self._check(data)
+
+    def _check(self, data: Data) -> None:
+        check_split(data, "sql_accuracy", self._settings.split)
+        first = next(iter(data.rows(self._settings.split)), {})
+        if "database" not in first or gold(first) is None:
+            raise UserError.of(
+                f"rows of the split '{self._settings.split}' have no database with a right query",
+                "leave sql_accuracy out of evaluator=[...], or name data whose rows have `database` and `completion`",
+            )
+
+    def evaluate(self, run: Run) -> Mapping[str, float]:
+        """Metrics, equal on every rank."""
+        self._check(run.data)
+        rows = run.rows(self._settings.split, limit(run, self._settings.rows))
+        queries = self._queries(run, rows)
+        mine = range(run.world.rank, len(rows), run.world.size)  # generated everywhere, executed once
+        same = sum(self._same(rows[i], queries[i], gold(rows[i]) or "") for i in mine)
+        ran = sum(self._runs(rows[i], queries[i]) for i in mine)
+        right, valid = run.world.sum([same, ran])
+        return {"sql_accuracy": right / max(1, len(rows)), "sql_valid": valid / max(1, len(rows))}
+
+    def _queries(self, run: Run, rows: Sequence[Row]) -> list[str]:
+        """The generated query of each row; none, as an empty text, where there is no prompt to ask with."""
+        prompts = [_prompt(run, row) for row in rows]
+        asked = [prompt for prompt in prompts if prompt]
+        sampling = Sampling(max_tokens=self._settings.max_tokens, stop=(run.tokenizer.eos_id,))
+        completions = iter(run.generate(asked, sampling))
+        return [run.tokenizer.decode(next(completions)).strip() if prompt else "" for prompt in prompts]
+
+    def _same(self, row: Row, query: str, right: str) -> bool:
+        ordered = " ORDER BY " in f" {' '.join(right.upper().split())} "
+        return executes_same(row["database"], query, right, ordered=ordered, seconds=self._settings.seconds)
+
+    def _runs(self, row: Row, query: str) -> bool:
+        """Whether a query runs: in the place of the right query, one that fails is an error."""
+        try:
+            executes_same(row["database"], query, query, ordered=True, seconds=self._settings.seconds)
+        except ValueError:
+            return False
+        return bool(query)
+
+
+def gold(row: Row) -> str | None:
+    """The right query of a row: its completion, or the preferred answer of a pair."""
+    found = row.get("completion", row.get("chosen"))
+    return None if found is None else str(found)
+
+
+def prompt_tokens(sample: Sample) -> list[int]:
+    """The tokens before a sample's first target, its ancestors' included: the prompt exactly as it was trained on."""
+    for segment in sample.segments:
+        if not segment.is_target.any():
+            continue
+        tokens = segment.tokens[: int(segment.is_target.argmax())].tolist()
+        parent = segment.parent
+        while parent != NO_PARENT:
+            tokens = sample.segments[parent].tokens.tolist() + tokens
+            parent = sample.segments[parent].parent
+        return [int(token) for token in tokens]
+    return []
+
+
+def _prompt(run: Run, row: Row) -> list[int]:
+    """The row's prompt, nothing where the objective cannot learn from the row.
+
+    An objective that also learns from prompts says itself, by a method `prompt(row, tokenizer)`, where they end.
+    """
+    asks = getattr(run.objective, "prompt", None)
+    try:
+        if asks is not None:
+            return list(asks(row, run.tokenizer))
+        return prompt_tokens(run.objective.sample(row, run.tokenizer, run.model.context()))
+    except ValueError:
+        return []

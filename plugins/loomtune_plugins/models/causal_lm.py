@@ -1,0 +1,148 @@
+"""What all models of this axis share: everything that follows from a transformers config and a tokenizer's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loomtune.contracts import Batch, Model
+from loomtune.errors import UserError, near
+from loomtune_plugins.models.tokenizer import HuggingFaceTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ATTENTIONS = ("", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+
+
+class CausalLM(Model):
+    """A causal language model of transformers; where config, weights and tokenizer lie, the concrete ones say."""
+
+    attention: str = ""
+    chat_template: str = ""
+    trusted: bool = False
+
+    @abstractmethod
+    def described(self) -> Mapping[str, Any]:
+        """The config as plain data; without torch."""
+
+    @abstractmethod
+    def config(self) -> Any:
+        """The config as transformers makes it."""
+
+    @abstractmethod
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files lie."""
+
+    def check(self) -> None:
+        """Checks what all of them have: the attention's name, the chat template, the tokenizer's size."""
+        if self.attention not in ATTENTIONS and "/" not in self.attention:
+            known = ", ".join(name for name in ATTENTIONS if name)
+            hint = near(self.attention, ATTENTIONS)
+            raise UserError.of(
+                f"there is no attention '{self.attention}'.{hint}", f"set model.attention to one of {known}"
+            )
+        size, rows = self._tokenizer.size, self.vocabulary()
+        if size > rows:
+            raise UserError.of(
+                f"the tokenizer in '{self.tokenizer_folder()}' has ids up to {size - 1}, the embedding {rows} rows",
+                "set model.tokenizer to the tokenizer that belongs to the model",
+            )
+
+    @cached_property
+    def _tokenizer(self) -> HuggingFaceTokenizer:
+        return HuggingFaceTokenizer(self.tokenizer_folder(), self.chat_template, self.trusted)
+
+    def tokenizer(self) -> HuggingFaceTokenizer:
+        """The tokenizer, made once."""
+        return self._tokenizer
+
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return int(self._value("vocab_size"))
+
+    def context(self) -> int:
+        """The longest sequence, in tokens, that the model was made for."""
+        return int(self._value(*CONTEXT))
+
+    def _value(self, *names: str) -> Any:
+        """A value of the config under the first name that it has; transformers knows the defaults of each type."""
+        for source in (self.described, lambda: self.config().to_dict()):
+            values = source()
+            values = values.get("text_config") or values
+            for name in names:
+                if values.get(name) is not None:
+                    return values[name]
+        raise UserError.of(f"the model's config has no {names[0]}", f"add {names[0]} to the config")
+
+    def skeleton(self) -> nn.Module:
+        """The module without weights, on the current device."""
+        from loomtune_plugins.models import architecture, heads
+
+        module = architecture.build(architecture.trainable(self.config()), self.attention, self.trusted)
+        heads.head(module)  # an unknown formula is said at birth, not in the first step
+        # `use_cache=False` keeps packed samples apart in training; generation asks for the cache again.
+        module.generation_config.use_cache = True
+        self._set_generation(module.generation_config)
+        return module  # type: ignore[no-any-return]
+
+    def _set_generation(self, settings: Any) -> None:
+        settings.eos_token_id = self._tokenizer.eos_id
+        settings.pad_token_id = self._tokenizer.pad_id
+
+    def ghost(self) -> Any:
+        """A skeleton on the meta device, to read names and shapes from."""
+        import torch
+
+        with torch.device("meta"):
+            return self.skeleton()
+
+    def restore_buffers(self, module: nn.Module) -> None:
+        """Makes rotary tables and the like anew, in place, as a normal construction would."""
+        from loomtune_plugins.models import buffers
+
+        buffers.restore(module)
+
+    def hidden(self, module: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Tensor:
+        """Last hidden states `(rows, length, width)` after the final norm."""
+        from loomtune_plugins.models.architecture import masks
+
+        model: Any = module
+        output = model.get_decoder()(
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            use_cache=False,  # with a cache, position_ids alone would not keep packed samples apart
+            **masks(model.config, batch, attention),
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def head(self, module: nn.Module) -> nn.Module:
+        """From `(..., width)` to logits, with the scaling or capping that the family does."""
+        from loomtune_plugins.models import heads
+
+        return heads.head(module)
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """The decoder's layers, in order."""
+        from loomtune_plugins.models import architecture
+
+        return architecture.blocks(module)
+
+    def save_config(self, folder: Path) -> None:
+        """Writes `config.json` for fp32 weights under the module's names."""
+        config = self.config()
+        config.architectures = [type(self.ghost()).__name__]
+        config.dtype = "float32"
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(folder)
+
+
+def fingerprint(*parts: object) -> str:
+    """Digest of plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""Models in the format of Hugging Face: folders, hub ids, and what runs left."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loomtune_plugins.models import folders
+from loomtune_plugins.models.causal_lm import CausalLM, fingerprint
+from loomtune_plugins.models.settings import HuggingFaceSettings, TinySettings
+
+if TYPE_CHECKING:
+    from loomtune.contracts import WeightSource
+
+
+class HuggingFace(CausalLM):
+    """A model with weights in safetensors files. No pickle is ever read, and no code run unless it is trusted."""
+
+    def __init__(self, settings: HuggingFaceSettings) -> None:
+        self._settings = settings
+        self.attention, self.chat_template = settings.attention, settings.chat_template
+        self.trusted = settings.trust_remote_code
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model's files are; a hub id is downloaded when this is first asked."""
+        chosen = self._settings
+        return folders.resolve(chosen.path, chosen.checkpoint, chosen.revision, chosen.trust_remote_code)
+
+    def check(self) -> None:
+        """Finds the files and reads the config; downloads a hub id."""
+        if self.trusted:
+            self._warn()
+        self.described()
+        folders.weight_files(self.folder)
+        super().check()
+
+    def _warn(self) -> None:
+        import sys
+
+        line = f"model.trust_remote_code=true: Python code from '{self._settings.path}' RUNS WITH YOUR RIGHTS"
+        print(f"loomtune: {line}", file=sys.stderr)  # noqa: T201
+
+    def described(self) -> Mapping[str, Any]:
+        """What `config.json` says."""
+        return folders.read_config(self.folder)
+
+    def config(self) -> Any:
+        """The config, from the folder alone."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self.trusted)
+
+    def tokenizer_folder(self) -> Path:
+        """The model's folder, or that of another tokenizer."""
+        other = self._settings.tokenizer
+        return folders.resolve(other, trusted=self.trusted) if other else self.folder
+
+    def fingerprint(self) -> str:
+        """Digest of config and weights, wherever they lie."""
+        files = [self.folder / "config.json", *folders.weight_files(self.folder)]
+        return fingerprint([folders.digest(file) for file in files])
+
+    def weights(self, seed: int) -> WeightSource:
+        """What the files hold; nothing is drawn."""
+        from loomtune_plugins.models.stored import StoredWeights
+
+        return StoredWeights(folders.weight_files(self.folder), self.ghost())
+
+    def _set_generation(self, settings: Any) -> None:
+        super()._set_generation(settings)
+        if (self.folder / "generation_config.json").is_file():
+            from transformers import GenerationConfig
+
+            ends = GenerationConfig.from_pretrained(str(self.folder)).eos_token_id
+            settings.eos_token_id = ends if ends is not None else settings.eos_token_id
+
+    def save_config(self, folder: Path) -> None:
+        """Writes `config.json`, and copies the settings of generation and trusted code."""
+        super().save_config(folder)
+        code = sorted(self.folder.glob("*.py")) if self.trusted else []
+        for file in (self.folder / "generation_config.json", *code):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+
+
+class Tiny(HuggingFace):
+    """The shipped model."""
+
+    def __init__(self, settings: TinySettings) -> None:
+        super().__init__(HuggingFaceSettings(attention=settings.attention, chat_template=settings.chat_template))

@@ -1,0 +1,72 @@
+"""Architectures without a checkpoint: for pretraining from nothing, for measuring, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loomtune.errors import UserError
+from loomtune_plugins.models import folders
+from loomtune_plugins.models.causal_lm import CausalLM, fingerprint
+from loomtune_plugins.models.settings import RandomSettings
+
+if TYPE_CHECKING:
+    from loomtune.contracts import WeightSource
+
+
+class Random(CausalLM):
+    """A model whose weights are drawn from the seed, the same for every world size and layout."""
+
+    def __init__(self, settings: RandomSettings) -> None:
+        self._settings = settings
+        self.attention, self.chat_template = settings.attention, settings.chat_template
+
+    def check(self) -> None:
+        """Checks that there is a shape, and that it and the tokenizer go together."""
+        if not self.described().get("model_type"):
+            raise UserError.of(
+                "no architecture is named for drawn weights",
+                "choose a named shape such as model=llama_35m, or set model.config=FILE or model.shape.model_type",
+            )
+        super().check()
+
+    @cached_property
+    def _shape(self) -> dict[str, Any]:
+        given = Path(self._settings.config).expanduser()
+        base = folders.read_config(given) if self._settings.config else {}
+        return {**base, **self._settings.shape}
+
+    def described(self) -> Mapping[str, Any]:
+        """The file's values, with those of `shape` over them."""
+        return self._shape
+
+    def config(self) -> Any:
+        """The config; ids of special tokens come from the tokenizer where the shape does not say them."""
+        from transformers import AutoConfig
+
+        shape = dict(self._shape)
+        ids = {"bos_token_id": self._tokenizer.bos_id, "eos_token_id": self._tokenizer.eos_id}
+        try:
+            return AutoConfig.for_model(shape.pop("model_type"), **{**ids, **shape})
+        except (ValueError, TypeError) as error:
+            raise UserError.of(f"the shape is none that transformers knows: {error}", "correct model.shape") from error
+
+    def tokenizer_folder(self) -> Path:
+        """The one that was set, else the config's where it has one, else the shipped model's."""
+        if self._settings.tokenizer:
+            return folders.resolve(self._settings.tokenizer)
+        beside = Path(self._settings.config).expanduser()
+        beside = beside.parent if beside.is_file() else beside
+        return beside if self._settings.config and (beside / "tokenizer.json").is_file() else folders.TINY
+
+    def fingerprint(self) -> str:
+        """Digest of the shape; the seed is the run's."""
+        return fingerprint("drawn", self._shape)
+
+    def weights(self, seed: int) -> WeightSource:
+        """Drawn anew for every read."""
+        from loomtune_plugins.models.drawn import DrawnWeights
+
+        return DrawnWeights(self.ghost(), seed)

@@ -1,0 +1,43 @@
+"""Settings of the models axis; imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loomtune.settings import option
+
+ATTENTION = "attention of transformers: sdpa, eager, flash_attention_2, ...; empty: what the model prefers"
+CHAT_TEMPLATE = "a Jinja file in place of the tokenizer's chat template"
+
+
+@dataclass
+class HuggingFaceSettings:
+    """A model in the format of Hugging Face."""
+
+    path: str = option("", "a folder, the folder of a run, or a hub id; empty: the model that is shipped")
+    checkpoint: str = option("latest", "which checkpoint, where `path` is a run: `latest` or `best`")
+    revision: str = option("", "branch, tag or commit, where `path` is a hub id")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+    attention: str = option("", ATTENTION)
+    chat_template: str = option("", CHAT_TEMPLATE)
+    tokenizer: str = option("", "folder of another tokenizer; empty: the model's own")
+
+
+@dataclass
+class TinySettings:
+    """The shipped model."""
+
+    attention: str = option("", ATTENTION)
+    chat_template: str = option("", CHAT_TEMPLATE)
+
+
+@dataclass
+class RandomSettings:
+    """An architecture without a checkpoint."""
+
+    config: str = option("", "a `config.json` or its folder; `shape` overrides single values of it")
+    shape: dict[str, Any] = option({}, "arguments of the transformers config, `model_type` among them")  # noqa: RUF009
+    attention: str = option("", ATTENTION)
+    chat_template: str = option("", CHAT_TEMPLATE)
+    tokenizer: str = option("", "folder of a tokenizer; empty: that of `config`, or else of the shipped model")

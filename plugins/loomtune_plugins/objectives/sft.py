@@ -1,0 +1,90 @@
+"""Supervised fine-tuning: the log-probability of answers, conversations or plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from loomtune.contracts import Batch, LossSums, Objective, Row, Sample, Tokenizer
+from loomtune.contracts.objective import Roles, Totals
+from loomtune.errors import Fault, UserError, near
+from loomtune_plugins.objectives.encoding import Encoded, Piece, begin, close, conversation, join, prompt, text_of
+from loomtune_plugins.objectives.sft_settings import SftSettings
+
+VERSION = 1
+"""Part of the fingerprint: raise it when the same row gives other tokens."""
+
+
+class Sft(Objective):
+    """Cross-entropy of the target tokens, divided once by their number in the whole step."""
+
+    def __init__(self, settings: SftSettings) -> None:
+        _check(settings)
+        self.settings = settings
+
+    def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
+        """One segment: what is given, what is learned, and the end token, which is learned unless it is cut off."""
+        encoded = self._encode(row, tokenizer)
+        begin(encoded, row, tokenizer, self.settings.bos)
+        if self.settings.train_on == "all":
+            encoded.learned = [True] * len(encoded.ids)
+        return Sample((encoded.segment(max_length),))
+
+    def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
+        """The tokens that a model trained so is asked with: `sample` of the same row begins with them."""
+        return prompt(row, tokenizer, separator=self.settings.separator, bos=self.settings.bos)
+
+    def fingerprint(self) -> str:
+        """Digest of the settings and of the version of `sample`."""
+        content = json.dumps(["sft", VERSION, asdict(self.settings)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def weights(self, batch: Batch) -> Mapping[str, float]:
+        """The number of target tokens."""
+        return {"loss": float(len(batch.target))}
+
+    def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
+        """The summed negative log-probability of the targets, in nats."""
+        from loomtune.toolkit import log_probs
+
+        return LossSums({"loss": -log_probs(roles["policy"], batch).sum()})
+
+    def _encode(self, row: Row, tokenizer: Tokenizer) -> Encoded:
+        if "messages" in row:
+            encoded = conversation(row["messages"], tokenizer, last_only=self.settings.turns == "last")
+            close(encoded, tokenizer.eos_id)
+            return encoded
+        if "completion" in row:
+            asked = Piece(text_of(row, "prompt") + self.settings.separator, False)
+            encoded = join([asked, Piece(text_of(row, "completion"), True)], tokenizer)
+        elif "text" in row:
+            encoded = join([Piece(text_of(row, "text"), True)], tokenizer)
+        else:
+            raise ValueError("has neither a completion nor messages nor text, one of which objective=sft learns from")
+        encoded.end(tokenizer.eos_id)
+        return encoded
+
+
+def _check(settings: SftSettings) -> None:
+    """Raises UserError for values that are none, and for a choice of turns that would have no effect."""
+    faults = [
+        Fault(f"objective.{name}={value} is not known.{near(value, known)}", f"set it to {' or '.join(known)}")
+        for name, value, known in (
+            ("train_on", settings.train_on, ("completion", "all")),
+            ("turns", settings.turns, ("all", "last")),
+            ("bos", settings.bos, ("auto", "always", "never")),
+        )
+        if value not in known
+    ]
+    if settings.train_on == "all" and settings.turns == "last":
+        faults.append(
+            Fault(
+                "objective.turns=last has no effect with objective.train_on=all, which learns every token",
+                "leave one of them out",
+            )
+        )
+    if faults:
+        raise UserError(*faults)

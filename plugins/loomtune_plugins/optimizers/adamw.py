@@ -1,0 +1,60 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from loomtune.contracts import Optimizer, ParameterGroup, StateKind
+from loomtune_plugins.optimizers.groups import check, check_share, torch_groups
+from loomtune_plugins.optimizers.settings import AdamWSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AdamW(Optimizer):
+    """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as torch computes it."""
+
+    def __init__(self, settings: AdamWSettings) -> None:
+        check(lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, clip=settings.clip)
+        check_share(beta1=settings.beta1, beta2=settings.beta2)
+        self._settings = settings
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate."""
+        return self._settings.lr
+
+    @property
+    def clip(self) -> float:
+        """Largest global gradient norm; 0 for no clipping."""
+        return self._settings.clip
+
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        """torch's AdamW over the groups, in order."""
+        import torch
+
+        settings = self._settings
+        return torch.optim.AdamW(
+            torch_groups(groups, settings.lr, settings.weight_decay),
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=_has_fused(groups) if settings.fused is None else settings.fused,
+        )
+
+    def state(self) -> Mapping[str, StateKind]:
+        """Two moments and the count of steps."""
+        return {"exp_avg": StateKind.LIKE, "exp_avg_sq": StateKind.LIKE, "step": StateKind.SCALAR}
+
+
+def _has_fused(groups: Sequence[ParameterGroup]) -> bool | None:
+    """True where torch's fused kernel takes all parameters; None leaves the choice among the others to torch.
+
+    The kernel takes no mixture of sharded and plain tensors, which tensor parallelism can leave in one group.
+    """
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    kinds = {type(parameter.data) for parameter in parameters}
+    able = all(parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point() for parameter in parameters)
+    return True if able and len(kinds) == 1 else None

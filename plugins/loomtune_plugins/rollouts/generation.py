@@ -1,0 +1,93 @@
+"""How transformers is made to continue prompts with the weights that are being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loomtune.contracts import Role, Sampling
+from loomtune.world import World
+from loomtune_plugins.rollouts.noise import RowNoise
+
+
+def generate(
+    role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World, batch: int
+) -> list[list[int]]:
+    """Completions of this rank's prompts, in order, `batch` of similar length at once."""
+    seed = _seed(world) if sampling.temperature > 0 else 0
+    completions: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    with role.engine.evaluating(), role.engine.gathered() as module, _own_defaults(module), torch.no_grad():
+        for start in range(0, len(by_length), batch):
+            chosen = by_length[start : start + batch]
+            noise = RowNoise(seed, [world.rank + world.size * i for i in chosen])
+            done = _continued(module, [prompts[i] for i in chosen], sampling, noise, world.device)
+            for i, tokens in zip(chosen, done, strict=True):
+                completions[i] = tokens
+    return completions
+
+
+def _seed(world: World) -> int:
+    """A new seed, the same on every rank, from the global state that the loop sets before each step."""
+    seed: int = world.broadcast(int(torch.randint(2**62, (1,))))
+    return seed
+
+
+def _continued(
+    module: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, noise: RowNoise, device: torch.device
+) -> list[list[int]]:
+    """Completions of one batch of prompts."""
+    tokens, mask = _left_padded(prompts, device)
+    made = module.generate(
+        input_ids=tokens,
+        attention_mask=mask,
+        generation_config=_config(sampling),
+        logits_processor=noise.processors(sampling),
+    )
+    return [_until_stop(row, sampling.stop) for row in made[:, tokens.shape[1] :].tolist()]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`(rows, length)` tokens and mask. What pads is masked, so that any token will do."""
+    length = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), length, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return tokens.to(device), mask.to(device)
+
+
+def _config(sampling: Sampling) -> Any:
+    """What generate needs to know. Choosing is greedy always: the noise of sampling is added to the scores."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=list(sampling.stop) or None,
+        pad_token_id=0,
+    )
+
+
+def _until_stop(tokens: list[int], stop: tuple[int, ...]) -> list[int]:
+    """The tokens up to the first stop token, which stays; what follows is padding."""
+    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in stop), tokens)
+
+
+@contextmanager
+def _own_defaults(module: Any) -> Iterator[None]:
+    """Sets aside the model's generation settings, which transformers mixes into ours (a repetition penalty, say)."""
+    from transformers import GenerationConfig
+
+    kept = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = kept

@@ -1,0 +1,240 @@
+"""What the torch-native engines have in common; a layout says how they differ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.checkpoint import checkpoint
+
+from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
+from loomtune.contracts.sharding import StateReader
+from loomtune.toolkit.dropout import SeededDropout, dropout_keys
+from loomtune.toolkit.network import Network, saved_name
+from loomtune.world import World
+from loomtune_plugins.shardings.groups import parameter_groups
+
+Region = tuple[slice, ...]
+
+
+class Layout(ABC):
+    """Where the parts of each parameter lie, and what wraps the network."""
+
+    autocasts: bool = True
+    """True where mixed precision is torch's autocast; a layout that casts gathered parameters itself says False."""
+
+    @abstractmethod
+    def shard(self, network: Network) -> None:
+        """Lays the network out, still without storage."""
+
+    @abstractmethod
+    def wrap(self, network: Network) -> nn.Module:
+        """The module that is called, once the weights are there."""
+
+    @abstractmethod
+    def region(self, parameter: nn.Parameter) -> Region:
+        """The part of a parameter that this rank holds."""
+
+    @abstractmethod
+    def local(self, tensor: Tensor) -> Tensor:
+        """This rank's part, as a plain tensor that shares its storage."""
+
+    @abstractmethod
+    def full(self, tensor: Tensor) -> Tensor:
+        """The whole, on every rank."""
+
+    @abstractmethod
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """See `Engine.accumulating`."""
+
+    @abstractmethod
+    def answers_for(self, index: int, sizes: list[int]) -> bool:
+        """True where this rank writes its part of the index-th trained parameter. sizes: bytes of all of them."""
+
+    @property
+    @abstractmethod
+    def whole(self) -> bool:
+        """True where every rank holds every parameter whole."""
+
+
+class TorchEngine(Engine):
+    """Birth on the meta device, weights read region by region, torch's optimizer, exact sums."""
+
+    def __init__(self, spec: EngineSpec, world: World, layout: Layout, *, recompute: bool = False) -> None:
+        self.spec, self.world, self.layout = spec, world, layout
+        self.network = Network(spec)
+        if recompute:
+            _recompute(spec.model.blocks(self.network.base))
+        self._set_dtypes()
+        layout.shard(self.network)
+        self._materialise()
+        self.named = dict(self.network.named_parameters())
+        self.trainable = {name: p for name, p in self.named.items() if p.requires_grad}
+        self.optimizer, self.scales = self._optimizer()
+        self.wrapped = layout.wrap(self.network)
+        self.network.train()
+
+    def _set_dtypes(self) -> None:
+        """Trained weights in fp32; frozen ones in the type of computation, which is all that they are used in."""
+        for parameter in self.network.parameters():
+            kept = torch.float32 if parameter.requires_grad else self.network.compute_dtype
+            parameter.data = parameter.data.to(kept)
+
+    @torch.no_grad()
+    def _materialise(self) -> None:
+        """Gives storage and values to every tensor, one at a time."""
+        with _swapping():  # keeps tied parameters one object, which `to_empty` alone would part
+            self.network.to_empty(device=self.world.device)
+        for name, parameter in self.network.named_parameters():
+            local = self.layout.local(parameter)
+            local.copy_(self.network.initial(name, self.layout.region(parameter)))
+        saved = self.network.state_dict().keys()
+        for name, buffer in self.network.named_buffers():
+            if name in saved:
+                buffer.copy_(self.network.initial(name, None))
+        self.spec.model.restore_buffers(self.network.base)
+
+    def _optimizer(self) -> tuple[torch.optim.Optimizer | None, list[float]]:
+        if self.spec.optimizer is None:
+            return None, []
+        groups = parameter_groups(self.trainable, self.spec.adapter)
+        return self.spec.optimizer.build(groups), [group.learning_rate_scale for group in groups]
+
+    def forward(self, batch: Batch, reader: Reader, *, head: str = "lm", adapter: bool = True) -> Tensor:
+        device = self.world.device.type
+        autocasts = self.layout.autocasts and self.spec.precision == "bf16"
+        cast = torch.autocast(device, torch.bfloat16) if autocasts else nullcontext()
+        with dropout_keys(batch), cast:
+            result: Tensor = self.wrapped(batch, reader, head, adapter)
+        return result
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        return self.layout.accumulating(last)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
+        assert self.optimizer is not None, "a frozen role takes no steps"
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        norm = self.layout.full(get_total_norm(gradients))
+        if proceed(float(norm)):
+            if clip > 0:
+                clip_grads_with_norm_(list(self.trainable.values()), clip, norm)
+            for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
+                group["lr"] = rate * scale
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        active = [m for m in self.network.modules() if isinstance(m, SeededDropout | nn.Dropout) and m.training]
+        for module in active:
+            module.training = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in active:
+                module.training = True
+
+    @contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        with self.evaluating():
+            yield self.network.base if self.layout.whole else self._twin()
+
+    def _twin(self) -> nn.Module:
+        """A plain network with the weights of this one, whole on every rank for as long as it is used."""
+        twin = Network(self.spec)
+        twin.requires_grad_(False)
+        with _swapping():
+            twin.to_empty(device=self.world.device)
+        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
+        for name, tensor in self._stream():
+            tensors[name].copy_(tensor)
+        self.spec.model.restore_buffers(twin.base)
+        return twin.eval().base
+
+    @torch.no_grad()
+    def _stream(self) -> Iterator[tuple[str, Tensor]]:
+        saved = self.network.state_dict().keys()
+        for name, parameter in self.named.items():
+            yield name, self.layout.full(parameter.detach())
+        for name, buffer in self.network.named_buffers():
+            if name in saved:
+                yield name, buffer
+
+    def stream_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._stream():
+            yield saved_name(name), tensor.float()
+
+    def shards(self) -> Iterator[ParameterShard]:
+        sizes = [parameter.numel() for parameter in self.trainable.values()]
+        for index, (name, parameter) in enumerate(self.trainable.items()):
+            region = self.layout.region(parameter)
+            if not self.layout.answers_for(index, sizes) or any(part.start >= part.stop for part in region):
+                continue
+            tensors = {"weight": self.layout.local(parameter.detach()), **self._state_of(parameter)}
+            offset = tuple(part.start for part in region)
+            yield ParameterShard(saved_name(name), tuple(parameter.shape), offset, tensors)
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        assert self.optimizer is not None and self.spec.optimizer is not None
+        state = self.optimizer.state.get(parameter, {})
+        names = [name for name in self.spec.optimizer.state() if name in state]
+        return {name: self.layout.local(torch.as_tensor(state[name])) for name in names}
+
+    @torch.no_grad()
+    def load(self, read: StateReader, *, optimizer: bool) -> None:
+        for name, parameter in self.trainable.items():
+            region = self.layout.region(parameter)
+            self.layout.local(parameter).copy_(read(saved_name(name), "weight", region))
+            if optimizer and self.optimizer is not None:
+                self.optimizer.state[parameter] = self._read_state(read, saved_name(name), parameter, region)
+
+    def _read_state(self, read: StateReader, name: str, parameter: nn.Parameter, region: Region) -> dict[str, Any]:
+        assert self.spec.optimizer is not None
+        state: dict[str, Any] = {}
+        for key, kind in self.spec.optimizer.state().items():
+            try:
+                values = read(name, key, region if kind is StateKind.LIKE else None)
+            except KeyError:  # not there before the first step that needs it, as momentum is
+                continue
+            if kind is StateKind.LIKE:
+                state[key] = torch.zeros_like(parameter)
+                self.layout.local(state[key]).copy_(values)
+            else:
+                state[key] = values
+        return state
+
+    def trained(self) -> Mapping[str, tuple[int, ...]]:
+        return {saved_name(name): tuple(parameter.shape) for name, parameter in self.trainable.items()}
+
+    def close(self) -> None:
+        self.optimizer = None
+        self.named, self.trainable = {}, {}
+        del self.wrapped, self.network
+
+
+def _recompute(blocks: list[nn.Module]) -> None:
+    """Activation checkpointing inside each block's call, where parameters are gathered; wrappers would rename them."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+@contextmanager
+def _swapping() -> Iterator[None]:
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)

@@ -1,0 +1,19 @@
+"""Parameter groups: no weight decay on norms and biases, and the adapter's factors of the learning rate."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from torch import nn
+
+from loomtune.contracts import Adapter, ParameterGroup
+from loomtune.toolkit.network import saved_name
+
+
+def parameter_groups(trainable: Mapping[str, nn.Parameter], adapter: Adapter) -> list[ParameterGroup]:
+    """Groups by (decays, factor), each in the order of the module. Vectors and scalars are norms and biases."""
+    members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in trainable.items():
+        members[parameter.ndim >= 2, adapter.learning_rate_scale(saved_name(name))].append(parameter)
+    return [ParameterGroup(parameters, decays, scale) for (decays, scale), parameters in members.items()]

@@ -1,0 +1,51 @@
+"""Records of a run."""
+
+from collections.abc import Sequence
+
+from loomtune import hookimpl
+from loomtune.contracts import Tracker
+from loomtune.offers import Offer
+from loomtune_plugins.trackers.settings import (
+    ConsoleSettings,
+    JsonlSettings,
+    ReportSettings,
+    TensorBoardSettings,
+    WandbSettings,
+)
+
+
+@hookimpl
+def trackers() -> Sequence[Offer[Tracker]]:
+    """Gives the built-in trackers."""
+    return (
+        Offer(
+            name="jsonl",
+            build="loomtune_plugins.trackers.jsonl:Jsonl",
+            schema=JsonlSettings,
+            summary="metrics.jsonl: one line for each step, cut back on resume",
+        ),
+        Offer(
+            name="console",
+            build="loomtune_plugins.trackers.console:Console",
+            schema=ConsoleSettings,
+            summary="a progress bar on a terminal, plain lines elsewhere, a table at the end",
+        ),
+        Offer(
+            name="wandb",
+            build="loomtune_plugins.trackers.wandb:Wandb",
+            schema=WandbSettings,
+            summary="Weights & Biases, online or offline; a resumed run stays one run",
+        ),
+        Offer(
+            name="tensorboard",
+            build="loomtune_plugins.trackers.tensorboard:TensorBoard",
+            schema=TensorBoardSettings,
+            summary="TensorBoard event files in RUN/tensorboard",
+        ),
+        Offer(
+            name="report",
+            build="loomtune_plugins.trackers.report:Report",
+            schema=ReportSettings,
+            summary="report.html: curves, before and after, settings, on one page without links",
+        ),
+    )

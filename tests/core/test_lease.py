@@ -1,0 +1,40 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from loomtune.errors import LeaseLost
+from loomtune.lease import Lease
+
+
+def test_the_attempt_that_took_the_lease_may_write(tmp_path: Path) -> None:
+    lease = Lease.take(tmp_path / "run")
+    lease.check()
+    Lease(tmp_path / "run", lease.attempt).check()
+
+
+def test_a_newer_attempt_supersedes_the_older_and_is_named(tmp_path: Path) -> None:
+    older = Lease.take(tmp_path)
+    newer = Lease.take(tmp_path)
+    newer.check()
+    with pytest.raises(LeaseLost, match=rf"attempt {newer.attempt} \(process {os.getpid()} on "):
+        older.check()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]"])
+def test_without_a_readable_lease_nobody_may_write(tmp_path: Path, content: str | None) -> None:
+    lease = Lease.take(tmp_path)
+    (tmp_path / "lease").unlink()
+    if content is not None:
+        (tmp_path / "lease").write_text(content)
+    with pytest.raises(LeaseLost, match="no attempt may write"):
+        lease.check()
+
+
+def test_a_lease_says_who_holds_it(tmp_path: Path) -> None:
+    lease = Lease.take(tmp_path)
+    holder = json.loads((tmp_path / "lease").read_text())
+    assert (holder["attempt"], holder["pid"]) == (lease.attempt, os.getpid())
+    assert sorted(holder) == ["attempt", "host", "pid", "time"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lease"]

@@ -1,0 +1,91 @@
+"""A predicted query is right when it returns what the gold query returns, and can do no harm whatever it says."""
+
+import pytest
+
+from loomtune_plugins.evaluators.sql_execution import executes_same
+
+DATABASE = """
+CREATE TABLE lake (name TEXT, depth INTEGER, region TEXT);
+INSERT INTO lake VALUES ('ula', 30, 'north'), ('mora', 12, 'south'), ('inari', 90, 'north');
+"""
+NAMES = "SELECT name FROM lake"
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
+
+
+def same(predicted: str, gold: str = NAMES, ordered: bool = False) -> bool:
+    return executes_same(DATABASE, predicted, gold, ordered=ordered, seconds=0.2)
+
+
+def test_equal_results_match_whatever_the_words() -> None:
+    assert same("select lake.name as anything from lake where depth > 0;")
+
+
+def test_order_counts_only_where_it_was_asked_for() -> None:
+    assert same("SELECT name FROM lake ORDER BY depth")
+    assert not same("SELECT name FROM lake ORDER BY depth", "SELECT name FROM lake ORDER BY depth DESC", ordered=True)
+    assert same("SELECT name FROM lake ORDER BY depth", "SELECT name FROM lake ORDER BY -depth DESC", ordered=True)
+
+
+def test_repeated_rows_count() -> None:
+    assert not same("SELECT DISTINCT region FROM lake", "SELECT region FROM lake")
+
+
+def test_floats_compare_to_nine_digits() -> None:
+    assert same("SELECT SUM(depth) / 3.0 FROM lake", "SELECT AVG(depth) FROM lake")
+    assert not same("SELECT 44.001", "SELECT AVG(depth) FROM lake")
+
+
+def test_text_is_no_number() -> None:
+    assert not same("SELECT '132'", "SELECT SUM(depth) FROM lake")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "nonsense",
+        "SELECT",
+        "SELECT depht FROM lake",
+        "SELECT name FROM lake; SELECT 1",
+        "SELECT 'a\0b'",
+        "SELECT '\ud800'",
+        "SELECT ?",
+        "SELECT name FROM lake WHERE (" * 2000,
+    ],
+)
+def test_a_bad_query_is_wrong_and_raises_nothing(query: str) -> None:
+    assert not same(query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DROP TABLE lake",
+        "DELETE FROM lake",
+        "UPDATE lake SET depth = 1",
+        "INSERT INTO lake SELECT * FROM lake",
+        "CREATE TABLE other (x)",
+        "ATTACH DATABASE ':memory:' AS other",
+        "PRAGMA user_version",
+        "SELECT load_extension('x')",
+        "SELECT length(zeroblob(1000000000))",
+        "SELECT name FROM sqlite_master",
+        "VACUUM",
+        "BEGIN",
+    ],
+)
+def test_nothing_but_reading_the_tables_is_allowed(query: str) -> None:
+    assert not executes_same(DATABASE, query, query if query == NAMES else NAMES, ordered=False)
+
+
+def test_an_endless_query_is_stopped() -> None:
+    assert not same(ENDLESS)
+
+
+def test_a_flood_of_rows_is_wrong() -> None:
+    assert not same("SELECT a.name FROM lake a, lake b, lake c, lake d, lake e, lake f, lake g, lake h")
+
+
+def test_a_gold_query_that_fails_is_the_datas_fault() -> None:
+    with pytest.raises(ValueError, match="gold query"):
+        same(NAMES, "SELECT nothing FROM lake")
