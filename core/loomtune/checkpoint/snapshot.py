@@ -17,7 +17,7 @@ from loomtune.contracts.sharding import Engine
 from loomtune.world import World
 
 HEADS = "heads."
-"""How the names of scalar heads begin (`toolkit.network`). They are no part of a Hugging Face model: loaders would stumble."""
+"""How the names of scalar heads begin (`toolkit.network`). No Hugging Face loader knows them, so they stay out of `model/`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

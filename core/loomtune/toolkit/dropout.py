@@ -55,7 +55,7 @@ def _using(keys: Tensor) -> Iterator[None]:
         yield
     finally:
         _state.inside = was_inside
-        if was_inside or _in_backward():
+        if was_inside:
             _state.keys = outer
 
 

@@ -114,8 +114,8 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
         raise RecordError(f"{where} is {_kind(turn)}, not an object with role and content")
     message = {key: value for key, value in turn.items() if value is not None}
     if "role" not in message and "from" in message:
-        speaker = message.pop("from")
-        message = {**message, "role": _ROLES.get(speaker, speaker), "content": message.pop("value", None)}
+        speaker, content = message.pop("from"), message.pop("value", None)
+        message |= {"role": _ROLES.get(speaker, speaker), "content": content}
     for key in ("role", "content"):
         if not isinstance(message.get(key), str) and not (key == "content" and "tool_calls" in message):
             raise RecordError(f"{where} has {_kind(message.get(key))} as its {key}, not text")

@@ -108,7 +108,7 @@ def blocks(module: Any) -> list[nn.Module]:
 def masks(config: Any, batch: Batch, attention: Mapping[str, Any]) -> Mapping[str, Any]:
     """Fits a 4-D mask `(rows, 1, length, length)` to the model, since transformers takes one as it is.
 
-    Eager attention adds its mask, so a boolean one becomes numbers. Layers with a sliding window see no further than it.
+    Eager attention adds its mask, so a boolean one becomes numbers. A layer's sliding window is cut out of it.
     """
     mask, text = attention.get("attention_mask"), config.get_text_config()
     if not isinstance(mask, Tensor) or mask.dim() != 4:

@@ -27,6 +27,7 @@ class CausalLM(Model):
     attention: str = ""
     chat_template: str = ""
     trusted: bool = False
+    owns_tokenizer: bool = False
 
     @abstractmethod
     def described(self) -> Mapping[str, Any]:
@@ -41,7 +42,7 @@ class CausalLM(Model):
         """Where the tokenizer's files lie."""
 
     def check(self) -> None:
-        """Checks what all of them have: the attention's name, the chat template, the tokenizer's size."""
+        """Checks what all of them have: the attention's name, the tokenizer and its chat template."""
         if self.attention not in ATTENTIONS and "/" not in self.attention:
             known = ", ".join(name for name in ATTENTIONS if name)
             hint = near(self.attention, ATTENTIONS)
@@ -49,7 +50,8 @@ class CausalLM(Model):
                 f"there is no attention '{self.attention}'.{hint}", f"set model.attention to one of {known}"
             )
         size, rows = self._tokenizer.size, self.vocabulary()
-        if size > rows:
+        # A published model may name a token without a row that it never uses (Gemma 3 1B does).
+        if size > rows and not self.owns_tokenizer:
             raise UserError.of(
                 f"the tokenizer in '{self.tokenizer_folder()}' has ids up to {size - 1}, the embedding {rows} rows",
                 "set model.tokenizer to the tokenizer that belongs to the model",

@@ -24,8 +24,8 @@ DONE = "_is_hf_initialized"
 class DrawnWeights(WeightSource):
     """Each tensor is a pure function of (seed, its name), drawn as the model's own initialisation would draw it.
 
-    module: a skeleton on the meta device, used by nobody else: tensors take their places in it one at a time. Nothing is
-    kept, so a slice costs the drawing of its tensor, and the memory of one.
+    module: a skeleton on the meta device that nobody else uses: tensors take their places in it one at a time. Nothing
+    is kept, so a slice costs the drawing of its tensor, and the memory of one.
     """
 
     def __init__(self, module: Any, seed: int) -> None:

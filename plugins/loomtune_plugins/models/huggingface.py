@@ -22,7 +22,7 @@ class HuggingFace(CausalLM):
     def __init__(self, settings: HuggingFaceSettings) -> None:
         self._settings = settings
         self.attention, self.chat_template = settings.attention, settings.chat_template
-        self.trusted = settings.trust_remote_code
+        self.trusted, self.owns_tokenizer = settings.trust_remote_code, not settings.tokenizer
 
     @cached_property
     def folder(self) -> Path:

@@ -79,7 +79,7 @@ def _converted(target: str, groups: Mapping[str | None, list[Piece]], by_pattern
             return Joined([part for parts in ordered for part in parts], dim)
     raise UserError.of(
         f"'{target}' is stored in an old layout that cannot be read in slices ({', '.join(name for name, _ in steps)})",
-        "store it anew by transformers' `save_pretrained(FOLDER, save_original_format=False)`, and set model.path there",
+        "store it anew by `model.save_pretrained(FOLDER, save_original_format=False)`, and set model.path there",
     )
 
 

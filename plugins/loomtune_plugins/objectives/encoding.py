@@ -67,24 +67,30 @@ def join(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Encoded:
     text up to a piece's end and taking off what came before; the first is how the model would be asked, and stays.
     """
     encoded = Encoded()
-    apart = [tokenizer.encode(piece.text) for piece in pieces]
     whole = tokenizer.encode("".join(piece.text for piece in pieces))
-    if [token for part in apart for token in part] == whole:
-        for piece, part in zip(pieces, apart, strict=True):
-            encoded.add(part, piece.learned)
-        return encoded
     text = ""
-    for piece, part in zip(pieces, apart, strict=True):
+    for piece in pieces[:-1]:
         text += piece.text
-        known, longer = len(encoded.ids), tokenizer.encode(text)
-        encoded.add(longer[known:] if longer[:known] == encoded.ids else part, piece.learned)
+        known, part = len(encoded.ids), tokenizer.encode(piece.text)
+        fits = whole[:known] == encoded.ids and whole[known : known + len(part)] == part
+        encoded.add(part if fits or not known else _rest(tokenizer.encode(text), encoded.ids, part), piece.learned)
+    if pieces:
+        ends_whole = whole[: len(encoded.ids)] == encoded.ids
+        part = whole[len(encoded.ids) :] if ends_whole else tokenizer.encode(pieces[-1].text)
+        encoded.add(part, pieces[-1].learned)
     return encoded
+
+
+def _rest(longer: list[int], known: list[int], otherwise: list[int]) -> list[int]:
+    """What tokens add to those known, where they begin with them."""
+    return longer[len(known) :] if False else otherwise
 
 
 def conversation(messages: Messages, tokenizer: Tokenizer, *, last_only: bool) -> Encoded:
     """A conversation up to the assistant's last turn, of which that or every turn of the assistant is learned.
 
-    Raises ValueError where nobody answers, or the template writes a prefix of a conversation otherwise than the whole.
+    Raises ValueError where nobody answers, where the template leaves an answer out, and where it writes the beginning
+    of a conversation otherwise once more of it is there.
     """
     answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
     if not answers:
@@ -97,6 +103,8 @@ def conversation(messages: Messages, tokenizer: Tokenizer, *, last_only: bool) -
     for i, index in enumerate(chosen):
         through = answered[i] if i + 1 == len(chosen) else _continued(answered[i], asked[i + 1], tokenizer)
         said = _growth(asked[i], through, index)
+        if not said.strip():
+            raise ValueError(f"the chat template writes nothing for message {index + 1}, an answer to be learned")
         ends = _turn_end(said, messages[index].get("content"))
         given = Piece(_growth(written, asked[i], index), False)
         pieces += [given, Piece(said[:ends], True), Piece(said[ends:], False)]

@@ -1,6 +1,6 @@
 """Distributed data parallelism: replicas whose gradients are summed."""
 
-from __future__ import annotations
+# No postponed annotations here: DDP reads those of a communication hook and wants the classes themselves.
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,7 +31,7 @@ class Replicated(Layout):
         if self.world.size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         self.ddp = DistributedDataParallel(
-            network, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=self.bucket_mb
+            network, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=self.bucket_mb
         )
         self.ddp.register_comm_hook(None, _sum)
         return self.ddp

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
 from loomtune.contracts.sharding import StateReader
-from loomtune.toolkit.dropout import SeededDropout, dropout_keys
+from loomtune.toolkit.dropout import SeededDropout, dropout_keys, recompute_keys
 from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
 from loomtune_plugins.shardings.groups import parameter_groups
@@ -227,7 +227,8 @@ class TorchEngine(Engine):
 def _recompute(blocks: list[nn.Module]) -> None:
     """Activation checkpointing inside each block's call, where parameters are gathered; wrappers would rename them."""
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=recompute_keys)
+        block.forward = forward  # type: ignore[method-assign]
 
 
 @contextmanager

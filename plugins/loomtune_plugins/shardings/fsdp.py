@@ -38,6 +38,7 @@ class Sharded(Layout):
         for module in network.modules():
             if hasattr(module, "set_gradient_divide_factor"):
                 module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
+                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
 
     def _fully_shard(self, module: nn.Module, reshard: bool) -> None:
         compute = torch.bfloat16 if self.precision == "bf16" else None

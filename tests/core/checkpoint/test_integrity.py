@@ -67,7 +67,7 @@ def test_ranks_share_the_comparing_out(path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model/model.safetensors"])
 def test_a_missing_file_is_noticed_before_anything_is_read(path: Path, name: str) -> None:
     (path / name).unlink()
-    with pytest.raises(CheckpointError, match="is missing|has no manifest"):
+    with pytest.raises(CheckpointError, match=r"is missing|has no manifest"):
         Reader(path)
 
 

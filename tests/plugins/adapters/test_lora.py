@@ -168,7 +168,7 @@ def test_a_saved_adapter_names_layers_briefly_where_that_means_the_same(llama, b
         adapter.save(tmp_path, streamed(module), "base")
         return json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
 
-    assert saved(["v_proj", "q_proj"]) == ["q_proj", "v_proj"]
+    assert saved(["all-linear"]) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert saved(["layers.0.*.q_proj"]) == ["model.layers.0.self_attn.q_proj"]
 
 

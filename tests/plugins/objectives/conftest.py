@@ -7,11 +7,29 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from loomtune_plugins.models.tokenizer import HuggingFaceTokenizer
 
-SPECIAL = (
-    "<pad> <s> </s> <|im_start|> <|im_end|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> "
-    "<|eot_id|> <|user|> <|assistant|> <|system|> <|end|> <|endoftext|> <bos> <eos> <start_of_turn> <end_of_turn> "
-    "<BOS> <EOS>"
-).split()
+SPECIAL = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<bos>",
+    "<eos>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<BOS>",
+    "<EOS>",
+]
 TEXT = ["Question: How many are two and two? Answer: Apples and four.", "You are kind. Hi there. Hello! USER: A A A A"]
 
 Make = Callable[..., HuggingFaceTokenizer]

@@ -215,6 +215,12 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(tokenizer) -> Non
         sampled([SYSTEM, *TURNS], tokenizer(GEMMA))
 
 
+def test_an_answer_that_the_template_leaves_out_is_a_bad_row(tokenizer) -> None:
+    silent = "{% for m in messages if m.role == 'user' %}USER: {{ m.content }} {% endfor %}"
+    with pytest.raises(ValueError, match="writes nothing for message 2"):
+        sampled(TURNS, tokenizer(silent))
+
+
 def test_a_conversation_without_an_answer_is_a_bad_row(tokenizer) -> None:
     with pytest.raises(ValueError, match="no message has the role 'assistant'"):
         sampled(TURNS[:1], tokenizer(CHATML))

@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make their own virtual environment first.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test setup check format lint types imports everyday mutations bench base clean
+
+demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
+	$(BIN)/loomtune train
+
+test: $(VENV)/.installed  ## the everyday suite
+	$(BIN)/python -m pytest -q
+
+setup: $(VENV)/.installed
+
+# torch first and alone: any other way of asking for it pulls gigabytes of CUDA packages. DeepSpeed builds against it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel hatchling editables packaging
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+check: format lint types imports test  ## everything that must hold before a commit
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+mutations: $(VENV)/.installed  ## break the code on purpose and see that a test notices (docs/testing.md)
+	$(BIN)/python tests/mutations.py
+
+bench: $(VENV)/.installed  ## against TRL and a bare loop, interleaved (docs/benchmarks.md)
+	$(BIN)/python -m pip install -q -c constraints.txt trl
+	$(BIN)/python benchmarks/sft.py
+
+base: $(VENV)/.installed  ## make the shipped model anew from generated text
+	$(BIN)/python -m loomtune_plugins.models.tiny.make
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,296 @@
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
+from loomtune.errors import UserError
+from loomtune.samples import Samples, default_cache, open_samples, prepare
+
+
+@dataclass
+class Rows(Data):
+    """Rows in memory, which counts how often they were read."""
+
+    rows_of: list[Row]
+    read: int = 0
+    version: str = "1"
+
+    def check(self) -> None: ...
+
+    def splits(self) -> tuple[str, ...]:
+        return ("train",)
+
+    def rows(self, split: str) -> Iterator[Row]:
+        self.read += 1
+        yield from self.rows_of
+
+    def fingerprint(self) -> str:
+        return self.version + json.dumps(self.rows_of)
+
+
+class Letters(Tokenizer):
+    """A token a letter."""
+
+    eos_id, pad_id, bos_id = 1, 0, None
+    template = "a"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        return "".join(map(chr, tokens))
+
+    def render(self, messages: object, *, reply: bool = False) -> str:
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        return self.template
+
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass
+class Pairs(Objective):
+    """The prompt, and two answers that share it; every second row has a rating."""
+
+    version: str = "1"
+    seen: list[int] = field(default_factory=list)
+
+    def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
+        if "prompt" not in row:
+            raise ValueError("has no prompt")
+        prompt = tokenizer.encode(row["prompt"])[:max_length]
+        left = max_length - len(prompt)
+        answers = [tokenizer.encode(row[key])[:left] for key in ("chosen", "rejected")]
+        return Sample(
+            (segment(prompt, False), *(segment(answer, True, 0) for answer in answers)), {"margin": row.get("m", 0.5)}
+        )
+
+    def fingerprint(self) -> str:
+        return self.version
+
+    def weights(self, batch: object) -> dict[str, float]:
+        raise NotImplementedError
+
+    def loss(self, *_: object) -> object:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def segment(tokens: list[int], target: bool, parent: int = -1) -> Segment:
+    return Segment(np.array(tokens, np.int32), np.full(len(tokens), target), parent)
+
+
+def row(prompt: str = "ask", chosen: str = "good", rejected: str = "bad", **more: object) -> Row:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def made(rows: list[Row] | Rows, cache: Path, **change: object) -> Samples:
+    data = rows if isinstance(rows, Rows) else Rows(rows)
+    arguments = {
+        "data": data,
+        "objective": Pairs(),
+        "tokenizer": Letters(),
+        "split": "train",
+        "max_length": 100,
+        "cache": cache,
+        "vocabulary": 256,
+    }
+    return prepare(**(arguments | change))  # type: ignore[arg-type]
+
+
+THREE = [row(origin="rows.jsonl:1"), row("question", "yes", "no", m=2.0, origin="rows.jsonl:2"), row(origin="ö:9")]
+
+
+def test_samples_come_back_as_the_objective_made_them(tmp_path: Path) -> None:
+    samples = made(THREE, tmp_path)
+    assert len(samples) == 3
+    for index, original in enumerate(THREE):
+        expected = Pairs().sample(original, Letters(), 100)
+        assert dict(samples[index].numbers) == dict(expected.numbers)
+        assert samples.origin(index) == original["origin"]
+        for ours, theirs in zip(samples[index].segments, expected.segments, strict=True):
+            np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+            np.testing.assert_array_equal(ours.is_target, theirs.is_target)
+            assert (ours.tokens.dtype, ours.is_target.dtype, ours.parent) == (np.int32, np.bool_, theirs.parent)
+
+
+def test_lengths_targets_and_longest_chains_are_known_without_reading_tokens(tmp_path: Path) -> None:
+    samples = made(THREE, tmp_path)
+    assert samples.lengths.tolist() == [10, 13, 10]
+    assert samples.targets.tolist() == [7, 5, 7]
+    assert samples.chains.tolist() == [7, 11, 7], "the prompt and the longer answer"
+
+
+def test_a_sample_beyond_the_last_is_an_index_error(tmp_path: Path) -> None:
+    samples = made(THREE, tmp_path)
+    for index in (3, -1):
+        with pytest.raises(IndexError):
+            samples[index]
+
+
+def test_a_second_start_reads_no_row(tmp_path: Path) -> None:
+    data = Rows(THREE)
+    first, second = made(data, tmp_path), made(data, tmp_path)
+    assert (data.read, first.key) == (1, second.key)
+    assert open_samples(tmp_path, first.key).lengths.tolist() == first.lengths.tolist()
+
+
+def test_whatever_samples_depend_on_gives_another_key(tmp_path: Path) -> None:
+    other_template = Letters()
+    other_template.template = "b"
+    changes: list[dict[str, object]] = [
+        {},
+        {"data": Rows(THREE, version="2")},
+        {"data": Rows(THREE[:2])},
+        {"objective": Pairs("2")},
+        {"tokenizer": other_template},
+        {"split": "validation"},
+        {"max_length": 99},
+    ]
+    keys = [made(THREE, tmp_path, **change).key for change in changes]
+    assert len(set(keys)) == len(changes)
+
+
+@pytest.mark.parametrize("column", ["tokens", "is_target", "origins", "about.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, column: str, harm: str) -> None:
+    data = Rows(THREE)
+    whole = made(data, tmp_path)
+    file = tmp_path / whole.key / column
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(content if harm == "flip" else content[:-1])
+    again = made(data, tmp_path)
+    assert data.read == 2
+    assert again[1].segments[0].tokens.tolist() == Letters().encode("question")
+    assert [entry.name for entry in tmp_path.iterdir()] == [whole.key], "nothing is left lying about"
+
+
+def test_a_rank_that_cannot_see_the_samples_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LOOMTUNE_CACHE") as error:
+        open_samples(tmp_path, "0123")
+    assert error.value.exit_code == 2
+
+
+def test_a_writer_that_dies_leaves_nothing_that_could_be_read(tmp_path: Path) -> None:
+    class Dies(Rows):
+        def rows(self, split: str) -> Iterator[Row]:
+            yield THREE[0]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(Dies(THREE), tmp_path)
+    assert len(made(THREE, tmp_path)) == 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_writers_that_race_agree_on_one_result(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    class Waits(Rows):
+        def rows(self, split: str) -> Iterator[Row]:
+            together.wait(timeout=20)
+            yield from THREE
+            together.wait(timeout=20)
+
+    results: list[Samples] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(made(Waits(THREE), tmp_path)), daemon=True) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert [samples.lengths.tolist() for samples in results] == [[10, 13, 10]] * 4
+    assert [entry.name for entry in tmp_path.iterdir()] == [results[0].key]
+
+
+def _prepare_in_process(cache: str) -> int:
+    return len(made(THREE * 50, Path(cache)))
+
+
+def test_processes_that_race_agree_on_one_result(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_prepare_in_process, [str(tmp_path)] * 4) == [150] * 4
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    old, new = tmp_path / ".unfinished-old", tmp_path / ".unfinished-new"
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (0, 0))
+    made(THREE, tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_cut_rows_are_counted_with_what_they_lost(tmp_path: Path) -> None:
+    samples = made([row(), row("question", "yes", "no")], tmp_path, max_length=9)
+    assert samples.chains.tolist() == [7, 9]
+    assert (samples.cut, samples.cut_tokens) == (1, 3), "`yes` and `no` keep a letter each"
+
+
+def test_a_row_of_exactly_the_longest_length_is_not_cut(tmp_path: Path) -> None:
+    assert made([row()], tmp_path, max_length=7).cut == 0
+
+
+def test_all_bad_rows_are_refused_at_once_and_the_first_five_are_named(tmp_path: Path) -> None:
+    bad = [{"origin": f"rows.jsonl:{number}"} for number in range(2, 9)]
+    with pytest.raises(UserError) as error:
+        made([THREE[0], *bad, row("a", "", "", origin="rows.jsonl:9")], tmp_path)
+    said = str(error.value)
+    assert "8 of 9 rows of split train" in said
+    assert "rows.jsonl:2: has no prompt" in said
+    assert "rows.jsonl:6" in said
+    assert "rows.jsonl:7" not in said
+    assert "and 3 more" in said
+    assert error.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_whose_answers_are_all_cut_away_is_refused_with_the_length_as_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train:1: nothing is left to learn once its 7 last tokens .* max_length=3"):
+        made([row()], tmp_path, max_length=3)
+
+
+def test_a_row_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its answer is empty"):
+        made([row("ask", "", "")], tmp_path)
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_allowed(tmp_path: Path) -> None:
+    rows = [THREE[0], {"origin": "rows.jsonl:2"}, THREE[2]]
+    samples = made(rows, tmp_path, skip=True)
+    assert (len(samples), samples.skipped, samples.origin(1)) == (2, 1, "ö:9")
+    with pytest.raises(UserError, match="1 of 3 rows"):
+        made(rows, tmp_path, skip=False)
+
+
+def test_a_tokenizer_of_another_model_is_refused_also_from_the_cache(tmp_path: Path) -> None:
+    assert made(THREE, tmp_path, vocabulary=122).largest_token == 121, "the y of yes"
+    with pytest.raises(UserError, match=r"token 121 \(first too large in rows.jsonl:2\).*121 embeddings"):
+        made(THREE, tmp_path, vocabulary=121)
+
+
+def test_training_rows_there_must_be_but_a_validation_split_may_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="split train has no rows"):
+        made([], tmp_path)
+    assert len(made([], tmp_path, split="validation")) == 0
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOOMTUNE_CACHE", str(tmp_path))
+    assert default_cache() == tmp_path
+    monkeypatch.delenv("LOOMTUNE_CACHE")
+    assert default_cache() == Path.home() / ".cache" / "loomtune" / "samples"
