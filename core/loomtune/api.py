@@ -18,14 +18,14 @@ from loomtune.contracts import Data, Launcher, Model, Objective
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
 from loomtune.plan import Finding, Plan
-from loomtune.settings import ROOT_KEYS
+from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS
 
 KEYS_OF_RESUME = "launcher, sharding, tracker, guard, checkpoint, batch.micro and stop_after"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended. status: completed, stopped, failed or preempted. metrics: the last ones, evaluations included."""
+    """How a run ended. status: completed, stopped, failed or preempted. metrics: the last, evaluations included."""
 
     folder: Path
     status: str
@@ -116,13 +116,17 @@ def _same_run(folder: Path, plan: Plan) -> None:
         )
 
 
+def _may_change(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in NOT_PART_OF_THE_MATHS)
+
+
 def _differences(one: Any, other: Any, prefix: str = "") -> list[str]:
     found = []
     for key in sorted({*one, *other}):
         a, b = one.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b and f"{prefix}{key}".split(".")[0] not in plans.NOT_PART_OF_THE_MATHS:
+        elif a != b and not _may_change(f"{prefix}{key}"):
             found.append(f"{prefix}{key} ({a} -> {b})")
     return found
 
@@ -170,7 +174,7 @@ def resume(folder: Path | str, overrides: Sequence[str] = ()) -> Result:
 
 
 def resumed(folder: Path, overrides: Sequence[str]) -> Plan:
-    """The plan of a run that goes on: what was typed at first, then what is typed now; `stop_after` is not inherited."""
+    """The plan of a run that goes on: what was typed at first, then now; `stop_after` is not inherited."""
     before = Plan.load(folder)
     chosen_anew = {text.partition("=")[0] for text in overrides}
     kept = [text for text in before.overrides if not _superseded(text.partition("=")[0], chosen_anew)]
@@ -179,8 +183,10 @@ def resumed(folder: Path, overrides: Sequence[str]) -> Plan:
 
 def _superseded(key: str, chosen_anew: set[str]) -> bool:
     """True where a new choice of an axis, or of the key itself, makes an old override void."""
-    return key in ("stop_after", "run.dir") or key in chosen_anew or (
-        key.partition(".")[0] in chosen_anew and key.partition(".")[0] not in ROOT_KEYS
+    return (
+        key in ("stop_after", "run.dir")
+        or key in chosen_anew
+        or (key.partition(".")[0] in chosen_anew and key.partition(".")[0] not in ROOT_KEYS)
     )
 
 

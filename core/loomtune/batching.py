@@ -1,7 +1,7 @@
 """Which rows make an optimizer step, who computes them, and how they become tensors.
 
-What a step holds is a pure function of (seed, epoch, index); ranks, micro-batches and sorting only decide where and when
-a row is computed. Nothing here may change the maths.
+What a step holds is a pure function of (seed, epoch, index); ranks, micro-batches and sorting only decide where and
+when a row is computed. Nothing here may change the maths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loomtune.run import Run
 
 CPU_TOKENS = 1024
-"""Tokens of a micro-batch chosen by `batch.micro=auto` on a CPU: enough to keep a core busy, little enough for its cache."""
+"""Tokens of a micro-batch that `batch.micro=auto` chooses on a CPU: they keep a core busy and fit into its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class MicroLimit:
 def place(numbers: Sequence[int], lengths: Sequence[int], replicas: int, limit: MicroLimit) -> list[list[Placement]]:
     """Micro-batches of every replica: rows sorted by length, so that little is padded, and dealt out evenly.
 
-    numbers, lengths: of the step's samples. Every replica gets equally many micro-batches, some of them empty, because a
+    numbers, lengths: of the step's samples. Every replica gets equally many micro-batches, some of them empty: a
     sharded engine's collectives must meet. Pure, and the same on every rank.
     """
     by_length = sorted(range(len(numbers)), key=lambda i: (-lengths[i], numbers[i]))

@@ -95,9 +95,8 @@ class Catalogue:
         print(f"loomtune: plugin {label} is broken and left out: {reason}", file=sys.stderr)  # noqa: T201
 
     def _offers(self, kind: Axis, plugin: object) -> list[Offer[Any]]:
-        hook = getattr(plugin, kind.hook, None)
-        marked = hook is not None and getattr(hook, "loomtune_impl", None) is not None
-        return list(hook()) if marked else []
+        hook: Any = getattr(plugin, kind.hook, None)
+        return list(hook()) if getattr(hook, "loomtune_impl", None) else []
 
     def _check(self, entry: Entry) -> None:
         taken = self._entries.get((entry.axis.name, entry.offer.name))

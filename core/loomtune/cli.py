@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"loomtune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = _command(commands, "train", _train, "train a model; alone, it teaches the shipped one to write SQL")
-    train.add_argument("--dry-run", action="store_true", help="show every setting and where it came from; start nothing")
+    train.add_argument(
+        "--dry-run", action="store_true", help="show every setting and where it came from; start nothing"
+    )
     train.add_argument("--config-dir", action="append", default=[], help="a folder of your own Hydra configs")
     _overrides(train)
     resume = _command(commands, "resume", _resume, "go on with a run, under any sharding and world size")

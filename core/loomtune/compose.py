@@ -1,4 +1,4 @@
-"""Composition: Hydra, once, in the launching process. From what the user typed to a frozen plan, or to every fault at once."""
+"""Composition: Hydra, once, in the launching process; from what was typed to a frozen plan, or to all faults at once."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class _Composition:
     def _exists(self, base: DictConfig, key: str) -> bool:
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(base, parent) if parent else base
-        return isinstance(node, DictConfig) and leaf in node.keys()
+        return isinstance(node, DictConfig) and leaf in node
 
     def _is_free(self, base: DictConfig, key: str) -> bool:
         """True where the key lies in a mapping whose keys are the user's own."""
@@ -192,7 +192,9 @@ class _Composition:
         known = [name for name, _ in _leaves(OmegaConf.to_container(base))]
         inside = [name for name in known if is_axis and name.startswith(f"{axis}.") and not name.endswith(".name")]
         said = near(key, known)
-        cure = f"the settings there are: {', '.join(inside)}" if inside else "`loomtune train --dry-run` shows every key"
+        cure = (
+            f"the settings there are: {', '.join(inside)}" if inside else "`loomtune train --dry-run` shows every key"
+        )
         return Fault(f"there is no setting '{key}'.{said}", cure)
 
     def _owners(self, axis: str, rest: str) -> list[str]:
@@ -201,7 +203,9 @@ class _Composition:
         if is_many(axis):
             return [f"{axis}=[...,{head}]"] if head in self.catalogue.names(axis) and tail else []
         entries = self.catalogue.entries(axis)
-        return [f"{axis}={e.offer.name}" for e in entries if head in {f.name for f in dataclasses.fields(e.offer.schema)}]
+        return [
+            f"{axis}={e.offer.name}" for e in entries if head in {f.name for f in dataclasses.fields(e.offer.schema)}
+        ]
 
     def _check_resolvers(self, config: DictConfig) -> None:
         for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
@@ -219,10 +223,12 @@ class _Composition:
         self._try_schema(Settings, {key: value for key, value in settings.items() if key in ROOT_KEYS}, "the root")
         for axis in AXIS_NAMES:
             node = settings.get(axis) or {}
-            for key, choice in (node.items() if is_many(axis) else [(axis, node)] if node else []):
+            for key, choice in node.items() if is_many(axis) else [(axis, node)] if node else []:
                 self._try_schema(self.catalogue.find(axis, choice["name"]).offer.schema, choice, f"{axis} {key}")
         for key in settings.keys() - {*ROOT_KEYS, *AXIS_NAMES}:
-            self.faults.append(Fault(f"'{key}' is no key of loomtune.{near(key, [*ROOT_KEYS, *AXIS_NAMES])}", "remove it"))
+            self.faults.append(
+                Fault(f"'{key}' is no key of loomtune.{near(key, [*ROOT_KEYS, *AXIS_NAMES])}", "remove it")
+            )
 
     def _try_schema(self, schema: type, settings: Any, where: str) -> None:
         try:

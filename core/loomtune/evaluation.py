@@ -39,7 +39,9 @@ class Best:
             return False, False
         if self.metric not in metrics:
             known = ", ".join(metrics)
-            raise RunFailed(f"evaluate.best={self.metric} was not measured.{near(self.metric, metrics)} There are: {known}")
+            raise RunFailed(
+                f"evaluate.best={self.metric} was not measured.{near(self.metric, metrics)} There are: {known}"
+            )
         value = metrics[self.metric]
         better = not math.isnan(value) and (self.value is None or self.sign * value < self.sign * self.value)
         if better:

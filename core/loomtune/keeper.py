@@ -14,7 +14,7 @@ from loomtune.run import Run
 
 
 class Keeper:
-    """The run's side of `loomtune.checkpoint`: which engines and which state there are, and when a save is committed."""
+    """The run's side of `loomtune.checkpoint`: which engines and state there are, and when a save is committed."""
 
     def __init__(self, run: Run, adapter: Adapter, lease: Lease) -> None:
         settings = run.settings.checkpoint
@@ -56,7 +56,11 @@ class Keeper:
         """Goes on from the checkpoint that a plugin names, or the latest valid one; False where there is none."""
         run = self.run
         answer = run.events.ask("resume_point", run=run)
-        path = run.world.broadcast(answer or checkpoint.latest(self.folder)) if run.world.leads else run.world.broadcast(None)
+        path = (
+            run.world.broadcast(answer or checkpoint.latest(self.folder))
+            if run.world.leads
+            else run.world.broadcast(None)
+        )
         if path is None:
             return False
         self.load(Path(path))

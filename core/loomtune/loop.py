@@ -22,6 +22,10 @@ from loomtune.world import reseed
 Sums = dict[str, list[float]]
 
 
+def _sums() -> defaultdict[str, list[float]]:
+    return defaultdict(lambda: [0.0, 0.0])
+
+
 class Loop:
     """One attempt's steps, from where the run stands to its last."""
 
@@ -94,7 +98,7 @@ class Loop:
         return totals
 
     def _accumulate(self, batches: Step, totals: Mapping[str, float]) -> Sums:
-        run, sums = self.run, defaultdict(lambda: [0.0, 0.0])
+        run, sums = self.run, _sums()
         statistics = run.objective.statistics(run.roles, batches, run.world)
         for index, batch in enumerate(batches):
             with run.accumulating(last=index == len(batches) - 1):
@@ -108,14 +112,16 @@ class Loop:
 
     def _losses(self, result: LossSums, totals: Mapping[str, float]) -> list[tuple[Engine, torch.Tensor]]:
         """One scalar for each trained engine: its terms, each divided by its weight in the whole step."""
-        run, losses = self.run, {}
+        run, losses = self.run, dict[Engine, torch.Tensor]()
         for term, value in result.terms.items():
             engine = run.roles[run.objective.terms()[term]].engine
             part = value / totals[term] if totals[term] else value * 0.0
             losses[engine] = losses[engine] + part if engine in losses else part
         return list(losses.items())
 
-    def _numbers(self, result: LossSums, batch: Any, totals: Mapping[str, float]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    def _numbers(
+        self, result: LossSums, batch: Any, totals: Mapping[str, float]
+    ) -> Iterator[tuple[str, tuple[Any, Any]]]:
         for term, value in result.terms.items():
             yield f"term:{term}", (value.detach(), 0.0)
         yield "tokens", (len(batch.target), 0.0)

@@ -72,7 +72,7 @@ class Offer(Generic[T]):
 
     name: what `sharding=fsdp` says.
     build: `package.module:Class`, imported only when chosen. It is called with the settings as its one argument.
-    schema: dataclass of its settings, from a module that imports nothing heavy; a field's `metadata["help"]` explains it.
+    schema: dataclass of its settings, from a module that imports nothing heavy; `metadata["help"]` explains each.
     summary: one line for `loomtune plugins`.
     provides, needs: traits, from which the rules across axes are computed.
     extra: the optional dependency group that brings its libraries, where they are not among the plain ones.

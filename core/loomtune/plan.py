@@ -99,7 +99,8 @@ class Plan:
         head = {"format": FORMAT, "hash": self.hash, "processes": self.processes}
         typed = {"overrides": list(self.overrides), "config_dirs": list(self.config_dirs)}
         frozen = {**head, **typed, "plugins": dict(self.versions), "settings": dict(self.settings)}
-        return yaml.safe_dump(frozen, sort_keys=False, width=120)
+        text: str = yaml.safe_dump(frozen, sort_keys=False, width=120)
+        return text
 
     @classmethod
     def parse(cls, text: str) -> Plan:
@@ -121,7 +122,9 @@ class Plan:
         """The plan of a run's folder."""
         path = folder / "run.yaml"
         if not path.is_file():
-            raise UserError.of(f"{folder} is no run's folder: it has no run.yaml", "name a folder made by `loomtune train`")
+            raise UserError.of(
+                f"{folder} is no run's folder: it has no run.yaml", "name a folder made by `loomtune train`"
+            )
         return cls.parse(path.read_text())
 
 

@@ -22,7 +22,9 @@ def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
     checkpoints = folder / "checkpoints"
     path = checkpoint.best(checkpoints) if best else checkpoint.latest(checkpoints)
     if path is None:
-        raise UserError.of(f"{folder} has no {'best ' if best else ''}checkpoint", "train it first, or name another run")
+        raise UserError.of(
+            f"{folder} has no {'best ' if best else ''}checkpoint", "train it first, or name another run"
+        )
     world = worlds.join()
     try:
         assembly = assemble(plan, folder, installed(), world, Lease(folder, "reading"), observed=False)

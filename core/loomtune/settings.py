@@ -1,4 +1,4 @@
-"""The settings that belong to no plugin: the root of the configuration. Types and defaults live here and nowhere else."""
+"""The settings that belong to no plugin: the root of the configuration, with their types and defaults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Union
 
 
-def option(default: Any, help: str) -> Any:  # noqa: A002 - named as the metadata key that it fills
+def option(default: Any, help: str) -> Any:
     """A dataclass field with its explanation, which `loomtune plugins NAME` and `--help` show."""
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
@@ -59,7 +59,9 @@ class Settings:
     epochs: float = option(1.0, "passes over the training rows, where `steps` is 0")
     stop_after: int = option(0, "end cleanly after this step, without changing the schedule; 0: at the last")
     seed: int = option(0, "decides the order of rows, drawn weights and dropout")
-    max_length: int = option(0, "longest sample in tokens; what is longer is cut, counted and reported; 0: the model's context")
+    max_length: int = option(
+        0, "longest sample in tokens; what is longer is cut, counted and reported; 0: the model's context"
+    )
     precision: str = option("fp32", "type of computation, `fp32` or `bf16`; trained weights are kept in fp32")
     batch: BatchSettings = field(default_factory=BatchSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loomtune.catalogue import Catalogue, installed
 from loomtune.checkpoint.files import replace_text
@@ -15,6 +16,9 @@ from loomtune.errors import LoomtuneError, Preempted, UserError
 from loomtune.lease import Lease
 from loomtune.plan import Plan
 from loomtune.signals import StopRequest, die_with_parent
+
+if TYPE_CHECKING:
+    from loomtune.world import World
 
 Result = dict[str, Any]
 
@@ -39,13 +43,17 @@ def guarded(work: Any) -> int:
     return Preempted.exit_code if result["status"] == "preempted" else 0
 
 
-def execute(plan: Plan, folder: Path) -> Result:
-    """Runs a plan on this rank, from its latest checkpoint if there is one, and writes `result.json`."""
+def execute(plan: Plan, folder: Path, world: World | None = None) -> Result:
+    """Runs a plan on this rank, from its latest checkpoint if there is one, and writes `result.json`.
+
+    world: one that is joined already and stays so; without it this process joins its world, and leaves it at the end.
+    """
     from loomtune import world as worlds
 
     stop = StopRequest()
     stop.listen()
-    world = worlds.join()
+    stays = world is not None
+    world = world or worlds.join()
     catalogue = installed()
     try:
         _same_everywhere(catalogue, plan, world)
@@ -53,7 +61,8 @@ def execute(plan: Plan, folder: Path) -> Result:
         lease = Lease(folder, world.broadcast(lease.attempt if lease else ""))
         return _attempt(plan, folder, catalogue, world, lease, stop)
     finally:
-        worlds.leave()
+        if not stays:
+            worlds.leave()
 
 
 def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: Lease, stop: StopRequest) -> Result:
@@ -87,7 +96,7 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
 
 def _result(status: str, step: int, metrics: dict[str, Any], error: BaseException | None) -> Result:
     said = None if error is None else f"{type(error).__name__}: {error}"
-    finite = {name: value if value == value and abs(value) != float("inf") else None for name, value in metrics.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return {"status": status, "step": step, "metrics": finite, "error": said}
 
 

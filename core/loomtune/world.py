@@ -112,8 +112,8 @@ def leave() -> None:
 def reseed(seed: int, step: int, rank: int) -> None:
     """Sets every global random state as a pure function of its arguments.
 
-    Nothing of loomtune draws from a global state; plugins may. So a resumed step meets the state that it would have met,
-    with nothing to save.
+    Nothing of loomtune draws from a global state; plugins may. So a resumed step meets the state that it would have
+    met, with nothing to save.
     """
     state = derive(seed, "global", step, rank)
     random.seed(state)

@@ -26,7 +26,9 @@ class Local(Launcher):
         self.settings = settings
         procs = settings.procs
         if procs != "auto" and not (isinstance(procs, int) and procs >= 1):
-            raise UserError.of(f"launcher.procs={procs} is no number of processes", "set launcher.procs=auto or 1, 2, ...")
+            raise UserError.of(
+                f"launcher.procs={procs} is no number of processes", "set launcher.procs=auto or 1, 2, ..."
+            )
 
     def processes(self, many: bool) -> int:
         procs = self.settings.procs
@@ -36,7 +38,7 @@ class Local(Launcher):
 
     def spec(self, run: Path, processes: int) -> JobSpec:
         settings = self.settings
-        threads = settings.threads or max(1, (os.cpu_count() or 1) // processes)
+        threads = settings.threads or os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // processes)
         own = {"OMP_NUM_THREADS": str(threads), **settings.environment}
         return JobSpec(run=run, procs=processes, environment=own, grace=settings.grace, restarts=settings.restarts)
 

@@ -12,8 +12,12 @@ from loomtune.settings import option
 class LocalSettings:
     """This machine."""
 
-    procs: Union[int, str] = option("auto", "processes; `auto`: one for each GPU, or on a CPU one for every core up to 2")  # noqa: UP007
-    threads: int = option(0, "CPU threads of each process; 0: the cores shared out evenly")
+    procs: Union[int, str] = option(  # noqa: UP007 - OmegaConf 2.3 knows no `int | str`
+        "auto", "processes; `auto`: one for each GPU, or on a CPU one for every core up to 2"
+    )
+    threads: int = option(
+        0, "CPU threads of each process; 0: OMP_NUM_THREADS where it is set, else the cores shared out evenly"
+    )
     restarts: int = option(0, "how often the processes are started again after a failure, from the last checkpoint")
     grace: int = option(30, "seconds between a polite and a hard end")
     environment: dict[str, str] = option({}, "further environment variables of the processes")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from loomtune.checkpoint.files import digest, replace_text, sync_folder
+from loomtune.checkpoint.files import digest, replace_text
 from loomtune.checkpoint.manifest import Manifest
 from loomtune.errors import CheckpointError
 
@@ -108,7 +108,6 @@ def place(draft: Path, final: Path) -> None:
         _discard(aside)
         final.rename(aside)
     draft.rename(final)
-    sync_folder(final.parent)
     replace_text(final.parent / "LATEST", final.name + "\n")
 
 

@@ -17,7 +17,7 @@ from loomtune.contracts.sharding import Engine
 from loomtune.world import World
 
 HEADS = "heads."
-"""How the names of scalar heads begin (`toolkit.network`). No Hugging Face loader knows them, so they stay out of `model/`."""
+"""How names of scalar heads begin (`toolkit.network`). Hugging Face's loaders know none: they stay out of `model/`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def save(self, folder: Path, tensors: Iterator[tuple[str, Tensor]], base: str) -> None:
-        """Writes what was added in the format that others read (peft's). base: path or id of the base. `full`: nothing."""
+        """Writes what was added, as others read it (peft's format). base: path or id of the base. `full`: nothing."""
 
     @property
     @abstractmethod

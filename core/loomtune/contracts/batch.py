@@ -1,8 +1,8 @@
 """What is trained on: samples as token segments, and batches in which every target says where it is predicted from.
 
 A *sample* is what an objective makes of one row: one or more segments of tokens. A segment may have a parent, whose
-tokens it sees as its prefix: SFT has one segment a sample, a preference pair may have three (prompt; chosen and rejected,
-both children of the prompt). A *batch* lays the segments of some samples into rows. Packing (several samples in a row)
+tokens it sees as its prefix: SFT has one segment a sample, a preference pair may have three (prompt; chosen and
+rejected, both children of the prompt). A *batch* lays the segments of some samples into rows. Packing (several samples in a row)
 and prefix sharing (a parent computed once) are the same idea, and no code ever shifts labels.
 """
 

@@ -33,7 +33,7 @@ class Guard(ABC):
 
     def started(self, run: Run) -> None:
         """Called once on every rank before the first step."""
-        return None
+        return
 
     @abstractmethod
     def judge(self, step: int, loss: float, gradient_norm: float) -> Judgement:
@@ -41,4 +41,4 @@ class Guard(ABC):
 
     def finished(self, run: Run) -> None:
         """Called once on every rank after the last step, also when the run failed."""
-        return None
+        return

@@ -12,8 +12,8 @@ from pathlib import Path
 class JobSpec:
     """What is to be started, as plain data.
 
-    run: the folder that holds `run.yaml`. module: started as `python -m module RUN` on every rank. nodes: (least, most).
-    procs: processes on a node. environment: added to the scrubbed one. seconds: wall-time limit, 0 for none.
+    run: the folder that holds `run.yaml`. module: started as `python -m module RUN` on every rank.
+    nodes: (least, most). procs: processes on a node. environment: added to the scrubbed one. seconds: wall-time limit, 0 for none.
     grace: seconds between a polite and a hard end. restarts: how often a failed group is started again.
     """
 
@@ -49,7 +49,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def processes(self, many: bool) -> int:
-        """World size that will be asked for; 0 where it is not known before. many: whether the sharding can use several."""
+        """World size that will be asked for; 0 where it is not known. many: whether the sharding can use several."""
 
     @abstractmethod
     def spec(self, run: Path, processes: int) -> JobSpec:

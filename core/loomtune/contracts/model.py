@@ -37,7 +37,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> str:
-        """A conversation as the chat template writes it; `reply` opens the assistant's turn. Raises UserError if none."""
+        """A conversation as the chat template writes it; `reply` opens the assistant's turn. No template: UserError."""
 
     @property
     @abstractmethod
@@ -108,7 +108,7 @@ class Model(ABC):
 
     @abstractmethod
     def head(self, module: nn.Module) -> nn.Module:
-        """The `lm` head: a module from `(..., width)` to `(..., vocabulary)`; called as a module, never by its weight."""
+        """The `lm` head: a module from `(..., width)` to `(..., vocabulary)`, called as one, never by its weight."""
 
     @abstractmethod
     def blocks(self, module: nn.Module) -> list[nn.Module]:

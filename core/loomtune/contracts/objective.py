@@ -33,7 +33,7 @@ class RoleSpec:
 
     trained: whether it has an optimizer. head: `lm` or the name of a scalar head.
     twin_of: the role whose base it starts from and, where an adapter makes it possible, shares an engine with.
-        A frozen twin with head `lm` is that engine with the adapter off; without an adapter, a frozen engine of its own.
+        A frozen twin with head `lm` is that engine with the adapter off; without an adapter, an engine of its own.
     """
 
     trained: bool

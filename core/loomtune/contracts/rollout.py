@@ -27,7 +27,9 @@ class Rollout(ABC):
     """Generates completions with the weights that are being trained."""
 
     @abstractmethod
-    def generate(self, role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World) -> list[list[int]]:
+    def generate(
+        self, role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World
+    ) -> list[list[int]]:
         """Completions, without the prompt and with the stop token where one came, for this rank's prompts, in order.
 
         Every rank calls it, with no prompts where it has none; parameters are gathered once for the call.

@@ -10,4 +10,4 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, step: int, steps: int) -> float:
-        """Factor of the peak rate in a step. step: from 1 to steps, the planned number of optimizer steps of the run."""
+        """Factor of the peak rate in a step. step: from 1 to steps, the optimizer steps of the whole run."""

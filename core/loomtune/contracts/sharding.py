@@ -81,7 +81,7 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Adds to the gradients. Summed over ranks and micro-batches they are those of the global loss: no averaging."""
+        """Adds to the gradients. Summed over ranks and micro-batches they are the global loss's: no averaging."""
 
     @abstractmethod
     def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
@@ -93,7 +93,7 @@ class Engine(ABC):
 
     @abstractmethod
     def evaluating(self) -> AbstractContextManager[None]:
-        """Within it dropout is off and no gradients are kept; afterwards nothing has changed, not even `training` flags."""
+        """Within it dropout is off and no gradients are kept; afterwards nothing has changed."""
 
     @abstractmethod
     def gathered(self) -> AbstractContextManager[nn.Module]:
@@ -105,7 +105,7 @@ class Engine(ABC):
 
     @abstractmethod
     def shards(self) -> Iterator[ParameterShard]:
-        """This rank's part of every trained parameter and of its optimizer state, for a checkpoint; no communication."""
+        """This rank's part of every trained parameter and its optimizer state; no communication."""
 
     @abstractmethod
     def load(self, read: StateReader, *, optimizer: bool) -> None:
@@ -125,7 +125,7 @@ class Sharding(ABC):
 
     @abstractmethod
     def check(self, world_size: int) -> None:
-        """Raises UserError, without torch, where the strategy cannot run on so many ranks, naming the nearest that it can."""
+        """Raises UserError where the strategy cannot run on so many ranks, naming the nearest that it can."""
 
     @abstractmethod
     def replicas(self, world: World) -> tuple[int, int]:
@@ -134,5 +134,3 @@ class Sharding(ABC):
     @abstractmethod
     def engine(self, spec: EngineSpec, world: World) -> Engine:
         """Builds a network: birth without storage, weaving, layout, weights read slice by slice, optimizer."""
-
-

@@ -39,7 +39,7 @@ def target_log_probs(hidden: Tensor, head: nn.Module, target: Tensor, temperatur
 
     if len(target) <= CHUNK:
         return part(hidden, target)
-    pairs = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
+    pairs = zip(torch.split(hidden, CHUNK), torch.split(target, CHUNK), strict=True)
     return torch.cat([checkpoint(part, some, labels, use_reentrant=False) for some, labels in pairs])
 
 

@@ -26,7 +26,7 @@ class Network(nn.Module):
         self.spec = spec
         with torch.device("meta"):
             skeleton = spec.model.skeleton()
-            width = spec.model.head(skeleton).in_features
+            width = int(spec.model.head(skeleton).in_features)  # type: ignore[arg-type]
             self.heads = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in spec.scalar_heads})
         woven, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
         self.module = woven
@@ -64,5 +64,3 @@ class Network(nn.Module):
 def saved_name(name: str) -> str:
     """The name in checkpoints of a tensor of a network: the woven module's own; heads keep their prefix."""
     return name.removeprefix(PREFIX)
-
-

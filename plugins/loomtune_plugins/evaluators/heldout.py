@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Batch, Evaluator
+from loomtune.contracts import Batch, Data, Evaluator
 from loomtune_plugins.evaluators.settings import HeldoutSettings
-from loomtune_plugins.evaluators.split import check_split, data_of, limit
+from loomtune_plugins.evaluators.split import check_split, limit
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -29,15 +29,13 @@ class Heldout(Evaluator):
     def __init__(self, settings: HeldoutSettings) -> None:
         self._settings = settings
 
-    def check(self, run_plan: object) -> None:
+    def check(self, data: Data) -> None:
         """Raises UserError where the data lack the split."""
-        data = data_of(run_plan)
-        if data is not None:
-            check_split(data, "heldout", self._settings.split)
+        check_split(data, "heldout", self._settings.split)
 
     def evaluate(self, run: Run) -> Mapping[str, float]:
         """Metrics, equal on every rank."""
-        check_split(run.data, "heldout", self._settings.split)
+        self.check(run.data)
         batches = run.batches(self._settings.split, limit(run, self._settings.rows))
         names = list(run.objective.terms())
         with run.policy.engine.evaluating():

@@ -11,20 +11,6 @@ if TYPE_CHECKING:
     from loomtune.run import Run
 
 
-def data_of(run_plan: object) -> Data | None:
-    """The data of a plan; None where they are unreadable, which their own check reports."""
-    from loomtune.catalogue import installed
-    from loomtune.plan import Plan
-
-    assert isinstance(run_plan, Plan)
-    try:
-        data: Data = run_plan.build(installed(), "data")
-        data.check()
-    except UserError:
-        return None
-    return data
-
-
 def check_split(data: Data, evaluator: str, split: str) -> None:
     """Raises UserError where the data have no such split."""
     splits = data.splits()

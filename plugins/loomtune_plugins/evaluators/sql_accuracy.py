@@ -9,7 +9,7 @@ from loomtune.contracts import Data, Evaluator, Row, Sample, Sampling
 from loomtune.contracts.batch import NO_PARENT
 from loomtune.errors import UserError
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
-from loomtune_plugins.evaluators.split import check_split, data_of, limit
+from loomtune_plugins.evaluators.split import check_split, limit
 from loomtune_plugins.evaluators.sql_execution import executes_same
 
 if TYPE_CHECKING:
@@ -28,13 +28,8 @@ class SQLAccuracy(Evaluator):
             raise UserError.of("evaluator.sql_accuracy.max_tokens leaves no room for a query", "set it to 64")
         self._settings = settings
 
-    def check(self, run_plan: object) -> None:
+    def check(self, data: Data) -> None:
         """Raises UserError where the data lack the split, or its rows a database."""
-        data = data_of(run_plan)
-        if data is not None:
-            self._check(data)
-
-    def _check(self, data: Data) -> None:
         check_split(data, "sql_accuracy", self._settings.split)
         first = next(iter(data.rows(self._settings.split)), {})
         if "database" not in first or gold(first) is None:
@@ -45,7 +40,7 @@ class SQLAccuracy(Evaluator):
 
     def evaluate(self, run: Run) -> Mapping[str, float]:
         """Metrics, equal on every rank."""
-        self._check(run.data)
+        self.check(run.data)
         rows = run.rows(self._settings.split, limit(run, self._settings.rows))
         queries = self._queries(run, rows)
         mine = range(run.world.rank, len(rows), run.world.size)  # generated everywhere, executed once

@@ -25,12 +25,13 @@ OTHERWISE = (
 class ScaledHead(nn.Module):
     """A linear head, then `times / over`, then `cap * tanh(logits / cap)` where the cap is not 0.
 
-    The head keeps its place and its name in the model; this only calls it.
+    The head keeps its place and its name in the model; this only calls it, and has its `in_features`.
     """
 
-    def __init__(self, linear: nn.Module, times: float, over: float, cap: float) -> None:
+    def __init__(self, linear: nn.Linear, times: float, over: float, cap: float) -> None:
         super().__init__()
         self.linear, self.times, self.over, self.cap = linear, times, over, cap
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, hidden: Tensor) -> Tensor:
         """From `(..., width)` to logits `(..., vocabulary)`."""
@@ -40,7 +41,7 @@ class ScaledHead(nn.Module):
 
 def head(module: Any) -> nn.Module:
     """The module that gives logits exactly as the model's own forward does. Raises UserError for unknown formulas."""
-    linear: nn.Module = module.get_output_embeddings()
+    linear: nn.Linear = module.get_output_embeddings()
     config = module.config.get_text_config()
     _check(config)
     times = float(config.logit_scale) if config.model_type in MULTIPLIED else 1.0

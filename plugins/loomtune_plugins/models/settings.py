@@ -37,7 +37,7 @@ class RandomSettings:
     """An architecture without a checkpoint."""
 
     config: str = option("", "a `config.json` or its folder; `shape` overrides single values of it")
-    shape: dict[str, Any] = option({}, "arguments of the transformers config, `model_type` among them")  # noqa: RUF009
+    shape: dict[str, Any] = option({}, "arguments of the transformers config, `model_type` among them")
     attention: str = option("", ATTENTION)
     chat_template: str = option("", CHAT_TEMPLATE)
     tokenizer: str = option("", "folder of a tokenizer; empty: that of `config`, or else of the shipped model")

@@ -83,7 +83,7 @@ def join(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Encoded:
 
 def _rest(longer: list[int], known: list[int], otherwise: list[int]) -> list[int]:
     """What tokens add to those known, where they begin with them."""
-    return longer[len(known) :] if False else otherwise
+    return longer[len(known) :] if longer[: len(known)] == known else otherwise
 
 
 def conversation(messages: Messages, tokenizer: Tokenizer, *, last_only: bool) -> Encoded:

@@ -48,10 +48,10 @@ class Replicated(Layout):
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         if last or self.ddp is None:
             return nullcontext()
-        return self.ddp.no_sync()  # type: ignore[no-any-return]
+        return self.ddp.no_sync()
 
     def answers_for(self, index: int, sizes: list[int]) -> bool:
-        """Replicas share the writing out: each parameter falls to the rank in whose equal part of the bytes it begins."""
+        """Replicas share the writing: a parameter falls to the rank in whose equal part of the bytes it begins."""
         before, total = sum(sizes[:index]), sum(sizes)
         return before * self.world.size // max(total, 1) == self.world.rank
 

@@ -228,7 +228,7 @@ def _recompute(blocks: list[nn.Module]) -> None:
     """Activation checkpointing inside each block's call, where parameters are gathered; wrappers would rename them."""
     for block in blocks:
         forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=recompute_keys)
-        block.forward = forward  # type: ignore[method-assign]
+        block.forward = forward
 
 
 @contextmanager

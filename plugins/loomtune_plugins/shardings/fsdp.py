@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -36,7 +36,7 @@ class Sharded(Layout):
             self._fully_shard(block, self.settings.reshard)
         self._fully_shard(network, False)  # used last in forward and first in backward: freeing it would gain nothing
         for module in network.modules():
-            if hasattr(module, "set_gradient_divide_factor"):
+            if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
                 module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
 

@@ -27,7 +27,9 @@ class FSDPSettings:
     """Fully sharded data parallelism."""
 
     activation_checkpointing: bool = option(False, "compute each block's activations again in the backward pass")
-    replicate: int = option(1, "copies of the sharded whole (HSDP): shards stay inside a group of world/replicate ranks")
+    replicate: int = option(
+        1, "copies of the sharded whole (HSDP): shards stay inside a group of world/replicate ranks"
+    )
     reshard: bool = option(True, "free a block's gathered parameters after its forward pass, and gather them again")
     offload: bool = option(False, "keep parameters, gradients and optimizer state in host memory between uses")
     accumulate_sharded: bool = option(

@@ -15,23 +15,20 @@ from loomtune.checkpoint import latest, validate
 transformers = pytest.importorskip("transformers")
 
 RANK = """
-import sys
+import shutil, sys
 from pathlib import Path
 import torch
 from checkpoint_fakes import FakeEngine, full, rows
-from transformers import AutoModelForCausalLM, LlamaConfig
+from safetensors.torch import load_file
 from loomtune import world
 from loomtune.checkpoint import Reader, Saver
 
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                     num_key_value_heads=1, tie_word_embeddings=True)
-model = AutoModelForCausalLM.from_config(config)
-tensors = {n: {"weight": p.detach().clone(), "exp_avg": p.detach() * 2} for n, p in model.named_parameters()}
+folder = Path(sys.argv[1])
+tensors = {n: {"weight": w, "exp_avg": w * 2} for n, w in load_file(folder / "model.safetensors").items()}
 here = world.join()
-saver = Saver(Path(sys.argv[1]), here, run="r", attempt="a", background=True)
+saver = Saver(folder / "checkpoints", here, run="r", attempt="a", background=True)
 engine = FakeEngine(tensors, rows(here.rank, [1, 2]))
-saver.start(3, {"policy": engine}, {"samples": 24}, full(describe=config.save_pretrained))
+saver.start(3, {"policy": engine}, {"samples": 24}, full(describe=lambda to: shutil.copy(folder / "config.json", to)))
 for parameter in tensors.values():
     parameter["weight"].zero_()
 path = saver.finish()
@@ -45,7 +42,11 @@ world.leave()
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.LlamaConfig(vocab_size=32, num_hidden_layers=1, tie_word_embeddings=True, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -54,7 +55,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-c", RANK, str(folder)]
     ranks = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
-    path = latest(folder)
+    path = latest(folder / "checkpoints")
     assert path is not None
     return path
 

@@ -148,7 +148,7 @@ def test_every_file_is_on_the_disk_before_its_folder_has_a_name(
     fsync, rename = os.fsync, Path.rename
 
     def noted_fsync(handle: int) -> None:
-        events.append(os.readlink(f"/proc/self/fd/{handle}"))
+        events.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
         fsync(handle)
 
     def noted_rename(path: Path, target: Path) -> Path:

@@ -180,7 +180,7 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
         ({"limit": -1}, ["data.limit=-1"]),
         ({"validation": "missing.jsonl", "limit": -1}, ["data.validation=missing.jsonl", "data.limit=-1"]),
         ({"prompt": "qestion", "completion": "answer"}, ["rows.jsonl:1", "Did you mean 'question'?", "data.prompt"]),
-        ({"completion": "answer"}, ["no column 'prompt'", "question, answer, id", "data.prompt="]),
+        ({"prompt": "", "completion": "answer"}, ["no column 'prompt'", "question, answer, id", "data.prompt="]),
         ({"prompt": "", "completion": ""}, ["no format can be made", "data.prompt=question"]),
         ({"text": "answer"}, ["no format can be made", "data.text=answer"]),
         ({"format": "prompt"}, ["data.completion=answer is never used", "data.format"]),
@@ -191,11 +191,8 @@ def test_settings_that_cannot_work_are_refused_with_the_key_to_set(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines(tmp_path / "rows.jsonl", QA)
-    if settings == {"completion": "answer"}:
-        settings = {**settings, "prompt": ""}
-    said = refusal(
-        Jsonl(FileSettings(**({"path": "rows.jsonl", "prompt": "question", "completion": "answer"} | settings)))
-    )
+    usual = {"path": "rows.jsonl", "prompt": "question", "completion": "answer"}
+    said = refusal(Jsonl(FileSettings(**(usual | settings))))
     for word in words:
         assert word in said
 

@@ -59,6 +59,7 @@ def test_a_plain_head_is_the_models_own_and_a_scaled_one_keeps_the_names(words):
     assert heads.head(plain) is plain.lm_head
     names = set(capped.state_dict())
     assert isinstance(heads.head(capped), heads.ScaledHead)
+    assert (heads.head(capped).in_features, heads.head(capped).out_features) == (32, 300)
     assert set(capped.state_dict()) == names
 
 

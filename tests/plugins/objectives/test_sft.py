@@ -186,7 +186,9 @@ def test_gsm8k_becomes_samples_that_end_and_learn_the_answer_alone(tmp_path: Pat
         if sample.length < 512:
             assert tokenizer.decode(ids(sample), special=True) == f"{row['prompt']}\n{row['completion']}</s>"
             assert tokenizer.decode(targets(sample), special=True) == f"{row['completion']}</s>"
-    assert samples.cut == (samples.lengths == 512).sum() == (samples.chains == 512).sum() > 0
+    whole = [ids(samples[index])[-1] == tokenizer.eos_id for index in range(200)]
+    assert samples.cut == whole.count(False) > 0
+    assert samples.chains.tolist() == samples.lengths.tolist()
 
 
 def test_rows_become_samples_without_torch() -> None:
