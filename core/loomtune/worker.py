@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.catalogue import Catalogue, installed
 from loomtune.checkpoint.files import replace_text
-from loomtune.errors import LoomtuneError, Preempted, UserError
+from loomtune.errors import LeaseLost, LoomtuneError, Preempted, UserError
 from loomtune.lease import Lease
 from loomtune.plan import Plan
 from loomtune.signals import StopRequest, die_with_parent
@@ -68,6 +68,7 @@ def execute(plan: Plan, folder: Path, world: World | None = None) -> Result:
 def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: Lease, stop: StopRequest) -> Result:
     from loomtune.assembly import assemble
     from loomtune.loop import Loop
+    from loomtune.micro import token_budget
 
     assembly = assemble(plan, folder, catalogue, world, lease)
     run, keeper = assembly.run, assembly.keeper
@@ -76,6 +77,7 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
         run.events.tell("run_started", run=run)
         assembly.build_roles()
         keeper.restore()
+        run.token_budget = token_budget(run)
         run.events.tell("model_ready", run=run)
         for guard in run.guards:
             guard.started(run)
@@ -88,7 +90,7 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
         for guard in run.guards:
             guard.finished(run)
         result = _result(status, run.step, run.metrics, error)
-        if world.leads:
+        if world.leads and not isinstance(error, LeaseLost):
             replace_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
         run.events.tell("run_finished", run=run, status=status)
     return result

@@ -12,10 +12,147 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from loomtune import api, metrics
-from loomtune.launchers_environment import clean  # type: ignore[import-not-found]
 
 PATIENCE = 240.0
-"""Seconds for one run, on a busy machine; what is not done by then hangs."""
+"""Seconds for one run on a busy machine; what is not done by then hangs."""
+
+MEASURED = frozenset({"seconds", "tokens_per_second", "memory_bytes"})
+"""Metrics that differ from one attempt to the next."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that has ended. result: as in `result.json`."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """`metrics.jsonl` without what was measured with a clock."""
+        return maths(self.folder)
+
+    def series(self, name: str) -> list[float]:
+        """A metric at every step that has it."""
+        return [line[name] for line in self.lines if name in line]
+
+
+def maths(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics that must not depend on time or memory."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in metrics.read(folder)]
+
+
+class Failed(Exception):
+    """A run that ended with an error; `errors` holds the name and message of each rank's."""
+
+    def __init__(self, errors: list[tuple[str, str]]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+@dataclass
+class World:
+    """Processes of one joined group, started once for all tests."""
+
+    size: int
+    log: Path
+    ranks: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Starts the processes; they join while the first plan is composed."""
+        driver, port = Path(__file__).with_name("driver.py"), str(_free_port())
+        for rank in range(self.size):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOOMTUNE_TIMEOUT_MINUTES": "2"}
+            with self.log.open("a") as log:
+                self.ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, str(driver)],
+                        env=os.environ | place,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        text=True,
+                        bufsize=1,
+                    )
+                )
+
+    def run(self, folder: Path) -> Outcome:
+        """Runs the plan of a prepared folder. Raises Failed where ranks answer with errors."""
+        if not self.ranks:
+            self.start()
+        for rank in self.ranks:
+            assert rank.stdin is not None
+            rank.stdin.write(f"{folder}\n")
+        answers = [self._answer(rank) for rank in self.ranks]
+        if errors := [(answer["error"], answer["message"]) for answer in answers if "error" in answer]:
+            raise Failed(errors)
+        assert all(answer == answers[0] for answer in answers[1:]) or _same_but_measured(answers)
+        return Outcome(folder, answers[0]["result"])
+
+    def _answer(self, rank: subprocess.Popen[str]) -> dict[str, Any]:
+        assert rank.stdout is not None
+        ready, _, _ = select.select([rank.stdout], [], [], PATIENCE)
+        line = rank.stdout.readline() if ready else ""
+        if not line:
+            self.stop()
+            raise RuntimeError(f"a rank of {self.size} gave no answer; its log ends:\n{self.log.read_text()[-4000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """Ends the processes."""
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
+        self.ranks = []
+
+
+class Worlds:
+    """A world of each size, started when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.worlds: dict[int, World] = {}
+
+    def of(self, size: int) -> World:
+        """The world of that many processes."""
+        if size not in self.worlds:
+            self.worlds[size] = World(size, self.folder / f"world-{size}.log")
+            self.worlds[size].start()
+        return self.worlds[size]
+
+    def train(self, size: int, overrides: Sequence[str], folder: Path) -> Outcome:
+        """What `loomtune train` does, on a world that is there already."""
+        world = self.of(size)
+        plan = api.compose([*overrides, f"run.dir='{folder}'"], processes=size)
+        api.check(plan)
+        return world.run(api.prepare(plan))
+
+    def resume(self, size: int, folder: Path, *overrides: str) -> Outcome:
+        """What `loomtune resume` does, on a world that is there already."""
+        world = self.of(size)
+        plan = api.resumed(folder, [*overrides, f"launcher.procs={size}"])
+        api.check(plan)
+        return world.run(api.prepare(plan))
+
+    def stop(self) -> None:
+        """Ends all processes."""
+        for world in self.worlds.values():
+            world.stop()
+
+
+def _same_but_measured(answers: list[dict[str, Any]]) -> bool:
+    """Every rank knows the same result, but for its own clock and memory."""
+    results = [answer["result"] for answer in answers]
+    kept = [{k: v for k, v in r["metrics"].items() if k not in MEASURED} for r in results]
+    return all(one == kept[0] for one in kept) and len({(r["status"], r["step"]) for r in results}) == 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from loomtune.contracts.data import Data
+
 if TYPE_CHECKING:
     from loomtune.run import Run
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 class Evaluator(ABC):
     """Measures the policy. Called on every rank, under `evaluating()`; leaves no trace in training."""
 
-    def check(self, run_plan: object) -> None:
+    def check(self, data: Data) -> None:
         """Raises UserError where the data lack what is measured; before the run, without torch."""
         return
 

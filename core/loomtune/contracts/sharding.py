@@ -116,6 +116,10 @@ class Engine(ABC):
         """Names and full shapes of the trained parameters, in the order of the module."""
 
     @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes that the optimizer's state takes on this rank once every parameter has taken a step."""
+
+    @abstractmethod
     def close(self) -> None:
         """Frees what the engine holds."""
 

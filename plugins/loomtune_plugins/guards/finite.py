@@ -30,6 +30,6 @@ class Finite(Guard):
             return Judgement(Verdict.SKIP, reason)
         return Judgement(
             Verdict.STOP,
-            f"{reason}; {self._in_a_row} steps in a row were not finite. Lower optimizer.lr, lengthen schedule.warmup or "
-            "set precision=fp32",
+            f"{reason}; {self._in_a_row} steps in a row were not finite. "
+            "Lower optimizer.lr, lengthen schedule.warmup or set precision=fp32",
         )

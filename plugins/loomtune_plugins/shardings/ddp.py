@@ -1,69 +1,14 @@
 """Distributed data parallelism: replicas whose gradients are summed."""
 
-# No postponed annotations here: DDP reads those of a communication hook and wants the classes themselves.
+from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from typing import TYPE_CHECKING
 
 from loomtune.contracts import Engine, EngineSpec, Sharding
-from loomtune.toolkit.network import Network
-from loomtune.world import World
-from loomtune_plugins.shardings.engine import Layout, Region, TorchEngine
 from loomtune_plugins.shardings.settings import DDPSettings
 
-
-class Replicated(Layout):
-    """Everything on every rank."""
-
-    def __init__(self, world: World, bucket_mb: int) -> None:
-        self.world, self.bucket_mb = world, bucket_mb
-        self.ddp: DistributedDataParallel | None = None
-
-    def shard(self, network: Network) -> None:
-        return None
-
-    def wrap(self, network: Network) -> nn.Module:
-        if self.world.size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
-            return network
-        self.ddp = DistributedDataParallel(
-            network, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=self.bucket_mb
-        )
-        self.ddp.register_comm_hook(None, _sum)
-        return self.ddp
-
-    def region(self, parameter: nn.Parameter) -> Region:
-        return tuple(slice(0, size) for size in parameter.shape)
-
-    def local(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def full(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        if last or self.ddp is None:
-            return nullcontext()
-        return self.ddp.no_sync()
-
-    def answers_for(self, index: int, sizes: list[int]) -> bool:
-        """Replicas share the writing: a parameter falls to the rank in whose equal part of the bytes it begins."""
-        before, total = sum(sizes[:index]), sum(sizes)
-        return before * self.world.size // max(total, 1) == self.world.rank
-
-    @property
-    def whole(self) -> bool:
-        return True
-
-
-def _sum(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Sums gradients over ranks where DDP would average them: the loss is already divided by the global weight."""
-    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]
+if TYPE_CHECKING:
+    from loomtune.world import World
 
 
 class DDP(Sharding):
@@ -79,5 +24,8 @@ class DDP(Sharding):
         return world.rank, world.size
 
     def engine(self, spec: EngineSpec, world: World) -> Engine:
+        from loomtune_plugins.shardings.engine import TorchEngine
+        from loomtune_plugins.shardings.replicated import Replicated
+
         layout = Replicated(world, self.settings.bucket_mb)
         return TorchEngine(spec, world, layout, recompute=self.settings.activation_checkpointing)

@@ -218,6 +218,11 @@ class TorchEngine(Engine):
     def trained(self) -> Mapping[str, tuple[int, ...]]:
         return {saved_name(name): tuple(parameter.shape) for name, parameter in self.trainable.items()}
 
+    def state_bytes(self) -> int:
+        kinds = self.spec.optimizer.state().values() if self.spec.optimizer else ()
+        like = sum(kind is StateKind.LIKE for kind in kinds)
+        return like * sum(self.layout.local(p.detach()).nbytes for p in self.trainable.values())
+
     def close(self) -> None:
         self.optimizer = None
         self.named, self.trainable = {}, {}

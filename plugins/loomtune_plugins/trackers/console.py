@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
 from loomtune.errors import UserError
-from loomtune_plugins.trackers.measured import BEFORE, Measured, before_and_after
+from loomtune.metrics import read
+from loomtune_plugins.trackers.measured import BEFORE, Measured, before_and_after, by_step
 from loomtune_plugins.trackers.settings import ConsoleSettings
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Console(Tracker):
 
     @hookimpl
     def checkpoint_loaded(self, run: Run, path: Path, step: int) -> None:
-        """Says from where the run goes on."""
+        """Says from where the run goes on, and recalls what was measured until then."""
+        self._evaluated = by_step([line for line in read(run.folder) if line.get("step", 0) <= step])
         self._say(f"goes on after step {step} from {path}")
 
     @hookimpl

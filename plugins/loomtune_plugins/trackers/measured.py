@@ -40,6 +40,13 @@ def evaluations(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in found if key not in OF_THE_LOOP]
 
 
+def by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """The evaluations' metrics alone, by the step after which they were measured."""
+    names = {entry for name in evaluations(lines) for entry in (name, name + BEFORE)}
+    found = {line["step"]: {key: line[key] for key in names & line.keys() if line[key] is not None} for line in lines}
+    return {step: metrics for step, metrics in found.items() if metrics}
+
+
 def before_and_after(lines: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[Measured]:
     """Each named metric with its value before training and its last."""
     return [Measured(name, _before(lines, name), _after(lines, name)) for name in names]

@@ -16,7 +16,7 @@ from loomtune.errors import UserError
 from loomtune.metrics import read
 from loomtune_plugins.trackers import page
 from loomtune_plugins.trackers.charts import bars, curves
-from loomtune_plugins.trackers.measured import OF_THE_LOOP, before_and_after, evaluations
+from loomtune_plugins.trackers.measured import BEFORE, OF_THE_LOOP, before_and_after, by_step, evaluations
 from loomtune_plugins.trackers.secrets import without_secrets
 from loomtune_plugins.trackers.settings import ReportSettings
 
@@ -68,10 +68,13 @@ class Report(Tracker):
 
     def _evaluations(self, lines: list[dict[str, Any]]) -> str:
         names = evaluations(lines)
-        often = {name: name for name in names if sum(line.get(name) is not None for line in lines) > 2}
-        measured = before_and_after(lines, names)
-        return page.figures("Before and after", bars(measured)) + page.figures(
-            "Evaluations", curves(lines, often, self._points)
+        points = [
+            {"step": step, **{name.removesuffix(BEFORE): value for name, value in metrics.items()}}
+            for step, metrics in by_step(lines).items()
+        ]
+        often = {name: name for name in names if sum(name in point for point in points) > 2}
+        return page.figures("Before and after", bars(before_and_after(lines, names))) + page.figures(
+            "Evaluations", curves(points, often, self._points)
         )
 
 

@@ -24,7 +24,7 @@ class WandbSettings:
     project: str = option("loomtune", "project that the run belongs to")
     entity: str = option("", "user or team; empty: wandb's default")
     group: str = option("", "group of runs that belong together")
-    tags: list[str] = option([], "labels of the run")  # noqa: RUF009 - `option` makes a factory of it
+    tags: list[str] = option([], "labels of the run")
     mode: str = option("", "`online`, `offline` or `disabled`; empty: WANDB_MODE, else offline where no key is known")
 
 

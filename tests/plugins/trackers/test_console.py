@@ -66,6 +66,21 @@ def test_a_resume_says_from_where(story, capsys, monkeypatch) -> None:
     assert capsys.readouterr().out.startswith("goes on after step 7 from ")
 
 
+def test_a_resumed_run_still_shows_what_was_measured_before_training(story, capsys, monkeypatch) -> None:
+    plain(monkeypatch)
+    told = story(jsonl=Jsonl(JsonlSettings()))
+    told.evaluated(0, sql_accuracy_before=0.125)
+    told.step(1)
+    told.step(2)
+    again = story(console=Console(ConsoleSettings()))
+    again.loaded(1)
+    again.step(2)
+    again.evaluated(2, sql_accuracy=0.625)
+    again.end()
+    row = next(line for line in capsys.readouterr().out.splitlines() if "sql_accuracy" in line and "+0.5" in line)
+    assert "0.125" in row and "0.625" in row
+
+
 def test_lines_every_no_step_are_refused() -> None:
     with pytest.raises(UserError, match=r"tracker\.console\.every"):
         Console(ConsoleSettings(every=0))

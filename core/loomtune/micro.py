@@ -1,0 +1,51 @@
+"""How much a rank computes at once, where `batch.micro=auto`: memory and time only, never the maths."""
+
+from __future__ import annotations
+
+import torch
+
+from loomtune.batching import CPU_TOKENS, collate
+from loomtune.run import Run
+
+MARGIN = 0.85
+"""Share of the device's memory that is planned with: allocators fragment, and libraries take some."""
+
+
+def token_budget(run: Run) -> int:
+    """Tokens of a micro-batch, padding included, equal on every rank.
+
+    On a CPU a constant that suits its cache. On an accelerator one and then two of the longest rows are run forward and
+    backward, without a trace, and what a token costs is read from the allocator; nothing is run until it breaks.
+    """
+    if run.world.device.type == "cpu" or not isinstance(run.settings.batch.micro, str):
+        return CPU_TOKENS
+    longest = sorted(range(len(run.splits["train"])), key=lambda i: -int(run.splits["train"].lengths[i]))[:2]
+    peaks = [_peak(run, longest[: rows + 1]) for rows in range(len(longest))]
+    length = int(run.splits["train"].lengths[longest[0]])
+    _, total = torch.cuda.mem_get_info(run.world.device)
+    to_come = sum(engine.state_bytes() for engine in run.trained_engines()) if run.step == 0 else 0
+    mine = affordable(peaks, length, int(total * MARGIN) - to_come)
+    return min(run.world.gather(mine))
+
+
+def affordable(peaks: list[int], length: int, capacity: int) -> int:
+    """Tokens that fit into `capacity` bytes, where one row of `length` tokens peaks at `peaks[0]` bytes and two at
+    `peaks[1]`: memory grows evenly with tokens. At least one row."""
+    a_row = max(1, peaks[-1] - peaks[0])
+    return length * max(1, 1 + (capacity - peaks[0]) // a_row)
+
+
+def _peak(run: Run, rows: list[int]) -> int:
+    """Most bytes that the allocator gave out while these training rows went forward and backward."""
+    samples = [run.splits["train"][row] for row in rows]
+    batch = collate(samples, range(len(rows)), run.tokenizer.pad_id).to(run.world.device)
+    totals = dict.fromkeys(run.objective.terms(), 1.0)
+    torch.cuda.reset_peak_memory_stats(run.world.device)
+    statistics = run.objective.statistics(run.roles, [batch], run.world)
+    with run.accumulating(last=True):
+        terms = run.objective.loss(run.roles, batch, totals, statistics).terms
+        for term, value in terms.items():
+            run.roles[run.objective.terms()[term]].engine.backward(value)
+    for engine in run.trained_engines():
+        engine.step(0.0, 0.0, lambda norm: False)
+    return torch.cuda.max_memory_allocated(run.world.device)

@@ -1,0 +1,65 @@
+"""Fixtures of all tests: a cache of their own, one thread a process, and worlds of processes that run many plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs.worlds import Worlds
+from support import mixed_rows, tiny_llama, write_rows
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Threads of torch and of tokenizers would fight over the cores with the ranks that tests start."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`-m slow` chooses them; without it they stay away from the everyday suite."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out tests marked `slow` where no `-m` asks for them."""
+    if config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenised samples of tests are not left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOOMTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
+    """Worlds of 1, 2, 3, ... processes, each started when a test first needs it."""
+    worlds = Worlds(tmp_path_factory.mktemp("worlds"))
+    yield worlds
+    worlds.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers and width 32, with a tokenizer of bytes."""
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the output head tied to the embeddings."""
+    return tiny_llama(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="session")
+def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of very different lengths."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "mixed.jsonl", mixed_rows(61))
