@@ -1,7 +1,4 @@
-"""When each optimizer step ended, in wall and CPU seconds, and what memory it took: the same clock for all contenders.
-
-For loomtune it is a plugin like anybody's: it hears `step_finished`.
-"""
+"""When each optimizer step ended, in wall and CPU seconds, and what memory it took: the same clock for all contenders."""
 
 from __future__ import annotations
 
@@ -10,9 +7,6 @@ import os
 import resource
 import time
 from pathlib import Path
-from typing import Any
-
-from loomtune import hookimpl
 
 OUT = "BENCH_OUT"
 """Environment variable that names the file of results."""
@@ -45,14 +39,3 @@ class Clock:
 
 CLOCK = Clock()
 
-
-@hookimpl
-def step_finished(run: Any, step: int, metrics: Any) -> None:
-    """Hears the end of a step of loomtune."""
-    CLOCK.mark(metrics["loss"], run.settings.batch.size)
-
-
-@hookimpl
-def run_finished(run: Any, status: str) -> None:
-    """Hears the end of the run."""
-    CLOCK.write()

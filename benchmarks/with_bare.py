@@ -1,4 +1,4 @@
-"""The contender that is a loop written by hand: `python with_bare.py JOB`. Imports nothing of loomtune but the clock's door.
+"""The contender that is a loop written by hand: `python with_bare.py JOB`; no loomtune in it.
 
 What somebody would write who knows where the time goes: rows of a step sorted by length, only positions that predict a
 target reach the head, one division by the step's target tokens, fused AdamW.

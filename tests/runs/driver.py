@@ -1,37 +1,55 @@
-"""One rank of a world that stays joined and runs one plan after another: `python driver.py`, jobs on stdin.
+"""One rank of a world that stays joined and runs one plan after another.
 
-Starting processes and importing torch takes seconds; a plan of this size takes a fraction of one. A job is a line with the
-run's folder; the answer is a line with its result, or with the error that ended it. Everything else that is printed goes
-to stderr.
+Starting processes and importing torch takes seconds, a plan of this size a fraction of one. So a server imports once and
+forks ranks, and a rank runs every plan that its world is given. Nothing here is imported by the tests' own process but
+the function that a rank runs.
 """
 
+from __future__ import annotations
+
 import gc
-import json
 import os
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from loomtune import world as worlds
-from loomtune.plan import Plan
-from loomtune.worker import execute
+PRELOADED = [
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "loomtune.assembly",
+    "loomtune.loop",
+    "loomtune.worker",
+    "loomtune_plugins.models.huggingface",
+    "loomtune_plugins.shardings.ddp",
+    "loomtune_plugins.shardings.fsdp",
+]
+"""Modules that the server imports for all ranks. None of them may start a thread or touch a device."""
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+def serve(jobs: Connection, place: dict[str, str], log: Path) -> None:
+    """Joins the world that the environment `place` describes; answers each folder with its run's result or error."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(place)
+    from loomtune import world as worlds
+
     world = worlds.join()
-    for line in sys.stdin:
-        answers.write(json.dumps(answer(Path(line.strip()), world)) + "\n")
+    while (folder := jobs.recv()) is not None:
+        jobs.send(_answer(Path(folder), world))
         gc.collect()
     worlds.leave()
 
 
-def answer(folder: Path, world: worlds.World) -> dict[str, Any]:
+def _answer(folder: Path, world: Any) -> dict[str, Any]:
+    from loomtune.plan import Plan
+    from loomtune.worker import execute
+
     try:
         return {"result": execute(Plan.load(folder), folder, world)}
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}
-
-
-main()

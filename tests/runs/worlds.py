@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
+import multiprocessing
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from loomtune import api, metrics
+from runs.driver import PRELOADED, serve
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(PRELOADED)
 
 PATIENCE = 240.0
 """Seconds for one run on a busy machine; what is not done by then hangs."""
@@ -59,55 +61,49 @@ class World:
 
     size: int
     log: Path
-    ranks: list[subprocess.Popen[str]] = field(default_factory=list)
+    ranks: list[tuple[BaseProcess, Connection]] = field(default_factory=list)
 
     def start(self) -> None:
         """Starts the processes; they join while the first plan is composed."""
-        driver, port = Path(__file__).with_name("driver.py"), str(_free_port())
+        port = str(_free_port())
         for rank in range(self.size):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOOMTUNE_TIMEOUT_MINUTES": "2"}
-            with self.log.open("a") as log:
-                self.ranks.append(
-                    subprocess.Popen(
-                        [sys.executable, str(driver)],
-                        env=os.environ | place,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                        text=True,
-                        bufsize=1,
-                    )
-                )
+            here, there = SERVER.Pipe()
+            process = SERVER.Process(target=serve, args=(there, place, self.log), daemon=True)
+            process.start()
+            there.close()
+            self.ranks.append((process, here))
 
     def run(self, folder: Path) -> Outcome:
         """Runs the plan of a prepared folder. Raises Failed where ranks answer with errors."""
         if not self.ranks:
             self.start()
-        for rank in self.ranks:
-            assert rank.stdin is not None
-            rank.stdin.write(f"{folder}\n")
-        answers = [self._answer(rank) for rank in self.ranks]
+        for _, jobs in self.ranks:
+            jobs.send(str(folder))
+        answers = [self._answer(jobs) for _, jobs in self.ranks]
         if errors := [(answer["error"], answer["message"]) for answer in answers if "error" in answer]:
             raise Failed(errors)
-        assert all(answer == answers[0] for answer in answers[1:]) or _same_but_measured(answers)
-        return Outcome(folder, answers[0]["result"])
+        results = [answer["result"] for answer in answers]
+        assert all(_lasting(result) == _lasting(results[0]) for result in results), "ranks disagree about the result"
+        return Outcome(folder, results[0])
 
-    def _answer(self, rank: subprocess.Popen[str]) -> dict[str, Any]:
-        assert rank.stdout is not None
-        ready, _, _ = select.select([rank.stdout], [], [], PATIENCE)
-        line = rank.stdout.readline() if ready else ""
-        if not line:
-            self.stop()
-            raise RuntimeError(f"a rank of {self.size} gave no answer; its log ends:\n{self.log.read_text()[-4000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    def _answer(self, jobs: Connection) -> dict[str, Any]:
+        try:
+            if jobs.poll(PATIENCE):
+                answer: dict[str, Any] = jobs.recv()
+                return answer
+        except EOFError:
+            pass
+        self.stop()
+        raise RuntimeError(f"a rank of {self.size} gave no answer; the log ends:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         """Ends the processes."""
-        for rank in self.ranks:
-            rank.kill()
-            rank.wait()
+        for process, jobs in self.ranks:
+            process.kill()
+            process.join()
+            jobs.close()
         self.ranks = []
 
 
@@ -145,11 +141,9 @@ class Worlds:
             world.stop()
 
 
-def _same_but_measured(answers: list[dict[str, Any]]) -> bool:
-    """Every rank knows the same result, but for its own clock and memory."""
-    results = [answer["result"] for answer in answers]
-    kept = [{k: v for k, v in r["metrics"].items() if k not in MEASURED} for r in results]
-    return all(one == kept[0] for one in kept) and len({(r["status"], r["step"]) for r in results}) == 1
+def _lasting(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without what each rank measures for itself."""
+    return result | {"metrics": {key: value for key, value in result["metrics"].items() if key not in MEASURED}}
 
 
 def _free_port() -> int:

@@ -26,5 +26,5 @@ class SDPA(Kernel):
         from loomtune_plugins.kernels.masks import additive, is_causal
 
         if is_causal(batch):
-            return {}
+            return {"attention_mask": batch.tokens.new_ones(batch.tokens.shape)}
         return {"attention_mask": additive(batch, dtype)}
