@@ -146,8 +146,16 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
     placed = {}
     for split in data.splits():
         made = samples.prepare(data, objective, tokenizer, split, length, cache, model.vocabulary())
+        _tell_cuts(made, split, length)
         placed[split] = {"cache": str(cache), "key": made.key}
     return placed
+
+
+def _tell_cuts(made: samples.Samples, split: str, length: int) -> None:
+    if made.cut or made.skipped:
+        what = f"{made.cut} of {len(made)} rows of {split} lose {made.cut_tokens} tokens to max_length={length}"
+        left = f"; {made.skipped} more are left out, because it cuts their whole answer" if made.skipped else ""
+        warn([Finding(what + left, "raise max_length where the model's context allows it", fatal=False)])
 
 
 def launch(plan: Plan, folder: Path) -> Result:

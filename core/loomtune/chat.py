@@ -25,10 +25,7 @@ def chat(folder: Path, temperature: float, max_tokens: int) -> int:
 
 def reply(run: Run, prompt: str, sampling: Sampling) -> str:
     """The model's answer to a prompt in the form that the run was trained on."""
-    sample = run.objective.sample(_row(run, prompt), run.tokenizer, run.model.context())
-    (segment,) = sample.segments
-    first = int(segment.is_target.argmax())
-    (completion,) = run.generate([segment.tokens[:first].tolist()], sampling)
+    (completion,) = run.generate([run.objective.prompt(_row(run, prompt), run.tokenizer)], sampling)
     return run.tokenizer.decode([token for token in completion if token not in sampling.stop])
 
 

@@ -10,8 +10,6 @@ from pluggy import PluginManager
 
 from loomtune import hookspecs
 
-STEERING = ("resume_point", "fault_verdict")
-
 
 class Events:
     """Tells every observer, in the same order on every rank; one that fails is named once and told no more.

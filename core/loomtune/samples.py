@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
 from loomtune.contracts.batch import NO_PARENT
+from loomtune.contracts.objective import UNCUT
 from loomtune.errors import UserError
 
 FORMAT = 1
@@ -32,8 +33,8 @@ FORMAT = 1
 SHOWN = 5
 """How many rows that cannot be learned from are told one by one."""
 
-UNCUT = 2**31 - 1
-"""A length that cuts nothing."""
+LEAVES_OUT = 0.01
+"""Largest share of rows that may be left out because `max_length` cuts their whole answer; beyond, it is a mistake."""
 
 _UNFINISHED = ".unfinished-"
 _ABANDONED = 7 * 24 * 3600.0
@@ -60,7 +61,7 @@ class Samples:
         longest chain of segments (what the model's context has to hold).
     key: names the folder in the cache.
     cut, cut_tokens: how many rows were longer than `max_length`, and by how many tokens in all.
-    skipped: rows left out because they could not be learned from.
+    skipped: rows left out because `max_length` cut all that was to be learned from them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,21 +136,19 @@ def prepare(
     max_length: int,
     cache: Path,
     vocabulary: int,
-    skip: bool = False,
 ) -> Samples:
     """The samples of a split, from the cache or made now; safe beside other processes that make the same.
 
     max_length: tokens of the longest chain. vocabulary: every token id must be smaller.
-    skip: leave out rows that cannot be learned from, instead of refusing them all.
     Raises UserError, which names rows, for rows that the objective refuses or that have no target, for token ids that
     the model does not have, and for a training split without rows.
     """
-    key = _key(data, objective, tokenizer, split, max_length, skip)
+    key = _key(data, objective, tokenizer, split, max_length)
     samples = _valid(cache / key)
     if samples is None:
         making = _temporary(cache)
         try:
-            _make(making, data.rows(split), objective, tokenizer, split, max_length, skip)
+            _make(making, data.rows(split), objective, tokenizer, split, max_length)
             _publish(making, cache / key)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -159,8 +158,8 @@ def prepare(
     return samples
 
 
-def _key(data: Data, objective: Objective, tokenizer: Tokenizer, split: str, max_length: int, skip: bool) -> str:
-    parts = [FORMAT, data.fingerprint(), split, objective.fingerprint(), tokenizer.fingerprint, max_length, skip]
+def _key(data: Data, objective: Objective, tokenizer: Tokenizer, split: str, max_length: int) -> str:
+    parts = [FORMAT, data.fingerprint(), split, objective.fingerprint(), tokenizer.fingerprint, max_length]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -177,6 +176,10 @@ class _Refusals:
         if len(self.first) < SHOWN:
             self.first.append(f"\n  {origin}: {reason}")
 
+    def join(self, other: _Refusals) -> None:
+        """Takes over what another remembered."""
+        self.count, self.first = self.count + other.count, [*self.first, *other.first][:SHOWN]
+
     def error(self, rows: int) -> UserError:
         more = f"\n  and {self.count - SHOWN} more" if self.count > SHOWN else ""
         return UserError.of(
@@ -192,10 +195,9 @@ def _make(
     tokenizer: Tokenizer,
     split: str,
     max_length: int,
-    skip: bool,
 ) -> None:
     """Tokenises rows into a folder. Raises UserError once all rows were seen."""
-    refusals, count = _Refusals(split), 0
+    refusals, cut_away, count = _Refusals(split), _Refusals(split), 0
     with _Writer(folder) as writer:
         for count, row in enumerate(rows, start=1):
             origin = str(row.get("origin", f"{split}:{count}"))
@@ -206,13 +208,15 @@ def _make(
                 refusals.add(origin, str(error))
                 continue
             if not sample.targets:
-                refusals.add(origin, _why_no_target(lost, max_length))
-            elif skip or not refusals.count:
+                (cut_away if lost else refusals).add(origin, _why_no_target(lost, max_length))
+            elif not refusals.count:
                 writer.add(sample, origin, lost)
-        writer.about["skipped"] = refusals.count
-    if refusals.count and not skip:
+        writer.about["skipped"] = cut_away.count
+    if cut_away.count > LEAVES_OUT * count:
+        refusals.join(cut_away)
+    if refusals.count:
         raise refusals.error(count)
-    if split == "train" and refusals.count == count:
+    if split == "train" and not count:
         raise UserError.of("split train has no rows to learn from", "check data.path, data.limit and data.holdout")
 
 

@@ -269,12 +269,17 @@ def test_a_row_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
         made([row("ask", "", "")], tmp_path)
 
 
-def test_bad_rows_are_left_out_and_counted_where_that_is_allowed(tmp_path: Path) -> None:
-    rows = [THREE[0], {"origin": "rows.jsonl:2"}, THREE[2]]
-    samples = made(rows, tmp_path, skip=True)
-    assert (len(samples), samples.skipped, samples.origin(1)) == (2, 1, "ö:9")
-    with pytest.raises(UserError, match="1 of 3 rows"):
-        made(rows, tmp_path, skip=False)
+def test_a_rare_row_whose_answer_is_all_cut_away_is_left_out_and_counted(tmp_path: Path) -> None:
+    short, long = row("a", "b"), row("abcdefgh", "b")
+    samples = made([short] * 50 + [long] + [short] * 50, tmp_path, max_length=5)
+    assert (len(samples), samples.skipped) == (100, 1)
+    with pytest.raises(UserError, match="2 of 101 rows"):
+        made([short] * 99 + [long] * 2, tmp_path, max_length=5)
+
+
+def test_a_row_without_an_answer_is_refused_however_rare(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 of 101 rows"):
+        made([row()] * 100 + [{"origin": "rows.jsonl:2"}], tmp_path)
 
 
 def test_a_tokenizer_of_another_model_is_refused_also_from_the_cache(tmp_path: Path) -> None:

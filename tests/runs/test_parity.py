@@ -31,6 +31,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "recomputed": (1, ["sharding=single", "sharding.activation_checkpointing=true"]),
     "fsdp on 2, recomputed": (2, ["sharding=fsdp", "sharding.activation_checkpointing=true", "batch.micro=2"]),
 }
+REAL = ["ddp on 2", "fsdp on 3"]
 LORA = ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1", "optimizer.lr=1e-2"]
 SOME = ["ddp on 2", "fsdp on 3, micro-batches of 1", "fsdp on 2, recomputed", "micro-batches of 2", "hsdp on 2 x 2"]
 
@@ -38,7 +39,7 @@ Train = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def alone(worlds: Worlds, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
     """The run on one process that others are compared with, made once for each set of settings."""
     made: dict[tuple[str, ...], Outcome] = {}
 
@@ -76,3 +77,33 @@ def test_every_layout_gives_the_curve_of_one_process(layout: str, train: Train, 
 def test_dropout_and_lora_draw_alike_in_every_layout(layout: str, train: Train, alone: Train, tiny: list[str]) -> None:
     size, how = LAYOUTS[layout]
     agree(train(size, [*tiny, *LORA, "steps=40", *how]), alone(*tiny, *LORA, "steps=40"))
+
+
+def test_dropout_changes_the_curve(alone: Train, tiny: list[str]) -> None:
+    with_it, without = alone(*tiny, *LORA, "steps=40"), alone(*tiny, *LORA, "steps=40", "adapter.dropout=0")
+    assert largest(with_it.series("loss"), without.series("loss")) > 1e-3
+
+
+@pytest.mark.parametrize("layout", [*REAL, *(pytest.param(x, marks=pytest.mark.slow) for x in LAYOUTS if x not in REAL)])
+def test_a_pretrained_model_learns_real_rows_alike(layout: str, train: Train, alone: Train, real: list[str]) -> None:
+    size, how = LAYOUTS[layout]
+    one = alone(*real, "steps=40")
+    agree(train(size, [*real, "steps=40", *how]), one)
+    losses = one.series("loss")
+    assert losses[0] > 2 * sum(losses[-5:]) / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", SOME)
+def test_a_pretrained_model_is_adapted_alike(layout: str, train: Train, alone: Train, real: list[str]) -> None:
+    size, how = LAYOUTS[layout]
+    agree(train(size, [*real, *LORA, "steps=40", *how]), alone(*real, *LORA, "steps=40"))
+
+
+@pytest.mark.parametrize("layout", ["ddp on 2", "fsdp on 2", "micro-batches of 2", "recomputed"])
+def test_bf16_stays_near_bf16_on_one_process_and_near_fp32(layout: str, train: Train, alone: Train, tiny: list[str]) -> None:
+    size, how = LAYOUTS[layout]
+    settings = (*tiny, "steps=40", "precision=bf16")
+    found = train(size, [*settings, *how]).series("loss")
+    assert largest(found, alone(*settings).series("loss")) < 5e-3
+    assert 1e-6 < largest(found, alone(*tiny, "steps=40").series("loss")) < 2e-2

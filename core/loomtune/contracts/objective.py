@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loomtune.contracts.batch import Batch, Sample, Step
+from loomtune.contracts.batch import NO_PARENT, Batch, Sample, Step
 from loomtune.contracts.data import Row
 from loomtune.contracts.model import Head, Tokenizer
 from loomtune.contracts.role import Role
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from loomtune.run import Run
     from loomtune.world import World
+
+UNCUT = 1 << 30
+"""A `max_length` that no row reaches."""
 
 Roles = Mapping[str, Role]
 Totals = Mapping[str, float]
@@ -70,6 +73,21 @@ class Objective(ABC):
 
         Raises ValueError, in words for the user, where the row cannot be learned from.
         """
+
+    def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
+        """Tokens from which a completion of the row is generated: exactly those that stand before its first target.
+
+        Raises ValueError where the row has no target. An objective whose rows may lack an answer overrides it.
+        """
+        sample = self.sample(row, tokenizer, UNCUT)
+        segment = next((segment for segment in sample.segments if segment.is_target.any()), None)
+        if segment is None:
+            raise ValueError("has no target, so nothing says where its prompt ends")
+        tokens = [int(token) for token in segment.tokens[: int(segment.is_target.argmax())]]
+        while segment.parent != NO_PARENT:
+            segment = sample.segments[segment.parent]
+            tokens = [*map(int, segment.tokens), *tokens]
+        return tokens
 
     @abstractmethod
     def fingerprint(self) -> str:

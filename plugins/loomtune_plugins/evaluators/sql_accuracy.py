@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Data, Evaluator, Row, Sample, Sampling
-from loomtune.contracts.batch import NO_PARENT
+from loomtune.contracts import Data, Evaluator, Row, Sampling
 from loomtune.errors import UserError
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
 from loomtune_plugins.evaluators.split import check_split, limit
@@ -76,29 +75,10 @@ def gold(row: Row) -> str | None:
     return None if found is None else str(found)
 
 
-def prompt_tokens(sample: Sample) -> list[int]:
-    """The tokens before a sample's first target, its ancestors' included: the prompt exactly as it was trained on."""
-    for segment in sample.segments:
-        if not segment.is_target.any():
-            continue
-        tokens = segment.tokens[: int(segment.is_target.argmax())].tolist()
-        parent = segment.parent
-        while parent != NO_PARENT:
-            tokens = sample.segments[parent].tokens.tolist() + tokens
-            parent = sample.segments[parent].parent
-        return [int(token) for token in tokens]
-    return []
-
-
 def _prompt(run: Run, row: Row) -> list[int]:
-    """The row's prompt, nothing where the objective cannot learn from the row.
-
-    An objective that also learns from prompts says itself, by a method `prompt(row, tokenizer)`, where they end.
-    """
-    asks = getattr(run.objective, "prompt", None)
+    """The row's prompt; nothing where it cannot be asked, or leaves the model no room to answer."""
     try:
-        if asks is not None:
-            return list(asks(row, run.tokenizer))
-        return prompt_tokens(run.objective.sample(row, run.tokenizer, run.model.context()))
+        prompt = run.objective.prompt(row, run.tokenizer)
     except ValueError:
         return []
+    return prompt if len(prompt) < run.model.context() else []

@@ -3,14 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from loomtune.contracts import Row, Sample, Sampling, Segment
+from loomtune.contracts import Row, Sampling
 from loomtune.errors import UserError
 from loomtune.settings import Settings
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
-from loomtune_plugins.evaluators.sql_accuracy import SQLAccuracy, gold, prompt_tokens
+from loomtune_plugins.evaluators.sql_accuracy import SQLAccuracy, gold
 
 DATABASE = "CREATE TABLE t (a INTEGER, b TEXT); INSERT INTO t VALUES (1, 'x'), (2, 'y'), (3, 'x');"
 EOS = 3
@@ -33,14 +32,10 @@ class Letters:
 
 
 class Sft:
-    """One segment, of which the completion is learned."""
+    """Asks with the prompt alone."""
 
-    def sample(self, row: Row, tokenizer: Letters, max_length: int) -> Sample:
-        asked, answer = tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), EOS]
-        if len(asked) >= max_length:
-            raise ValueError("nothing is left to learn")
-        learned = np.array([False] * len(asked) + [True] * len(answer))
-        return Sample((Segment(np.array(asked + answer, np.int32), learned),))
+    def prompt(self, row: Row, tokenizer: Letters) -> list[int]:
+        return tokenizer.encode(row["prompt"])
 
 
 class Alone:
@@ -139,20 +134,6 @@ def test_at_most_so_many_rows_are_measured() -> None:
     rows = [row("SELECT a FROM t")] * 5
     run = a_run(rows, ["SELECT a FROM t"] * 2)
     assert accuracy(rows=2).evaluate(run)["sql_accuracy"] == 1.0
-
-
-def test_a_shared_prompt_is_what_stands_before_an_answer() -> None:
-    def segment(*tokens: int, learned: bool, parent: int = -1) -> Segment:
-        return Segment(np.array(tokens, np.int32), np.full(len(tokens), learned), parent)
-
-    pair = Sample(
-        (segment(1, 2, learned=False), segment(5, learned=True, parent=0), segment(6, learned=True, parent=0))
-    )
-    assert prompt_tokens(pair) == [1, 2]
-    turns = Sample(
-        (segment(1, learned=False), segment(2, 3, learned=False, parent=0), segment(4, learned=True, parent=1))
-    )
-    assert prompt_tokens(turns) == [1, 2, 3]
 
 
 def test_the_preferred_answer_of_a_pair_is_the_right_query() -> None:

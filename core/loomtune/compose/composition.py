@@ -1,0 +1,157 @@
+"""From overrides to plain settings, or to every fault that can be seen in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, grammar_parser
+from omegaconf.errors import OmegaConfBaseException
+
+from loomtune.catalogue import Catalogue, is_many, typed
+from loomtune.compose.keys import Keys, leaves
+from loomtune.compose.loader import Loader
+from loomtune.compose.requests import AXIS_NAMES, Requests, text_of
+from loomtune.errors import Fault, UserError, near
+from loomtune.offers import Arity, axis
+from loomtune.settings import ROOT_KEYS, Settings
+
+
+class Composition:
+    """One request being composed."""
+
+    def __init__(self, catalogue: Catalogue, overrides: Sequence[str], folders: Sequence[str]) -> None:
+        self.catalogue = catalogue
+        self.loader = Loader(catalogue, folders)
+        self.requests = Requests.read(overrides)
+        self.faults: list[Fault] = [*self.loader.faults, *self.requests.faults]
+        self.texts: list[str] = []
+
+    def settings(self) -> dict[str, Any]:
+        """The whole tree as plain data, checked. Raises UserError."""
+        if self.loader.faults:
+            self._stop_if_faulty()
+        config = self._config()
+        self.faults += _calls_and_targets(config)
+        self.faults += [Fault(f"{key} has no value", f"set {key}=<value>") for key in OmegaConf.missing_keys(config)]
+        self._stop_if_faulty()
+        self.faults += _dangling(config)
+        self._stop_if_faulty()
+        settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+        self.faults += self._unfitting(settings)
+        self._stop_if_faulty()
+        return {key: value for key, value in settings.items() if value not in ({}, None)}
+
+    def _config(self) -> DictConfig:
+        """Twice: first the choices, against which each value is checked by itself; then all of it."""
+        faulty = {
+            override.key_or_group: fault for override in self.requests.choices for fault in self._misnamed(override)
+        }
+        self.faults += [fault for override in self.requests.choices for fault in self._misnamed(override)]
+        sound = [text_of(override) for override in self.requests.choices if override.key_or_group not in faulty]
+        keys = Keys(self.loader.load(sound), self.catalogue)
+        self.texts = list(sound)
+        for override in self.requests.values:
+            if self._depends_on(override, faulty.keys()):
+                continue
+            if fault := keys.fault(override):
+                self.faults.append(fault)
+            else:
+                self.texts.append(text_of(override, new=keys.is_new(override.key_or_group)))
+        self._stop_if_faulty()
+        return self.loader.load(self.texts)
+
+    def _depends_on(self, override: Override, faulty: Any) -> bool:
+        """True where nothing can be said about a key, because its choice is not known."""
+        return override.key_or_group.partition(".")[0] in faulty or "recipe" in faulty
+
+    def _misnamed(self, override: Override) -> Iterator[Fault]:
+        group, asked = override.key_or_group, override.value()
+        many, options = group in AXIS_NAMES and is_many(group), self.loader.options(group)
+        names = asked if isinstance(asked, list) else [asked]
+        if isinstance(asked, list) and not many:
+            yield Fault(f"{override.input_line}: a run has one {group}, not a list", f"set {group}=<one name>")
+        elif asked is None and group in AXIS_NAMES and axis(group).arity is Arity.ONE:
+            yield Fault(f"{override.input_line}: a run needs one {group}", f"choose one of: {', '.join(options)}")
+        elif len(set(map(str, names))) < len(names):
+            yield Fault(f"{override.input_line} names a choice twice", "name each once")
+        for name in names:
+            if name is not None and str(name) not in options:
+                yield self.catalogue.unknown(group, str(name), options)
+
+    def _unfitting(self, settings: dict[str, Any]) -> Iterator[Fault]:
+        """Every key that arrived, from whatever file, is one that a schema knows."""
+        yield from _fault_of(Settings, {key: value for key, value in settings.items() if key in ROOT_KEYS}, "the root")
+        for kind in AXIS_NAMES:
+            node = settings.get(kind) or {}
+            for key, choice in (node if is_many(kind) else {kind: node} if node else {}).items():
+                if not isinstance(choice, dict) or choice.get("name") not in self.catalogue.names(kind):
+                    yield Fault(
+                        f"the config chosen for {kind} does not say which {kind} it sets",
+                        f"let it begin with `defaults: [<name>, _self_]`, one of: {', '.join(self.catalogue.names(kind))}",
+                    )
+                else:
+                    schema = self.catalogue.find(kind, choice["name"]).offer.schema
+                    yield from _fault_of(schema, choice, f"{kind}={key}" if is_many(kind) else kind)
+        for key in settings.keys() - {*ROOT_KEYS, *AXIS_NAMES}:
+            yield Fault(f"'{key}' is no key of loomtune.{near(key, [*ROOT_KEYS, *AXIS_NAMES])}", "remove it")
+
+    def _stop_if_faulty(self) -> None:
+        if self.faults:
+            raise UserError(*dict.fromkeys(self.faults))
+
+
+def _fault_of(schema: type, settings: Any, where: str) -> Iterator[Fault]:
+    try:
+        typed(schema, settings)
+    except OmegaConfBaseException as error:
+        known = ", ".join(field.name for field in dataclasses.fields(schema)) or "no settings"
+        yield Fault(f"{where}: {str(error).splitlines()[0]}", f"mend or remove that key; there are: {known}")
+
+
+def _calls_and_targets(config: DictConfig) -> Iterator[Fault]:
+    """Anything in the settings that asks for code: `${resolver:...}` and Hydra's `_target_`."""
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if any(part in ("_target_", "_partial_", "_recursive_") for part in key.split(".")):
+            yield Fault(f"{key}: a config names offers, never code", "remove it")
+        for text in _texts(value):
+            for name in _resolvers(text):
+                cure = "write the value itself; `${other.key}` refers to another setting"
+                yield Fault(f"{key} calls the resolver '{name}', which is not let in", cure)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value if isinstance(value, list) else value.values():
+            yield from _texts(part)
+
+
+def _resolvers(text: str) -> list[str]:
+    """Names of the resolvers that a text calls, nested ones too, by OmegaConf's own grammar."""
+    if "${" not in text:
+        return []
+    try:
+        pending, found = [grammar_parser.parse(text)], []
+    except OmegaConfBaseException:
+        return []  # what cannot be parsed is told where it is resolved
+    while pending:
+        context = pending.pop()
+        if hasattr(context, "resolverName"):
+            found.append(context.resolverName().getText())
+        pending.extend(context.getChildren() if hasattr(context, "getChildren") else ())
+    return found
+
+
+def _dangling(config: DictConfig) -> Iterator[Fault]:
+    """References that lead nowhere, in a circle, or to a value of another type."""
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if any("${" in text for text in _texts(value)):
+            try:
+                OmegaConf.to_container(OmegaConf.create({"at": OmegaConf.select(config, key)}), resolve=True)
+            except (OmegaConfBaseException, RecursionError) as error:
+                told = str(error).splitlines()[0]
+                yield Fault(f"{key}={value} cannot be resolved: {told}", "refer to a setting that has a value")

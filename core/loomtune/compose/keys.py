@@ -1,0 +1,105 @@
+"""Which keys there are: what is wrong with a key or its value, and which key was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loomtune.catalogue import Catalogue, is_many
+from loomtune.compose.requests import AXIS_NAMES
+from loomtune.errors import Fault, near
+
+
+class Keys:
+    """The keys of a composed config."""
+
+    def __init__(self, config: DictConfig, catalogue: Catalogue) -> None:
+        self.config, self.catalogue = config, catalogue
+
+    def fault(self, override: Override) -> Fault | None:
+        """What is wrong with an override; None where it can be applied."""
+        key = override.key_or_group
+        axis, _, rest = key.partition(".")
+        if axis in AXIS_NAMES and rest.count(".") == is_many(axis) and key.endswith(".name"):
+            return Fault(f"{key} names the choice itself", f"set {axis}={override.get_value_string()}")
+        if self.exists(key):
+            return self._mistyped(override)
+        return None if self.is_new(key) else self._unknown(key)
+
+    def exists(self, key: str) -> bool:
+        """True where the key has a place, be it without a value."""
+        parent, _, leaf = key.rpartition(".")
+        node = self._node(parent) if parent else self.config
+        return isinstance(node, DictConfig) and leaf in node
+
+    def is_new(self, key: str) -> bool:
+        """True where the key is to be made in a mapping whose keys are the user's own (`launcher.environment`)."""
+        parent = key
+        while "." in parent and not self.exists(parent):
+            parent = parent.rpartition(".")[0]
+        node = self._node(parent)
+        mapping = isinstance(node, DictConfig) and not dataclasses.is_dataclass(OmegaConf.get_type(node))
+        return parent != key and parent not in AXIS_NAMES and mapping
+
+    def _node(self, key: str) -> Any:
+        try:
+            return OmegaConf.select(self.config, key, throw_on_missing=False)
+        except OmegaConfBaseException:
+            return None
+
+    def _mistyped(self, override: Override) -> Fault | None:
+        trial, key = self.config.copy(), override.key_or_group
+        try:
+            OmegaConf.update(trial, key, override.value())
+        except OmegaConfBaseException as error:
+            return Fault(f"{override.input_line}: {str(error).splitlines()[0]}", f"{key} is {self._described(key)}")
+        return None
+
+    def _described(self, key: str) -> str:
+        """Type and explanation of a key, from the schema that it belongs to."""
+        parent, _, leaf = key.rpartition(".")
+        schema = OmegaConf.get_type(self._node(parent) if parent else self.config)
+        if not dataclasses.is_dataclass(schema):
+            return "of another type"
+        field = next(field for field in dataclasses.fields(schema) if field.name == leaf)
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        return f"{kind}: {field.metadata.get('help', 'a group of settings, each with a key of its own')}"
+
+    def _unknown(self, key: str) -> Fault:
+        axis, _, rest = key.partition(".")
+        if axis not in AXIS_NAMES:
+            said = near(key, [name for name, _ in leaves(OmegaConf.to_container(self.config))])
+            return Fault(f"there is no setting '{key}'.{said}", "`loomtune train --dry-run` shows every key")
+        owners = self._owners(axis)
+        if rest in owners:
+            return Fault(f"{key} is not a setting of what is chosen for {axis}", f"choose {' or '.join(owners[rest])}")
+        inside = [name for name, _ in leaves({axis: OmegaConf.to_container(self.config)[axis] or {}})]  # type: ignore[index,call-overload]
+        inside = [name for name in inside if not name.endswith(".name") and name != axis]
+        said = near(key, [*inside, *(f"{axis}.{other}" for other in owners)])
+        known = ", ".join(inside) or "none"
+        return Fault(f"there is no setting '{key}'.{said}", f"the settings of what is chosen for {axis}: {known}")
+
+    def _owners(self, axis: str) -> dict[str, list[str]]:
+        """Keys under an axis, to the choices that would bring them."""
+        owners: dict[str, list[str]] = {}
+        for entry in self.catalogue.entries(axis):
+            name = entry.offer.name
+            for field in dataclasses.fields(entry.offer.schema):
+                key, choice = (f"{name}.{field.name}", f"[...,{name}]") if is_many(axis) else (field.name, name)
+                owners.setdefault(key, []).append(f"{axis}={choice}")
+        return owners
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf; an empty mapping is one."""
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value

@@ -1,0 +1,133 @@
+"""Hydra itself: where configs lie, the schemas in its store, and its answers without its tracebacks.
+
+The loader is used by itself, without `hydra.main` and without Hydra's global instance: composing leaves nothing behind in
+the process, and the folders that plugins bring count in every question. Hydra 1.3.8 has no public door to that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loomtune.catalogue import Catalogue, is_many
+from loomtune.errors import Fault, UserError
+from loomtune.offers import AXES
+from loomtune.settings import Settings
+
+ROOT = "config"
+"""The config that everything begins with."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One config of those that were merged, in the order of merging.
+
+    label: `recipe=llama`, `config.yaml`, or `default` for a schema. chooses: groups whose choice it overrides.
+    """
+
+    label: str
+    package: str
+    config: DictConfig
+    chooses: tuple[str, ...]
+
+
+class Loader:
+    """Loads configs from loomtune's own folder, the plugins' and the user's, in that order."""
+
+    def __init__(self, catalogue: Catalogue, folders: Sequence[str]) -> None:
+        version.setbase("1.3")
+        Plugins.instance()
+        JobRuntime.instance().set("name", "loomtune")
+        self.faults = [fault for folder in folders for fault in _unreadable(Path(folder))]
+        _register(catalogue)
+        search = create_config_search_path("pkg://loomtune_conf")
+        schemas = search.get_path().pop()
+        for source in [*catalogue.config_sources(), *(f"file://{folder}" for folder in folders)]:
+            search.append("loomtune", source)
+        search.append(schemas.provider, schemas.path)
+        self._loader = ConfigLoaderImpl(config_search_path=search)
+        for source in self._loader.get_sources():
+            if source.provider == "loomtune" and source.scheme() != "file" and not source.available():
+                cure = "install or mend the plugin that names it"
+                self.faults.append(Fault(f"the configs in {source.full_path()} cannot be found", cure))
+
+    def options(self, group: str) -> list[str]:
+        """Names that can be chosen in a group."""
+        return list(self._loader.get_group_options(group))
+
+    def load(self, overrides: Sequence[str]) -> DictConfig:
+        """The composed config. Raises UserError where configs contradict the schemas or each other."""
+        try:
+            config = self._loader.load_configuration(ROOT, list(overrides), RunMode.RUN, from_shell=False)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(_refusal(error)) from error
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        OmegaConf.set_struct(config, True)
+        return config
+
+    def parts(self, overrides: Sequence[str]) -> Iterator[Part]:
+        """The configs that `load` merges."""
+        for default in self._loader.compute_defaults_list(ROOT, list(overrides), RunMode.RUN).defaults:
+            loaded = self._loader.repository.load_config(default.config_path) if default.config_path else None
+            if loaded is None or not isinstance(loaded.config, DictConfig) or default.config_path.startswith("hydra"):
+                continue
+            group, _, name = default.config_path.rpartition("/")
+            label = "default" if loaded.provider == "schema" or name == "settings" else f"{group}={name}"
+            entries = [e for e in loaded.defaults_list or () if isinstance(e, GroupDefault) and e.override]
+            chosen = tuple(str(entry.group).lstrip("/") for entry in entries)
+            yield Part(label if group or label == "default" else f"{name}.yaml", default.package, loaded.config, chosen)
+
+
+def _register(catalogue: Catalogue) -> None:
+    """Puts the root's and every offer's schema into Hydra's store, each with the offer's name in it."""
+    store = ConfigStore.instance()
+    axes = [(axis.name, Any, dataclasses.field(default=None)) for axis in AXES]
+    store.store("settings", node=dataclasses.make_dataclass("Root", axes, bases=(Settings,)))
+    for entry in catalogue.entries():
+        axis, offer = entry.axis.name, entry.offer
+        node = dataclasses.make_dataclass(offer.schema.__name__, [("name", str, offer.name)], bases=(offer.schema,))
+        store.store(offer.name, node=node, group=axis, package=f"{axis}.{offer.name}" if is_many(axis) else axis)
+
+
+def _unreadable(folder: Path) -> Iterator[Fault]:
+    """What is wrong with a user's folder of configs, before Hydra reads it."""
+    if not folder.is_dir():
+        yield Fault(f"there is no folder {folder}", "name an existing folder with --config-dir")
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            events = list(yaml.parse(path.read_text(), Loader=yaml.CSafeLoader))
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            yield Fault(f"{path} cannot be read: {_one_line(error)}", "mend the file")
+            continue
+        if any(isinstance(event, yaml.AliasEvent) for event in events):  # a few lines of them can ask for gigabytes
+            yield Fault(f"{path} uses YAML aliases (`*name`), which are not expanded", "refer by ${key} instead")
+
+
+def _refusal(error: Exception) -> Fault:
+    """Hydra's complaint in one line; the cause, which names the key, is often one further down."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = re.search(r"full_key: (\S+)", str(cause))
+    told = _one_line(str(error) if str(error).startswith("In '") else cause)
+    where = f" (the key is {key[1]})" if key and key[1] not in told else ""
+    return Fault(f"the configuration does not compose: {told}{where}", "mend or remove that key where it is set")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split()[:40])

@@ -1,0 +1,96 @@
+"""What the user typed: choices of axes and values of keys, read once, with everything that cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from loomtune.catalogue import is_many
+from loomtune.errors import Fault
+from loomtune.offers import AXES
+
+AXIS_NAMES = tuple(axis.name for axis in AXES)
+GROUPS = (*AXIS_NAMES, "recipe")
+"""Keys that name a config: those of the axes, and whole runs."""
+
+DEFAULT_RECIPE = "sql_quiz"
+"""What runs where no data of one's own are named; it belongs to the data of that name."""
+
+
+@dataclass(slots=True)
+class Requests:
+    """Overrides in the order typed, the default recipe first where it applies."""
+
+    choices: list[Override] = field(default_factory=list)
+    values: list[Override] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, texts: Sequence[str]) -> Requests:
+        """Reads all of them; what cannot be read is left out and is among the faults."""
+        requests = cls()
+        for text in texts:
+            try:
+                override = OverridesParser.create().parse_override(text)
+            except HydraException:
+                requests.faults.append(_unread(text))
+                continue
+            if fault := _refused(override, text):
+                requests.faults.append(fault)
+            else:
+                (requests.choices if override.key_or_group in GROUPS else requests.values).append(override)
+        requests.faults += _contradictions([*requests.choices, *requests.values])
+        requests.choices = [*_default_recipe(requests.choices), *requests.choices]
+        return requests
+
+    def chosen(self) -> dict[str, str]:
+        """Group to what was typed for it."""
+        return {override.key_or_group: override.get_value_string() for override in self.choices}
+
+
+def text_of(override: Override, *, new: bool = False) -> str:
+    """The override as Hydra takes it: whether a key exists was checked, so the user need not write `+`."""
+    return ("++" if new else "") + (override.input_line or "").lstrip("+")
+
+
+def _unread(text: str) -> Fault:
+    key, given, value = text.partition("=")
+    quoted = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    cure = f"quote the value, for the shell and for the reader: '{key}={quoted}'" if given else f"write {text}=<value>"
+    return Fault(f"'{text}' cannot be read", cure)
+
+
+def _refused(override: Override, text: str) -> Fault | None:
+    key = override.key_or_group
+    if override.is_delete():
+        empty = (
+            f"set {key}=[] or list those that you want" if key in AXIS_NAMES and is_many(key) else f"set {key}=<value>"
+        )
+        return Fault(f"'{text}' takes a key away, which no run can do without", empty)
+    if override.is_sweep_override():
+        cure = f"start a run for each; a list is written {key}=[a,b], and text with a comma is quoted: '{key}=\"a,b\"'"
+        return Fault(f"'{text}' asks for several runs", cure)
+    if override.package is not None:
+        return Fault(f"'{text}' moves a config to another place", f"write {key}=<name>")
+    return None
+
+
+def _contradictions(overrides: Sequence[Override]) -> Iterator[Fault]:
+    """Keys that are set to two values: one of them would be without effect."""
+    first: dict[str, Override] = {}
+    for override in overrides:
+        before = first.setdefault(override.key_or_group, override)
+        if text_of(before) != text_of(override):
+            yield Fault(f"'{before.input_line}' and '{override.input_line}' set the same key", "leave one of them out")
+
+
+def _default_recipe(choices: Sequence[Override]) -> list[Override]:
+    """The default recipe, unless another, or data of one's own, is asked for."""
+    asked = {override.key_or_group: override.get_value_string() for override in choices}
+    if "recipe" in asked or asked.get("data", DEFAULT_RECIPE) != DEFAULT_RECIPE:
+        return []
+    return [OverridesParser.create().parse_override(f"recipe={DEFAULT_RECIPE}")]
