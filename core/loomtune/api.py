@@ -65,6 +65,8 @@ def check(plan: Plan) -> list[Finding]:
     parts = {axis.name: build(partial(_part, plan, catalogue, axis.name)) for axis in AXES}
     if (sharding := parts["sharding"]) is not None:
         build(partial(sharding.check, plan.processes))
+    if (objective := parts["objective"]) is not None:
+        build(partial(objective.use, parts["loss"] or {}, parts["reward"] or {}))
     for part in (parts["model"], parts["data"]):
         if part is not None:
             build(part.check)

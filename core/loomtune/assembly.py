@@ -10,7 +10,7 @@ from typing import Any
 
 from loomtune.batching import CPU_TOKENS
 from loomtune.catalogue import Catalogue
-from loomtune.contracts import Adapter, Engine, EngineSpec, Role, RoleSpec, Sharding, Tracker
+from loomtune.contracts import Adapter, Engine, EngineSpec, Objective, Role, RoleSpec, Sharding, Tracker
 from loomtune.events import Events
 from loomtune.keeper import Keeper
 from loomtune.lease import Lease
@@ -36,10 +36,11 @@ class Assembly:
         for name, role in wanted.items():
             owner = self._owner(name, wanted)
             if owner not in engines:
-                heads = {r.head for n, r in wanted.items() if self._owner(n, wanted) == owner} - {"lm"}
+                heads = {r.head for n, r in wanted.items() if self._owner(n, wanted) == owner}
                 engines[owner] = self.sharding.engine(self._spec(wanted[owner], tuple(sorted(heads))), self.run.world)
             shared_and_frozen = owner != name and not role.trained
-            self.run.roles[name] = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head)
+            view = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head, trained=role.trained)
+            self.run.roles[name] = view
 
     def _owner(self, name: str, wanted: Any) -> str:
         """The role whose engine serves this one: a twin's, where an adapter lets the base be shared."""
@@ -55,7 +56,7 @@ class Assembly:
             optimizer=run.optimizer if role.trained else None,
             precision=run.settings.precision,
             seed=run.settings.seed,
-            scalar_heads=heads,
+            heads=heads,
         )
 
 
@@ -70,6 +71,8 @@ def assemble(
     world = replace(world, replica=replica, replicas=replicas)
     trackers: dict[str, Tracker] = plan.build_all(catalogue, "tracker") if observed else {}
     splits = _splits(folder)
+    objective: Objective = plan.build(catalogue, "objective")
+    objective.use(plan.build_all(catalogue, "loss"), plan.build_all(catalogue, "reward"))
     planned = round(len(splits["train"]) * root.epochs) if root.steps == 0 else root.steps * root.batch.size
     run = Run(
         plan=plan,
@@ -80,7 +83,7 @@ def assemble(
         model=(model := plan.build(catalogue, "model")),
         tokenizer=model.tokenizer(),
         data=plan.build(catalogue, "data"),
-        objective=plan.build(catalogue, "objective"),
+        objective=objective,
         optimizer=plan.build(catalogue, "optimizer"),
         schedule=plan.build(catalogue, "schedule"),
         kernel=next(iter(plan.build_all(catalogue, "kernel").values())),
@@ -89,7 +92,7 @@ def assemble(
         guards=list(plan.build_all(catalogue, "guard").values()),
         trackers=trackers,
         splits=splits,
-        steps=root.steps or math.ceil(planned / root.batch.size),
+        steps=root.steps or math.ceil(planned / root.batch.size) * objective.steps_per_batch(),
         samples_planned=planned,
         attempt=lease.attempt,
         token_budget=CPU_TOKENS,

@@ -7,15 +7,15 @@ when a row is computed. Nothing here may change the maths.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loomtune.contracts import Batch, Placement, Sample
+from loomtune.contracts import Batch, Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
 from loomtune.world import derive
 
@@ -81,68 +81,90 @@ def _groups(order: Sequence[int], lengths: Sequence[int], limit: MicroLimit) -> 
     return groups
 
 
-def collate(samples: Sequence[Sample], numbers: Sequence[int], pad_id: int) -> Batch:
+def collate(samples: Sequence[Sample], numbers: Sequence[int], pad_id: int, like: Sample | None = None) -> Batch:
     """Samples as one micro-batch: one row a sample, its segments one after the other, padded at the right.
 
     Without samples: one padding token and no target, so that every engine still has something to compute.
+    like: any sample of the step; a batch without samples has its columns too.
     """
     length = max((sample.length for sample in samples), default=1)
-    rows = max(1, len(samples))
-    tokens = np.full((rows, length), pad_id, np.int64)
-    positions, segments = np.zeros((rows, length), np.int64), np.full((rows, length), NO_SEGMENT, np.int64)
-    parents: list[int] = []
-    owners: list[int] = []
-    predict_from: list[NDArray[np.int64]] = []
-    target: list[NDArray[np.int64]] = []
-    row_of: list[NDArray[np.int64]] = []
+    tokens = np.full((max(1, len(samples)), length), pad_id, np.int64)
+    positions, segments = np.zeros_like(tokens), np.full_like(tokens, NO_SEGMENT)
+    targets = _Targets()
     for row, sample in enumerate(samples):
-        first, column = len(parents), 0
+        first, column = len(targets.parents), 0
         ends: list[tuple[int, int]] = []  # of each segment: its last column, and its sample's tokens up to there
         for segment in sample.segments:
             size = len(segment.tokens)
             before, seen = (NO_PARENT, 0) if segment.parent == NO_PARENT else ends[segment.parent]
             here = slice(column, column + size)
-            tokens[row, here], segments[row, here] = segment.tokens, len(parents)
+            tokens[row, here], segments[row, here] = segment.tokens, len(targets.parents)
             positions[row, here] = np.arange(seen, seen + size)
-            at = np.flatnonzero(segment.is_target)
-            predict_from.append(row * length + np.where(at == 0, before, column + at - 1))
-            target.append(segment.tokens[at].astype(np.int64))
-            row_of.append(np.full(len(at), len(parents), np.int64))
-            parents.append(NO_PARENT if segment.parent == NO_PARENT else first + segment.parent)
-            owners.append(row)
+            targets.add(segment, first, row, row * length + column, row * length + before)
             column += size
-            ends.append((column - 1, seen + size))
+            ends.append((column - 1 if size else before, seen + size))
     return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         segments=torch.from_numpy(segments),
-        parents=torch.tensor(parents, dtype=torch.int64),
-        sample_of_segment=torch.tensor(owners, dtype=torch.int64),
-        predict_from=_joined(predict_from),
-        target=_joined(target),
-        row=_joined(row_of),
+        parents=torch.tensor(targets.parents, dtype=torch.int64),
+        sample_of_segment=torch.tensor(targets.owners, dtype=torch.int64),
+        predict_from=_joined(targets.predict_from, np.int64),
+        target=_joined(targets.target, np.int64),
+        row=_joined(targets.row, np.int64),
         sample_numbers=torch.tensor(list(numbers), dtype=torch.int64),
-        columns=_numbers(samples),
+        columns=_columns(samples, like),
     )
 
 
-def _joined(parts: list[NDArray[np.int64]]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64))
+@dataclass(slots=True)
+class _Targets:
+    """What is gathered of a batch's segments, in their order."""
+
+    parents: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    predict_from: list[NDArray[np.int64]] = field(default_factory=list)
+    target: list[NDArray[np.int64]] = field(default_factory=list)
+    row: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def add(self, segment: Segment, first: int, owner: int, begin: int, before: int) -> None:
+        """Takes a segment. first: the number of its sample's first. begin: the flat place of its first token.
+        before: that of its parent's last, which predicts this first token."""
+        at = np.flatnonzero(segment.is_target)
+        self.predict_from.append(np.where(at == 0, before, begin + at - 1))
+        self.target.append(segment.tokens[at].astype(np.int64))
+        self.row.append(np.full(len(at), len(self.parents), np.int64))
+        self.parents.append(NO_PARENT if segment.parent == NO_PARENT else first + segment.parent)
+        self.owners.append(owner)
 
 
-def _numbers(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    names = samples[0].numbers.keys() if samples else ()
-    return {name: torch.tensor([sample.numbers[name] for sample in samples], dtype=torch.float32) for name in names}
+def _joined(parts: Sequence[NDArray[Any]], kind: type) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, kind), *parts]).astype(kind))
 
 
-def step_batches(run: Run, numbers: Sequence[int], order: Order, limit: MicroLimit) -> list[Batch]:
-    """This rank's micro-batches of the training samples of these numbers, on its device."""
-    samples = run.splits["train"]
-    rows = {number: order.row(number) for number in numbers}
-    lengths = [int(samples.lengths[rows[number]]) for number in numbers]
-    mine = place(numbers, lengths, run.world.replicas, limit)[run.world.replica]
-    pad = run.tokenizer.pad_id
-    batches = [collate([samples[rows[n]] for n in placement.numbers], placement.numbers, pad) for placement in mine]
+def _columns(samples: Sequence[Sample], like: Sample | None) -> dict[str, torch.Tensor]:
+    """Numbers, one a sample, and the segments' columns, one a target; without samples the same names, of length 0."""
+    example = samples[0] if samples else like
+    if example is None:
+        return {}
+    numbers = {name: [np.array([s.numbers[name] for s in samples])] for name in example.numbers}
+    names = {name for segment in example.segments for name in segment.columns}
+    each = {name: [g.columns[name] for s in samples for g in s.segments if name in g.columns] for name in sorted(names)}
+    return {name: _joined(parts, np.float32) for name, parts in (numbers | each).items()}
+
+
+def step_batches(run: Run, samples: Sequence[Sample], numbers: Sequence[int], limit: MicroLimit) -> list[Batch]:
+    """This rank's micro-batches of an optimizer step's samples, on its device. numbers: of their visits."""
+    mine = place(range(len(samples)), [sample.length for sample in samples], run.world.replicas, limit)
+    return _collated(run, mine[run.world.replica], samples, numbers)
+
+
+def _collated(run: Run, placed: Sequence[Placement], samples: Any, numbers: Sequence[int]) -> list[Batch]:
+    pad, like = run.tokenizer.pad_id, samples[0] if len(samples) else None
+    batches = []
+    for placement in placed:
+        here = placement.numbers
+        batches.append(collate([samples[i] for i in here], [numbers[i] for i in here], pad, like))
     return [batch.to(run.world.device) for batch in batches]
 
 
@@ -152,9 +174,7 @@ def evaluation_batches(run: Run, split: str, limit: int = 0) -> list[Batch]:
     count = min(len(samples), limit) if limit else len(samples)
     lengths = [int(length) for length in samples.lengths[:count]]
     mine = place(range(count), lengths, run.world.replicas, micro_limit(run))[run.world.replica]
-    pad = run.tokenizer.pad_id
-    batches = [collate([samples[n] for n in placement.numbers], placement.numbers, pad) for placement in mine]
-    return [batch.to(run.world.device) for batch in batches]
+    return _collated(run, mine, samples, range(count))
 
 
 def micro_limit(run: Run) -> MicroLimit:

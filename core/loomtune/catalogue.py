@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -22,6 +22,8 @@ from pluggy import PluginManager, PluginValidationError
 from loomtune import __version__, hookspecs
 from loomtune.errors import Fault, UserError, near
 from loomtune.offers import AXES, Arity, Axis, Offer, axis
+
+BUILT_IN_DISTRIBUTION = "loomtune"
 
 BUILT_IN = (
     "loomtune_plugins.models",
@@ -48,6 +50,9 @@ class Source:
     distribution: str
     version: str
 
+    def __str__(self) -> str:
+        return f"{self.plugin} ({self.distribution} {self.version})"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -59,7 +64,10 @@ class Entry:
 
 
 class Catalogue:
-    """Everything that can be chosen, by axis and name, and the plugins themselves, for hooks."""
+    """Everything that can be chosen, by axis and name, and the plugins themselves, for hooks.
+
+    broken: plugin, with its distribution and version, to why it, or one of its offers, is left out.
+    """
 
     def __init__(self, plugins: Iterable[tuple[Source, object]], broken: Mapping[str, str] | None = None) -> None:
         self.manager = PluginManager("loomtune")
@@ -67,49 +75,60 @@ class Catalogue:
         self.sources: dict[str, Source] = {}
         self.broken: dict[str, str] = dict(broken or {})
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._configs: list[str] = []
         for source, plugin in plugins:
             self._admit(source, plugin)
 
     def _admit(self, source: Source, plugin: object) -> None:
         """Registers a plugin and its offers; a third party's that does not fit is put aside with its reason."""
+        if source.plugin in self.sources:
+            raise UserError.of(
+                f"two plugins are called {source.plugin}: {self.sources[source.plugin]} and {source}",
+                "uninstall one of the distributions",
+            )
         try:
             self.manager.register(plugin, name=source.plugin)
             self.manager.check_pending()
-            entries = [Entry(kind, offer, source) for kind in AXES for offer in self._offers(kind, plugin)]
-            for entry in entries:
-                self._check(entry)
+            entries = [Entry(kind, offer, source) for kind in AXES for offer in _called(plugin, kind.hook)]
+            self._check(entries)
+            configs = [str(folder) for folder in _called(plugin, "config_sources")]
         except Exception as error:
-            if self.manager.has_plugin(source.plugin):
+            if self.manager.get_plugin(source.plugin) is plugin:
                 self.manager.unregister(name=source.plugin)
-            if source.distribution == "loomtune" or isinstance(error, UserError):
+            if source.distribution == BUILT_IN_DISTRIBUTION or isinstance(error, UserError):
                 raise
             reason = str(error) if isinstance(error, PluginValidationError) else f"{type(error).__name__}: {error}"
-            self._set_aside(source, reason)
+            self.broken[str(source)] = reason
+            _warn(source, reason)
             return
         self.sources[source.plugin] = source
         self._entries.update({(entry.axis.name, entry.offer.name): entry for entry in entries})
+        self._configs += configs
 
-    def _set_aside(self, source: Source, reason: str) -> None:
-        self.broken[source.plugin] = reason
-        label = f"{source.plugin} ({source.distribution} {source.version})"
-        print(f"loomtune: plugin {label} is broken and left out: {reason}", file=sys.stderr)  # noqa: T201
+    def _check(self, entries: Sequence[Entry]) -> None:
+        """Refuses offers that are none, and names that are taken."""
+        known = dict(self._entries)
+        for entry in entries:
+            asked = f"{entry.axis.name}={entry.offer.name}"
+            taken = known.setdefault((entry.axis.name, entry.offer.name), entry)
+            if taken is not entry:
+                raise UserError.of(
+                    f"two plugins offer {asked}: {taken.source} and {entry.source}",
+                    "uninstall one of them, or let in only the third parties that you want: LOOMTUNE_PLUGINS=<names>",
+                )
+            if not (isinstance(entry.offer.schema, type) and dataclasses.is_dataclass(entry.offer.schema)):
+                raise TypeError(f"the schema of {asked} is no dataclass")
+            if "name" in {field.name for field in dataclasses.fields(entry.offer.schema)}:
+                raise TypeError(f"the schema of {asked} has a field `name`, which is reserved")
 
-    def _offers(self, kind: Axis, plugin: object) -> list[Offer[Any]]:
-        hook: Any = getattr(plugin, kind.hook, None)
-        return list(hook()) if getattr(hook, "loomtune_impl", None) else []
-
-    def _check(self, entry: Entry) -> None:
-        taken = self._entries.get((entry.axis.name, entry.offer.name))
-        if taken is not None:
-            raise UserError.of(
-                f"two plugins offer {entry.axis.name}={entry.offer.name}: {taken.source.plugin} of "
-                f"{taken.source.distribution} and {entry.source.plugin} of {entry.source.distribution}",
-                "uninstall one of them, or let in only the other with LOOMTUNE_PLUGINS=<names>",
-            )
-        if not dataclasses.is_dataclass(entry.offer.schema):
-            raise TypeError(f"the schema of {entry.axis.name}={entry.offer.name} is no dataclass")
-        if "name" in {field.name for field in dataclasses.fields(entry.offer.schema)}:
-            raise TypeError(f"the schema of {entry.axis.name}={entry.offer.name} has a field `name`, which is reserved")
+    def withdraw(self, entry: Entry, reason: str) -> None:
+        """Takes an offer away that turned out to be broken. Raises TypeError where it is a built-in one."""
+        what = f"{entry.axis.name}={entry.offer.name}: {reason}"
+        if entry.source.distribution == BUILT_IN_DISTRIBUTION:
+            raise TypeError(what)
+        del self._entries[entry.axis.name, entry.offer.name]
+        self.broken[str(entry.source)] = what
+        _warn(entry.source, what)
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """All entries, or one axis', in the order of axes and then of registration."""
@@ -131,7 +150,7 @@ class Catalogue:
         """The fault of asking an axis for a name that nobody offers."""
         known = list(known)
         offered = ", ".join(known) or "none: no plugin offers any"
-        broken = "".join(f" The plugin {plugin} is broken: {reason}." for plugin, reason in self.broken.items())
+        broken = "".join(f" The plugin {plugin} is left out: {reason}." for plugin, reason in self.broken.items())
         return Fault(
             f"no {kind} is called '{name}'.{near(name, known)}{broken}",
             f"choose one of: {offered} (`loomtune plugins` says more)",
@@ -144,19 +163,22 @@ class Catalogue:
         return cls(typed(entry.offer.schema, settings))
 
     def _load(self, entry: Entry) -> Any:
+        """The class that an offer names, once it is seen to meet its axis' contract."""
+        asked = f"{entry.axis.name}={entry.offer.name} of {entry.source}"
         module, _, attribute = entry.offer.build.partition(":")
         try:
             cls = getattr(import_module(module), attribute)
-        except ImportError as error:
+        except Exception as error:  # a plugin's module may fail in any manner
             extra = entry.offer.extra
             cure = f"pip install 'loomtune[{extra}]'" if extra else f"install or mend {entry.source.distribution}"
-            raise UserError.of(f"{entry.axis.name}={entry.offer.name} cannot be imported: {error}", cure) from error
+            raise UserError.of(f"{asked} cannot be imported: {type(error).__name__}: {error}", cure) from error
         contract_module, _, contract = entry.axis.contract.partition(":")
-        if not issubclass(cls, getattr(import_module(contract_module), contract)):
-            raise UserError.of(
-                f"{entry.offer.build} of {entry.source.distribution} is no {contract}",
-                f"its author must subclass {entry.axis.contract}",
-            )
+        if not (isinstance(cls, type) and issubclass(cls, getattr(import_module(contract_module), contract))):
+            cure = f"its author must subclass {entry.axis.contract}"
+            raise UserError.of(f"{asked}: {entry.offer.build} is no {contract}", cure)
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            cure = f"its author must implement what {entry.axis.contract} asks for"
+            raise UserError.of(f"{asked}: {entry.offer.build} lacks {', '.join(missing)}", cure)
         return cls
 
     def versions(self) -> dict[str, str]:
@@ -165,8 +187,17 @@ class Catalogue:
 
     def config_sources(self) -> list[str]:
         """Hydra folders of all plugins, in the order of registration."""
-        answers = reversed(self.manager.hook.config_sources())
-        return [folder for answer in answers for folder in answer]
+        return list(self._configs)
+
+
+def _called(plugin: object, hook: str) -> list[Any]:
+    """What a plugin's own implementation of an offering hook gives; nothing where it has none."""
+    implementation: Any = getattr(plugin, hook, None)
+    return list(implementation()) if getattr(implementation, "loomtune_impl", None) else []
+
+
+def _warn(source: Source, reason: str) -> None:
+    print(f"loomtune: plugin {source} is broken and left out: {reason}", file=sys.stderr)  # noqa: T201
 
 
 def typed(schema: type, settings: Mapping[str, Any]) -> Any:
@@ -185,18 +216,17 @@ def is_many(kind: str) -> bool:
 @cache
 def installed() -> Catalogue:
     """The catalogue of this environment; made once a process."""
-    plugins: list[tuple[Source, object]] = []
+    plugins: list[tuple[Source, object]] = [
+        (Source(name, BUILT_IN_DISTRIBUTION, __version__), import_module(name)) for name in BUILT_IN
+    ]
     broken: dict[str, str] = {}
-    for name in BUILT_IN:
-        plugins.append((Source(name, "loomtune", __version__), import_module(name)))
     for entry in _third_parties():
         source = _source(entry)
         try:
             plugins.append((source, entry.load()))
-        except Exception as error:
-            broken[source.plugin] = f"{type(error).__name__}: {error}"
-            label = f"{source.plugin} ({source.distribution} {source.version})"
-            print(f"loomtune: plugin {label} cannot be imported and is left out: {error}", file=sys.stderr)  # noqa: T201
+        except (Exception, SystemExit) as error:  # a module may even end the process when it is imported
+            broken[str(source)] = reason = f"{type(error).__name__}: {error}"
+            _warn(source, reason)
     return Catalogue(plugins, broken)
 
 

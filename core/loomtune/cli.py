@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loomtune import __version__
-from loomtune.errors import LoomtuneError, Preempted
+from loomtune.errors import LoomtuneError, Preempted, UserError
+from loomtune.settings import type_name
 
 OVERRIDES = "settings as key=value, such as objective=sft optimizer.lr=1e-4; `--dry-run` shows all of them"
 
@@ -133,18 +134,9 @@ def _plugins(options: argparse.Namespace) -> int:
     from loomtune.catalogue import installed
 
     catalogue = installed()
-    axis, _, offer = (options.name or "").partition("=")
-    entries = [
-        entry
-        for entry in catalogue.entries()
-        if (not axis or axis in (entry.axis.name, entry.axis.hook, entry.offer.name) or axis == entry.source.plugin)
-        and (not offer or entry.offer.name == offer)
-        and (not options.trait or options.trait in entry.offer.provides)
-    ]
+    entries = [entry for entry in catalogue.entries() if _is_asked(entry, options)]
     if not entries and (options.name or options.trait):
         names = ", ".join(sorted({name for e in catalogue.entries() for name in (e.axis.name, e.offer.name)}))
-        from loomtune.errors import UserError
-
         raise UserError.of(f"nothing is called '{options.name or options.trait}'", f"there are: {names}")
     described = [_described(entry, detail=bool(options.name) or options.json) for entry in entries]
     if options.json:
@@ -153,6 +145,14 @@ def _plugins(options: argparse.Namespace) -> int:
     for one in described:
         _print_offer(one)
     return 0
+
+
+def _is_asked(entry: Any, options: argparse.Namespace) -> bool:
+    """True where an entry is meant by NAME (an axis, an offer, axis=offer, a plugin) and has the trait."""
+    axis, _, offer = (options.name or "").partition("=")
+    names = ("", entry.axis.name, entry.axis.hook, entry.offer.name, entry.source.plugin)
+    named = axis in names and offer in ("", entry.offer.name)
+    return named and (not options.trait or options.trait in entry.offer.provides)
 
 
 def _described(entry: Any, *, detail: bool) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _setting(field: Any) -> dict[str, Any]:
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
         default = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default  # type: ignore[arg-type]
-    return {"key": field.name, "type": str(field.type), "default": default, "help": field.metadata.get("help", "")}
+    return {"key": field.name, "type": type_name(field), "default": default, "help": field.metadata.get("help", "")}
 
 
 def _print_offer(one: dict[str, Any]) -> None:

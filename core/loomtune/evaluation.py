@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from loomtune.errors import RunFailed, near
 from loomtune.run import Run
 from loomtune.settings import EvaluateSettings
+from loomtune.world import reseed
 
 
 def evaluate(run: Run, suffix: str = "") -> dict[str, float]:
     """All evaluators' metrics of the model as it is; equal on every rank. suffix: appended to their names."""
     metrics: dict[str, float] = {}
-    with run.policy.engine.evaluating():
+    reseed(run.settings.seed, run.step, run.world.rank)  # what is sampled does not depend on the steps before
+    with ExitStack() as stack:
+        for engine in dict.fromkeys(role.engine for role in run.roles.values()):
+            stack.enter_context(engine.evaluating())
         for evaluator in run.evaluators.values():
             metrics |= {f"{name}{suffix}": float(value) for name, value in evaluator.evaluate(run).items()}
     if metrics:

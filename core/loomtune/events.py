@@ -38,5 +38,5 @@ class Events:
                 print(f"loomtune: {name} failed in {event} and is left out from here on: {error}", file=sys.stderr)  # noqa: T201
 
     def ask(self, question: str, **arguments: Any) -> Any:
-        """Calls a `firstresult` hook: the first answer that is not None, or None."""
+        """Calls a `firstresult` hook: the first answer that is not None; third parties are asked before built-ins."""
         return getattr(self.manager.hook, question)(**arguments)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loomtune.batching import MicroLimit, Order, micro_limit, step_batches
-from loomtune.contracts import Engine, LossSums, Step, Verdict
+from loomtune.contracts import Batch, Drawn, Judgement, LossSums, Sample, Step, Verdict
 from loomtune.errors import RunFailed
 from loomtune.evaluation import Best, evaluate
 from loomtune.keeper import Keeper
@@ -27,16 +27,30 @@ def _sums() -> defaultdict[str, list[float]]:
 
 
 class Loop:
-    """One attempt's steps, from where the run stands to its last."""
+    """One attempt's steps, from where the run stands to its last.
+
+    fetched: rows drawn so far. visited: samples trained on so far; a sample's number among them seeds its dropout.
+    pending: optimizer steps that the objective made of drawn rows and that are not trained on yet.
+    """
 
     def __init__(self, run: Run, keeper: Keeper, stop: StopRequest) -> None:
         self.run, self.keeper, self.stop = run, keeper, stop
         self.order = Order(run.settings.seed, len(run.splits["train"]))
         self.limit: MicroLimit = micro_limit(run)
-        self.best = Best(run.settings.evaluate, keeper.state.get("best"))
-        self.tokens_seen = int(keeper.state.get("tokens_seen", 0))
-        self.fetched = int(keeper.state.get("fetched", 0))
         self.left = False
+        self._set(keeper.state)
+
+    def _set(self, state: Mapping[str, Any]) -> None:
+        self.best = Best(self.run.settings.evaluate, state.get("best"))
+        self.tokens_seen = int(state.get("tokens_seen", 0))
+        self.fetched, self.visited = int(state.get("fetched", 0)), int(state.get("visited", 0))
+        self.pending = [[Sample.parse(plain) for plain in step] for step in state.get("pending", [])]
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loop."""
+        pending = [[sample.plain() for sample in step] for step in self.pending]
+        counts = {"fetched": self.fetched, "visited": self.visited, "tokens_seen": self.tokens_seen}
+        return {**counts, "best": self.best.state(), "pending": pending}
 
     def train(self) -> str:
         """Runs to the last step; gives the status: `completed`, `stopped` or `preempted`."""
@@ -44,28 +58,34 @@ class Loop:
         last = min(run.settings.stop_after or run.steps, run.steps)
         if run.step == 0 and run.settings.evaluate.before:
             evaluate(run, suffix="_before")
-        for batches in self._steps(last):
-            self._step(batches)
-            if self._after_step(last):
-                break
+        ended = run.step >= last
+        while not ended:
+            self._step()
+            ended = self._after_step(last)
         return self._end()
 
-    def _steps(self, last: int) -> Iterator[Step]:
+    def _next(self) -> list[Batch]:
+        """This rank's micro-batches of the next optimizer step."""
         run = self.run
-        while run.step < last:
-            numbers = range(self.fetched, min(self.fetched + run.settings.batch.size, run.samples_planned))
-            rows = step_batches(run, numbers, self.order, self.limit)
-            self.fetched += len(numbers)
-            for batches in run.objective.experience(run, rows):
-                run.step += 1
-                yield batches
-                if run.step >= last:
-                    return
+        while not self.pending:
+            count = run.settings.batch.size
+            if self.fetched < run.samples_planned:  # the last step of the last epoch may be short
+                count = min(count, run.samples_planned - self.fetched)
+            rows = [self.order.row(number) for number in range(self.fetched, self.fetched + count)]
+            self.fetched += count
+            drawn = [Drawn(row, run.splits["train"][row]) for row in rows]
+            self.pending = [list(step) for step in run.objective.experience(run, drawn)]
+        samples = self.pending.pop(0)
+        numbers = range(self.visited, self.visited + len(samples))
+        self.visited += len(samples)
+        return step_batches(run, samples, numbers, self.limit)
 
-    def _step(self, batches: Step) -> None:
+    def _step(self) -> None:
         run, began = self.run, time.perf_counter()
+        run.step += 1
         run.events.tell("step_started", run=run, step=run.step)
         reseed(run.settings.seed, run.step, run.world.rank)
+        batches = self._next()
         totals = self._totals(batches)
         sums = self._accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)
@@ -99,25 +119,17 @@ class Loop:
 
     def _accumulate(self, batches: Step, totals: Mapping[str, float]) -> Sums:
         run, sums = self.run, _sums()
-        statistics = run.objective.statistics(run.roles, batches, run.world)
+        with torch.no_grad():
+            statistics = run.objective.statistics(run.roles, batches, run.world)
         for index, batch in enumerate(batches):
             with run.accumulating(last=index == len(batches) - 1):
                 result = run.objective.loss(run.roles, batch, totals, statistics)
-                for engine, loss in self._losses(result, totals):
+                for engine, loss in run.losses(result, totals):
                     engine.backward(loss)
             for name, (value, weight) in self._numbers(result, batch, totals):
                 sums[name][0] += float(value)
                 sums[name][1] += float(weight)
         return dict(sums)
-
-    def _losses(self, result: LossSums, totals: Mapping[str, float]) -> list[tuple[Engine, torch.Tensor]]:
-        """One scalar for each trained engine: its terms, each divided by its weight in the whole step."""
-        run, losses = self.run, dict[Engine, torch.Tensor]()
-        for term, value in result.terms.items():
-            engine = run.roles[run.objective.terms()[term]].engine
-            part = value / totals[term] if totals[term] else value * 0.0
-            losses[engine] = losses[engine] + part if engine in losses else part
-        return list(losses.items())
 
     def _numbers(
         self, result: LossSums, batch: Any, totals: Mapping[str, float]
@@ -140,52 +152,67 @@ class Loop:
         return metrics | {name: value / weight if weight else math.nan for name, (value, weight) in kept.items()}
 
     def _update(self, rate: float, loss: float) -> float:
-        """Asks the guards, then steps every trained engine; gives the norm over all of them."""
-        run, norms = self.run, []
-        for engine in run.trained_engines():
+        """Asks the guards once, by the norm over all engines, then steps all of them or none; gives that norm."""
+        verdicts: list[Verdict] = []
+        engines = self.run.trained_engines()
+
+        def step(index: int, before: list[float]) -> bool:
+            """Each engine waits, its norm known, until those after it know theirs."""
+            if index == len(engines):
+                verdicts.append(self._judge(loss, math.hypot(*before)))
+                return verdicts[-1] is Verdict.CONTINUE
 
             def proceed(norm: float) -> bool:
-                return self._judge(loss, norm) is Verdict.CONTINUE
+                norms.append(norm)
+                return step(index + 1, [*before, norm])
 
-            norms.append(engine.step(rate, run.optimizer.clip, proceed))
-        return math.sqrt(sum(norm * norm for norm in norms)) if len(norms) > 1 else norms[0]
+            engines[index].step(rate, self.run.optimizer.clip, proceed)
+            return verdicts[-1] is Verdict.CONTINUE
+
+        norms: list[float] = []
+        step(0, [])
+        if verdicts[-1] is Verdict.ROLL_BACK:
+            self._roll_back()
+        return math.hypot(*norms)
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, on with the rows that come next: those that led here are not met again."""
+        fetched, visited = self.fetched, self.visited
+        if not self.keeper.restore():
+            raise RunFailed("a guard rolls back, but there is no checkpoint yet; set checkpoint.every")
+        self._set(self.keeper.state)
+        self.fetched, self.visited, self.pending = fetched, visited, []
 
     def _judge(self, loss: float, norm: float) -> Verdict:
         run = self.run
         judged = [guard.judge(run.step, loss, norm) for guard in run.guards]
-        gravest = max(judged, key=lambda judgement: judgement.verdict, default=None)
-        if gravest is None:
-            return Verdict.CONTINUE
+        gravest = max(judged, key=lambda judgement: judgement.verdict, default=Judgement(Verdict.CONTINUE))
         if gravest.verdict is Verdict.STOP:
             raise RunFailed(f"step {run.step}: {gravest.reason}")
         if gravest.verdict is not Verdict.CONTINUE:
             run.tell_once(f"step {run.step} skipped: {gravest.reason}")
-        if gravest.verdict is Verdict.ROLL_BACK:
-            self.keeper.restore()
         return gravest.verdict
 
     def _after_step(self, last: int) -> bool:
         """Evaluates, saves and hears requests to stop, at the step's edge; True where the run ends here."""
         run, every = self.run, self.run.settings.evaluate.every
         leaves, written = self._agree()
+        ends = run.step >= last
         improved = enough = False
-        if (every and run.step % every == 0) or (run.step == last and not leaves):
+        if ends or (every and run.step % every == 0 and not leaves):
             improved, enough = self.best.update(evaluate(run), run.step)
         at_edge = run.settings.checkpoint.every and run.step % run.settings.checkpoint.every == 0
-        if at_edge or improved or enough or leaves or run.step == last:
+        if at_edge or improved or enough or leaves or ends:
             self.keeper.save(self._state(), best=improved)
         elif written:
             self.keeper.finish()
-        return leaves or enough
+        self.left = leaves and not ends
+        return leaves or enough or ends
 
     def _agree(self) -> tuple[bool, bool]:
         """(some rank was asked to stop, every rank has written the checkpoint under way)."""
-        asked, written = self.run.world.sum([float(self.stop.requested), float(self.keeper.ready())])
-        self.left = asked > 0
-        return self.left, written == self.run.world.size
-
-    def _state(self) -> dict[str, Any]:
-        return {"fetched": self.fetched, "tokens_seen": self.tokens_seen, "best": self.best.state()}
+        asked, written = self.run.world.total([float(self.stop.requested), float(self.keeper.ready())])
+        return asked > 0, written == self.run.world.size
 
     def _end(self) -> str:
         self.keeper.finish()

@@ -25,7 +25,7 @@ def token_budget(run: Run) -> int:
     _, total = torch.cuda.mem_get_info(run.world.device)
     to_come = sum(engine.state_bytes() for engine in run.trained_engines()) if run.step == 0 else 0
     mine = affordable(peaks, length, int(total * MARGIN) - to_come)
-    return min(run.world.gather(mine))
+    return int(min(run.world.gather(mine)))
 
 
 def affordable(peaks: list[int], length: int, capacity: int) -> int:
@@ -43,9 +43,9 @@ def _peak(run: Run, rows: list[int]) -> int:
     torch.cuda.reset_peak_memory_stats(run.world.device)
     statistics = run.objective.statistics(run.roles, [batch], run.world)
     with run.accumulating(last=True):
-        terms = run.objective.loss(run.roles, batch, totals, statistics).terms
-        for term, value in terms.items():
-            run.roles[run.objective.terms()[term]].engine.backward(value)
+        result = run.objective.loss(run.roles, batch, totals, statistics)
+        for engine, loss in run.losses(result, totals):
+            engine.backward(loss)
     for engine in run.trained_engines():
         engine.step(0.0, 0.0, lambda norm: False)
     return torch.cuda.max_memory_allocated(run.world.device)

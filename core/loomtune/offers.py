@@ -32,6 +32,7 @@ class Trait(StrEnum):
     STREAMED_BIRTH = "streamed_birth"  # weights are read slice by slice into a skeleton without storage
     GENERATION = "generation"  # completions can be generated in the middle of training
     ADAPTER_OFF = "adapter_off"  # the adapter can be switched off, which makes a frozen reference for free
+    METRICS_FILE = "metrics_file"  # metrics.jsonl is written, from which others read
     ISOLATED_SEGMENTS = "isolated_segments"  # attention keeps the segments of a row apart
 
 

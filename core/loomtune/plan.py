@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from loomtune.catalogue import Catalogue, Entry, is_many, typed
 from loomtune.errors import Fault, UserError
 from loomtune.offers import AXES, Arity
-from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, Settings
+from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, BatchSettings, Settings
 
 FORMAT = 1
 
@@ -105,11 +106,14 @@ class Plan:
     @classmethod
     def parse(cls, text: str) -> Plan:
         """A plan from the text of `run.yaml`. Raises UserError where it was edited or is of another format."""
-        frozen = yaml.safe_load(text)
-        if not isinstance(frozen, dict) or frozen.get("format") != FORMAT:
-            raise UserError.of("this run.yaml is of another format", "resume it with the version that wrote it")
-        typed = tuple(frozen["overrides"]), tuple(frozen["config_dirs"])
-        plan = cls(frozen["settings"], frozen["plugins"], frozen["processes"], *typed)
+        try:
+            frozen = yaml.safe_load(text)
+            if not isinstance(frozen, dict) or frozen.get("format") != FORMAT:
+                raise UserError.of("this run.yaml is of another format", "resume it with the version that wrote it")
+            typed = tuple(frozen["overrides"]), tuple(frozen["config_dirs"])
+            plan = cls(frozen["settings"], frozen["plugins"], frozen["processes"], *typed)
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise UserError.of(f"run.yaml cannot be read: {error!r}", "start a new run in another run.dir") from error
         if plan.hash != frozen["hash"]:
             raise UserError.of(
                 "run.yaml does not match its own hash: it was edited",
@@ -132,8 +136,14 @@ def findings(plan: Plan, catalogue: Catalogue) -> list[Finding]:
     """Everything that the offers and the plugins' preflight hooks hold against a plan, or doubt."""
     entries = list(plan.entries(catalogue))
     found = [*_arity(plan), *_needs(entries), *_own(plan)]
-    for answer in reversed(catalogue.manager.hook.preflight(plan=plan)):
-        found.extend(answer)
+    # By itself each, because one raising plugin would take the others' findings with it; last registered, last asked.
+    for implementation in catalogue.manager.hook.preflight.get_hookimpls():
+        try:
+            answer: Any = implementation.function(*[plan][: len(implementation.argnames)])
+            found.extend(answer)
+        except Exception as error:
+            told = f"the plugin {implementation.plugin_name} failed to check the plan: {type(error).__name__}: {error}"
+            found.append(Finding(told, "tell its author; the run goes on without its check", fatal=False))
     return found
 
 
@@ -162,37 +172,44 @@ def _needs(entries: list[Entry]) -> Iterator[Finding]:
             )
 
 
+LEAST = {
+    "batch.size": 1,
+    "steps": 0,
+    "stop_after": 0,
+    "max_length": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+    "evaluate.every": 0,
+    "evaluate.patience": 0,
+    "evaluate.rows": 0,
+}
+KNOWN = {"precision": ("fp32", "bf16"), "evaluate.mode": ("min", "max")}
+
+
 def _own(plan: Plan) -> Iterator[Finding]:
     """What the root settings say by themselves."""
     root = plan.root
-    micro = root.batch.micro
-    for key, value, least in (
-        ("batch.size", root.batch.size, 1),
-        ("steps", root.steps, 0),
-        ("stop_after", root.stop_after, 0),
-        ("max_length", root.max_length, 0),
-        ("checkpoint.every", root.checkpoint.every, 0),
-        ("checkpoint.keep", root.checkpoint.keep, 1),
-        ("evaluate.every", root.evaluate.every, 0),
-        ("evaluate.patience", root.evaluate.patience, 0),
-        ("evaluate.rows", root.evaluate.rows, 0),
-    ):
-        if value < least:
+    for key, least in LEAST.items():
+        if (value := attrgetter(key)(root)) < least:
             yield Finding(f"{key}={value} is less than {least}", f"set {key} to at least {least}")
-    if isinstance(micro, str) and micro != "auto":
-        yield Finding(f"batch.micro={micro} is neither a number nor `auto`", "set batch.micro=auto or to a number")
-    elif isinstance(micro, int) and not 1 <= micro <= root.batch.size:
-        yield Finding(
-            f"batch.micro={micro} does not lie between 1 and batch.size={root.batch.size}",
-            f"set batch.micro to at most {root.batch.size}, or raise batch.size (which is part of the maths)",
-        )
+    for key, known in KNOWN.items():
+        if (value := attrgetter(key)(root)) not in known:
+            yield Finding(f"{key}={value} is unknown", f"set {' or '.join(f'{key}={name}' for name in known)}")
+    yield from _micro(root.batch)
     if root.steps == 0 and root.epochs <= 0:
         yield Finding(f"steps=0 and epochs={root.epochs}: nothing would be trained", "set steps= or epochs=")
-    if root.precision not in ("fp32", "bf16"):
-        yield Finding(f"precision={root.precision} is unknown", "set precision=fp32 or precision=bf16")
-    if root.evaluate.mode not in ("min", "max"):
-        yield Finding(f"evaluate.mode={root.evaluate.mode} is unknown", "set evaluate.mode=min or evaluate.mode=max")
     if root.evaluate.patience and not root.evaluate.best:
         yield Finding("evaluate.patience is set, but no metric decides", "set evaluate.best=<metric>")
     if (root.evaluate.best or root.evaluate.every) and not plan.choices("evaluator"):
         yield Finding("evaluations are asked for, but no evaluator is chosen", "set evaluator=[heldout], for example")
+
+
+def _micro(batch: BatchSettings) -> Iterator[Finding]:
+    micro = batch.micro
+    if isinstance(micro, str) and micro != "auto":
+        yield Finding(f"batch.micro={micro} is neither a number nor `auto`", "set batch.micro=auto or to a number")
+    elif isinstance(micro, int) and not 1 <= micro <= batch.size:
+        yield Finding(
+            f"batch.micro={micro} does not lie between 1 and batch.size={batch.size}",
+            f"set batch.micro to at most {batch.size}, or raise batch.size (which is part of the maths)",
+        )

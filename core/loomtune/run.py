@@ -17,6 +17,7 @@ from loomtune.contracts import (
     Evaluator,
     Guard,
     Kernel,
+    LossSums,
     Model,
     Objective,
     Optimizer,
@@ -26,6 +27,7 @@ from loomtune.contracts import (
     Sampling,
     Schedule,
     Tokenizer,
+    Totals,
     Tracker,
 )
 from loomtune.events import Events
@@ -34,6 +36,8 @@ from loomtune.settings import Settings
 from loomtune.world import World
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from loomtune.samples import Samples
 
 
@@ -114,9 +118,18 @@ class Run:
         """Completions of *all* prompts (the same list on every rank), shared out over ranks and gathered in order."""
         assert self.rollout is not None, "preflight refuses evaluators that generate without a rollout engine"
         world = self.world
-        mine = range(world.rank, len(prompts), world.size)
+        mine = range(world.replica, len(prompts), world.replicas)
         done = self.rollout.generate(self.policy, [prompts[i] for i in mine], sampling, world)
         completions: list[list[int]] = [[] for _ in prompts]
-        for rank, part in enumerate(world.gather(done)):
-            completions[rank :: world.size] = part
+        for replica, part in world.gather((world.replica, done)):
+            completions[replica :: world.replicas] = part
         return completions
+
+    def losses(self, result: LossSums, totals: Totals) -> list[tuple[Engine, Tensor]]:
+        """One scalar for each trained engine: its terms, each divided by its weight in the whole step."""
+        losses: dict[Engine, Tensor] = {}
+        for term, value in result.terms.items():
+            engine = self.roles[self.objective.terms()[term]].engine
+            part = value / totals[term] if totals[term] else value * 0.0
+            losses[engine] = losses[engine] + part if engine in losses else part
+        return list(losses.items())

@@ -207,7 +207,7 @@ def _make(
             except ValueError as error:
                 refusals.add(origin, str(error))
                 continue
-            if not sample.targets:
+            if not sample.targets and objective.needs_targets():
                 (cut_away if lost else refusals).add(origin, _why_no_target(lost, max_length))
             elif not refusals.count:
                 writer.add(sample, origin, lost)

@@ -29,6 +29,7 @@ class World:
     """Which process this is, among how many, on what device.
 
     replica, replicas: its place among the ranks that get different rows (see `Sharding.replicas`).
+    counts: False where another rank with the same rows speaks for this one too.
     control: a gloo group for plain objects and small numbers; None for a single process.
     """
 
@@ -39,6 +40,7 @@ class World:
     control: dist.ProcessGroup | None = None
     replica: int = 0
     replicas: int = 1
+    counts: bool = True
 
     @property
     def leads(self) -> bool:
@@ -46,7 +48,11 @@ class World:
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Each number summed over ranks, in float64."""
+        """Each number summed over data replicas, in float64: ranks that share their rows count once."""
+        return self.total(numbers if self.counts else [0.0] * len(numbers))
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """Each number summed over all ranks, in float64."""
         if self.control is None:
             return list(numbers)
         total = torch.tensor(list(numbers), dtype=torch.float64)
@@ -81,10 +87,11 @@ class World:
             dist.barrier(group=self.control)
 
     def gather_tensor(self, values: Tensor) -> Tensor:
-        """Rows `(n, ...)` of every rank, one after the other in rank order, on every rank; n may differ."""
+        """Rows `(n, ...)` of every data replica, one after the other, on every rank; n may differ."""
         if self.control is None:
             return values
-        return torch.cat([part.to(values.device) for part in self.gather(values.detach().cpu())])
+        parts = self.gather(values.detach().cpu() if self.counts else None)
+        return torch.cat([part.to(values.device) for part in parts if part is not None])
 
 
 def join() -> World:
@@ -94,7 +101,7 @@ def join() -> World:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # offloaded parameters are reduced on the CPU
     if size == 1:  # a group of one, without a rendezvous: device meshes ask for one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return World(0, 1, 0, device)

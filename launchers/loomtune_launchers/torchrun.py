@@ -19,7 +19,8 @@ def command(spec: JobSpec) -> tuple[str, ...]:
     if spec.procs == 1 and spec.nodes == (1, 1) and not spec.restarts:
         return (sys.executable, *worker)
     group = ("--standalone", f"--nproc-per-node={spec.procs}", f"--max-restarts={spec.restarts}")
-    quiet = tuple(f"--redirects={','.join(f'{rank}:3' for rank in range(1, spec.procs))}" for _ in range(spec.procs > 1))
+    others = ",".join(f"{rank}:3" for rank in range(1, spec.procs))
+    quiet = (f"--redirects={others}",) if others else ()
     return (sys.executable, "-m", "loomtune.agent", str(spec.run / "logs"), *group, *quiet, *worker)
 
 

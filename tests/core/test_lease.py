@@ -38,3 +38,10 @@ def test_a_lease_says_who_holds_it(tmp_path: Path) -> None:
     assert (holder["attempt"], holder["pid"]) == (lease.attempt, os.getpid())
     assert sorted(holder) == ["attempt", "host", "pid", "time"]
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]
+
+
+def test_who_reads_while_the_lease_changes_hands_sees_the_old_or_the_new(tmp_path: Path) -> None:
+    older = Lease.take(tmp_path)
+    with (tmp_path / "lease").open() as reading:
+        Lease.take(tmp_path)
+        assert json.loads(reading.read())["attempt"] == older.attempt

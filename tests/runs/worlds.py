@@ -65,7 +65,7 @@ class World:
 
     def start(self) -> None:
         """Starts the processes; they join while the first plan is composed."""
-        port = str(_free_port())
+        port = str(free_port())
         for rank in range(self.size):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOOMTUNE_TIMEOUT_MINUTES": "2"}
@@ -146,7 +146,7 @@ def _lasting(result: dict[str, Any]) -> dict[str, Any]:
     return result | {"metrics": {key: value for key, value in result["metrics"].items() if key not in MEASURED}}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +48,13 @@ class Snapshot:
     added: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: tuple[str, str, str], entry: Entry, tensor: Tensor) -> None:
-        """Takes a tensor whose only piece here is the entry's."""
+        """Takes a tensor, or another box of it: the entry's one piece. A scalar is the same with every box."""
+        known = self.index.setdefault(name, entry)
+        if known is not entry and entry.kind is StateKind.SCALAR:
+            return
+        if known is not entry:
+            known.pieces.extend(entry.pieces)
         self.files.setdefault(entry.pieces[0].file, {})[entry.key] = tensor
-        self.index[name] = entry
 
 
 def take(engines: Mapping[str, Engine], servable: Servable | None, world: World) -> Snapshot:
@@ -96,14 +101,17 @@ def _take_model(snapshot: Snapshot, engine: Engine, servable: Servable, world: W
 def _take_added(snapshot: Snapshot, engine: Engine, servable: Servable, world: World) -> None:
     """What `Adapter.save` needs, on the one rank that calls it; all ranks stream, for that is collective."""
     trained = engine.trained()
-    for name, tensor in engine.stream_weights():
-        if world.leads and (name in trained or servable.adapter.base_name(name) is None):
+    for name, tensor in engine.stream_weights(lambda name: name in trained or servable.adapter.base_name(name) is None):
+        if world.leads:
             snapshot.added[name] = _copy(tensor)
 
 
 def _take_parts(snapshot: Snapshot, role: str, engine: Engine, whole: set[str], rank: int) -> None:
-    file = f"optimizer/{role}-{rank:05d}.safetensors"
+    boxes: Counter[str] = Counter()
     for shard in engine.shards():
+        # A key is once in a file: the second box of a parameter goes into a second file, and so on.
+        file = f"optimizer/{role}-{rank:05d}{f'.{boxes[shard.name]}' if boxes[shard.name] else ''}.safetensors"
+        boxes[shard.name] += 1
         for tensor_name, tensor in shard.tensors.items():
             if tensor_name == "weight" and shard.name in whole:
                 continue

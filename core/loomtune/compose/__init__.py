@@ -1,4 +1,4 @@
-"""Composition: Hydra, once, in the launching process. From what the user typed to a frozen plan, or to every fault at once."""
+"""Composition: Hydra, once, in the launching process: what the user typed becomes a plan, or every fault at once."""
 
 from __future__ import annotations
 

@@ -35,9 +35,10 @@ class Composition:
             self._stop_if_faulty()
         config = self._config()
         self.faults += _calls_and_targets(config)
-        self.faults += [Fault(f"{key} has no value", f"set {key}=<value>") for key in OmegaConf.missing_keys(config)]
         self._stop_if_faulty()
         self.faults += _dangling(config)
+        self._stop_if_faulty()
+        self.faults += [Fault(f"{key} has no value", f"set {key}=<value>") for key in OmegaConf.missing_keys(config)]
         self._stop_if_faulty()
         settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)  # type: ignore[assignment]
         self.faults += self._unfitting(settings)
@@ -46,15 +47,14 @@ class Composition:
 
     def _config(self) -> DictConfig:
         """Twice: first the choices, against which each value is checked by itself; then all of it."""
-        faulty = {
-            override.key_or_group: fault for override in self.requests.choices for fault in self._misnamed(override)
-        }
-        self.faults += [fault for override in self.requests.choices for fault in self._misnamed(override)]
-        sound = [text_of(override) for override in self.requests.choices if override.key_or_group not in faulty]
-        keys = Keys(self.loader.load(sound), self.catalogue)
-        self.texts = list(sound)
+        faults = {choice.key_or_group: list(self._misnamed(choice)) for choice in self.requests.choices}
+        self.faults += [fault for found in faults.values() for fault in found]
+        faulty = {group for group, found in faults.items() if found}
+        sound = [text_of(choice) for choice in self.requests.choices if choice.key_or_group not in faulty]
+        self.texts = [text for text in sound if text]
+        keys = Keys(self.loader.load(self.texts), self.catalogue)
         for override in self.requests.values:
-            if self._depends_on(override, faulty.keys()):
+            if self._depends_on(override, faulty):
                 continue
             if fault := keys.fault(override):
                 self.faults.append(fault)
@@ -63,7 +63,7 @@ class Composition:
         self._stop_if_faulty()
         return self.loader.load(self.texts)
 
-    def _depends_on(self, override: Override, faulty: Any) -> bool:
+    def _depends_on(self, override: Override, faulty: set[str]) -> bool:
         """True where nothing can be said about a key, because its choice is not known."""
         return override.key_or_group.partition(".")[0] in faulty or "recipe" in faulty
 
@@ -85,13 +85,11 @@ class Composition:
         """Every key that arrived, from whatever file, is one that a schema knows."""
         yield from _fault_of(Settings, {key: value for key, value in settings.items() if key in ROOT_KEYS}, "the root")
         for kind in AXIS_NAMES:
-            node = settings.get(kind) or {}
+            node, names = settings.get(kind) or {}, self.catalogue.names(kind)
             for key, choice in (node if is_many(kind) else {kind: node} if node else {}).items():
-                if not isinstance(choice, dict) or choice.get("name") not in self.catalogue.names(kind):
-                    yield Fault(
-                        f"the config chosen for {kind} does not say which {kind} it sets",
-                        f"let it begin with `defaults: [<name>, _self_]`, one of: {', '.join(self.catalogue.names(kind))}",
-                    )
+                if not isinstance(choice, dict) or choice.get("name") not in names:
+                    cure = f"let it begin with `defaults: [NAME, _self_]`, NAME being one of {', '.join(names)}"
+                    yield Fault(f"the config chosen for {kind} does not say which {kind} it sets", cure)
                 else:
                     schema = self.catalogue.find(kind, choice["name"]).offer.schema
                     yield from _fault_of(schema, choice, f"{kind}={key}" if is_many(kind) else kind)
@@ -151,7 +149,9 @@ def _dangling(config: DictConfig) -> Iterator[Fault]:
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if any("${" in text for text in _texts(value)):
             try:
-                OmegaConf.to_container(OmegaConf.create({"at": OmegaConf.select(config, key)}), resolve=True)
+                found = OmegaConf.select(config, key)
+                if OmegaConf.is_config(found):
+                    OmegaConf.to_container(found, resolve=True)
             except (OmegaConfBaseException, RecursionError) as error:
                 told = str(error).splitlines()[0]
                 yield Fault(f"{key}={value} cannot be resolved: {told}", "refer to a setting that has a value")

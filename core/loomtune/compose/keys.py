@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -13,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from loomtune.catalogue import Catalogue, is_many
 from loomtune.compose.requests import AXIS_NAMES
 from loomtune.errors import Fault, near
+from loomtune.settings import type_name
 
 
 class Keys:
@@ -66,9 +68,11 @@ class Keys:
         schema = OmegaConf.get_type(self._node(parent) if parent else self.config)
         if not dataclasses.is_dataclass(schema):
             return "of another type"
+        group = OmegaConf.get_type(self._node(key))
+        if dataclasses.is_dataclass(group):
+            return f"a group of the settings {', '.join(field.name for field in dataclasses.fields(group))}"
         field = next(field for field in dataclasses.fields(schema) if field.name == leaf)
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        return f"{kind}: {field.metadata.get('help', 'a group of settings, each with a key of its own')}"
+        return f"{type_name(field)}: {field.metadata.get('help', '')}"
 
     def _unknown(self, key: str) -> Fault:
         axis, _, rest = key.partition(".")
@@ -78,11 +82,14 @@ class Keys:
         owners = self._owners(axis)
         if rest in owners:
             return Fault(f"{key} is not a setting of what is chosen for {axis}", f"choose {' or '.join(owners[rest])}")
-        inside = [name for name, _ in leaves({axis: OmegaConf.to_container(self.config)[axis] or {}})]  # type: ignore[index,call-overload]
-        inside = [name for name in inside if not name.endswith(".name") and name != axis]
-        said = near(key, [*inside, *(f"{axis}.{other}" for other in owners)])
-        known = ", ".join(inside) or "none"
-        return Fault(f"there is no setting '{key}'.{said}", f"the settings of what is chosen for {axis}: {known}")
+        tree = {axis: OmegaConf.to_container(self.config)[axis] or {}}  # type: ignore[index,call-overload]
+        inside = [name for name, _ in leaves(tree) if not name.endswith(".name") and name != axis]
+        elsewhere = {f"{axis}.{other}": choices for other, choices in owners.items()}
+        meant = next(iter(get_close_matches(key, [*inside, *elsewhere], n=1)), "")
+        cure = f"the settings of what is chosen for {axis}: {', '.join(inside) or 'none'}"
+        if meant and meant not in inside:
+            cure = f"choose {' or '.join(elsewhere[meant])} and set {meant}"
+        return Fault(f"there is no setting '{key}'.{near(key, [meant])}", cure)
 
     def _owners(self, axis: str) -> dict[str, list[str]]:
         """Keys under an axis, to the choices that would bring them."""

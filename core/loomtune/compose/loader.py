@@ -1,7 +1,7 @@
 """Hydra itself: where configs lie, the schemas in its store, and its answers without its tracebacks.
 
-The loader is used by itself, without `hydra.main` and without Hydra's global instance: composing leaves nothing behind in
-the process, and the folders that plugins bring count in every question. Hydra 1.3.8 has no public door to that.
+The loader is used by itself, without `hydra.main` and Hydra's global instance: composing leaves nothing behind, and the
+folders that plugins bring count in every question. Hydra 1.3.8, which is pinned, has no public door to that.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Loader:
             search.append("loomtune", source)
         search.append(schemas.provider, schemas.path)
         self._loader = ConfigLoaderImpl(config_search_path=search)
-        for source in self._loader.get_sources():
-            if source.provider == "loomtune" and source.scheme() != "file" and not source.available():
+        for found in self._loader.get_sources():
+            if found.provider == "loomtune" and found.scheme() != "file" and not found.available():
                 cure = "install or mend the plugin that names it"
-                self.faults.append(Fault(f"the configs in {source.full_path()} cannot be found", cure))
+                self.faults.append(Fault(f"the configs in {found.full_path()} cannot be found", cure))
 
     def options(self, group: str) -> list[str]:
         """Names that can be chosen in a group."""
@@ -85,14 +85,16 @@ class Loader:
     def parts(self, overrides: Sequence[str]) -> Iterator[Part]:
         """The configs that `load` merges."""
         for default in self._loader.compute_defaults_list(ROOT, list(overrides), RunMode.RUN).defaults:
-            loaded = self._loader.repository.load_config(default.config_path) if default.config_path else None
-            if loaded is None or not isinstance(loaded.config, DictConfig) or default.config_path.startswith("hydra"):
+            path = default.config_path or ""
+            loaded = self._loader.repository.load_config(path) if path and not path.startswith("hydra") else None
+            if loaded is None or not isinstance(loaded.config, DictConfig):
                 continue
-            group, _, name = default.config_path.rpartition("/")
-            label = "default" if loaded.provider == "schema" or name == "settings" else f"{group}={name}"
+            group, _, name = path.rpartition("/")
+            label = f"{group}={name}" if group else f"{name}.yaml"
             entries = [e for e in loaded.defaults_list or () if isinstance(e, GroupDefault) and e.override]
             chosen = tuple(str(entry.group).lstrip("/") for entry in entries)
-            yield Part(label if group or label == "default" else f"{name}.yaml", default.package, loaded.config, chosen)
+            label = "default" if loaded.provider == "schema" else label
+            yield Part(label, default.package or "", loaded.config, chosen)
 
 
 def _register(catalogue: Catalogue) -> None:
@@ -100,9 +102,14 @@ def _register(catalogue: Catalogue) -> None:
     store = ConfigStore.instance()
     axes = [(axis.name, Any, dataclasses.field(default=None)) for axis in AXES]
     store.store("settings", node=dataclasses.make_dataclass("Root", axes, bases=(Settings,)))
-    for entry in catalogue.entries():
+    for entry in list(catalogue.entries()):
         axis, offer = entry.axis.name, entry.offer
         node = dataclasses.make_dataclass(offer.schema.__name__, [("name", str, offer.name)], bases=(offer.schema,))
+        try:
+            OmegaConf.structured(node)
+        except OmegaConfBaseException as error:
+            catalogue.withdraw(entry, f"its settings are none that OmegaConf knows: {_one_line(error)}")
+            continue
         store.store(offer.name, node=node, group=axis, package=f"{axis}.{offer.name}" if is_many(axis) else axis)
 
 

@@ -34,7 +34,8 @@ def _setters(composition: Composition) -> dict[str, str]:
             _put(setters, f"{part.package}.{key}" if part.package else key, part.label)
     choosers |= dict.fromkeys(composition.requests.chosen(), TYPED)
     for override in composition.requests.values:
-        _put(setters, override.key_or_group, TYPED)
+        for key, _ in leaves({override.key_or_group: override.value()}):
+            _put(setters, key, TYPED)
     return {key: _chooser(key, choosers) or setter for key, setter in setters.items()}
 
 

@@ -53,7 +53,14 @@ class Requests:
 
 
 def text_of(override: Override, *, new: bool = False) -> str:
-    """The override as Hydra takes it: whether a key exists was checked, so the user need not write `+`."""
+    """The override as Hydra takes it, empty where there is nothing to say to it.
+
+    Whether a key exists is checked here, so nobody need write `+`; and a group is set to null in ways of its own.
+    """
+    key = override.key_or_group
+    if key in GROUPS and override.value() is None:
+        nothing = "" if key == "recipe" else f"~{key}"
+        return f"{key}=[]" if key in AXIS_NAMES and is_many(key) else nothing
     return ("++" if new else "") + (override.input_line or "").lstrip("+")
 
 
@@ -66,14 +73,12 @@ def _unread(text: str) -> Fault:
 
 def _refused(override: Override, text: str) -> Fault | None:
     key = override.key_or_group
+    many = key in AXIS_NAMES and is_many(key)
     if override.is_delete():
-        empty = (
-            f"set {key}=[] or list those that you want" if key in AXIS_NAMES and is_many(key) else f"set {key}=<value>"
-        )
-        return Fault(f"'{text}' takes a key away, which no run can do without", empty)
+        return Fault(f"'{text}' takes a key away", f"set {key}={'[]' if many else 'null'} where nothing is wanted")
     if override.is_sweep_override():
-        cure = f"start a run for each; a list is written {key}=[a,b], and text with a comma is quoted: '{key}=\"a,b\"'"
-        return Fault(f"'{text}' asks for several runs", cure)
+        cure = f"write {key}=[a,b] for several at once" if many else "start a run for each"
+        return Fault(f"'{text}' asks for several runs", f"{cure}; text with a comma is quoted: '{key}=\"a,b\"'")
     if override.package is not None:
         return Fault(f"'{text}' moves a config to another place", f"write {key}=<name>")
     return None

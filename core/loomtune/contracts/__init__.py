@@ -1,7 +1,7 @@
 """One small contract for each axis, and the plain data that passes between them. Nothing here imports torch."""
 
 from loomtune.contracts.adapter import Adapter
-from loomtune.contracts.batch import Batch, Placement, Sample, Segment, Step
+from loomtune.contracts.batch import Batch, Drawn, Placement, Sample, Segment, Step
 from loomtune.contracts.data import Data, Row
 from loomtune.contracts.evaluator import Evaluator
 from loomtune.contracts.exporter import Exporter
@@ -13,7 +13,7 @@ from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
 from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
 from loomtune.contracts.reward import Reward
-from loomtune.contracts.role import Reader, Role
+from loomtune.contracts.role import Reader, Role, View
 from loomtune.contracts.rollout import Rollout, Sampling
 from loomtune.contracts.schedule import Schedule
 from loomtune.contracts.sharding import Engine, EngineSpec, ParameterShard, Sharding
@@ -24,6 +24,7 @@ __all__ = [
     "Adapter",
     "Batch",
     "Data",
+    "Drawn",
     "Engine",
     "EngineSpec",
     "Evaluator",
@@ -62,5 +63,6 @@ __all__ = [
     "Totals",
     "Tracker",
     "Verdict",
+    "View",
     "WeightSource",
 ]

@@ -2,15 +2,15 @@
 
 A *sample* is what an objective makes of one row: one or more segments of tokens. A segment may have a parent, whose
 tokens it sees as its prefix: SFT has one segment a sample, a preference pair may have three (prompt; chosen and
-rejected, both children of the prompt). A *batch* lays the segments of some samples into rows. Packing (several samples in a row)
-and prefix sharing (a parent computed once) are the same idea, and no code ever shifts labels.
+rejected, both children of the prompt). A *batch* lays the segments of some samples into rows. Packing (several samples
+in a row) and prefix sharing (a parent computed once) are the same idea, and no code ever shifts labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +30,21 @@ class Segment:
     is_target: `(length,)` bool; True where the token is to be predicted. The first token of a segment without a parent
         cannot be one, because nothing comes before it.
     parent: index, within the sample, of the segment that precedes this one; `NO_PARENT` for none.
+    columns: float32 numbers by name, `(targets,)` each: an advantage, an old log-probability.
     """
 
     tokens: NDArray[np.int32]
     is_target: NDArray[np.bool_]
     parent: int = NO_PARENT
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What an objective made of one row: its segments, and numbers of its own (a rating, a margin, a label)."""
+    """What an objective made of one row: its segments, and numbers of its own (a rating, a margin, a label).
+
+    All samples of an objective have the same names of numbers and of columns.
+    """
 
     segments: tuple[Segment, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -53,6 +58,35 @@ class Sample:
     def targets(self) -> int:
         """Tokens to be predicted."""
         return int(sum(segment.is_target.sum() for segment in self.segments))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it, for the samples that a checkpoint must keep."""
+        return {"numbers": dict(self.numbers), "segments": [_plain(segment) for segment in self.segments]}
+
+    @classmethod
+    def parse(cls, plain: Mapping[str, Any]) -> Sample:
+        """The sample that `plain` described, to the bit."""
+        return cls(tuple(_parse(segment) for segment in plain["segments"]), plain["numbers"])
+
+
+def _plain(segment: Segment) -> dict[str, Any]:
+    columns = {name: [float(value) for value in values] for name, values in segment.columns.items()}
+    tokens, targets = segment.tokens.tolist(), segment.is_target.tolist()
+    return {"tokens": tokens, "is_target": targets, "parent": segment.parent, "columns": columns}
+
+
+def _parse(plain: Mapping[str, Any]) -> Segment:
+    columns = {name: np.array(values, np.float32) for name, values in plain["columns"].items()}
+    tokens, targets = np.array(plain["tokens"], np.int32), np.array(plain["is_target"], np.bool_)
+    return Segment(tokens, targets, plain["parent"], columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A sample with the row that it was made of. row: its place in the split, as `Run.row` takes it."""
+
+    row: int
+    sample: Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +113,8 @@ class Batch:
     target: `(targets,)` int64 token ids.
     row: `(targets,)` int64, the segment that a target belongs to; row sums of log-probabilities go by it.
     sample_numbers: `(samples,)` int64, the number of each sample in the order of the run; seeds dropout.
-    columns: further tensors by name, of length `samples`, `segments` or `targets`, which only the objective reads.
+    columns: the samples' numbers, `(samples,)` each, and the segments' columns, `(targets,)` each, by name, in
+        float32; a batch without samples has them too, of length 0.
     """
 
     tokens: Tensor

@@ -13,8 +13,9 @@ class JobSpec:
     """What is to be started, as plain data.
 
     run: the folder that holds `run.yaml`. module: started as `python -m module RUN` on every rank.
-    nodes: (least, most). procs: processes on a node. environment: added to the scrubbed one. seconds: wall-time limit, 0 for none.
-    grace: seconds between a polite and a hard end. restarts: how often a failed group is started again.
+    nodes: (least, most). procs: processes on a node. environment: added to the scrubbed one.
+    seconds: wall-time limit, 0 for none. grace: seconds between a polite and a hard end.
+    restarts: how often a failed group is started again.
     """
 
     run: Path

@@ -95,7 +95,10 @@ class Model(ABC):
 
     @abstractmethod
     def weights(self, seed: int) -> WeightSource:
-        """The weights. seed: for those that are drawn; the same for every world size."""
+        """The weights. seed: for those that are drawn; the same for every world size.
+
+        A source may also know `heads.<name>.weight` `(1, width)`, a scalar head that was trained before.
+        """
 
     @abstractmethod
     def restore_buffers(self, module: nn.Module) -> None:
@@ -103,8 +106,13 @@ class Model(ABC):
         birth without storage)."""
 
     @abstractmethod
-    def hidden(self, module: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Tensor:
-        """Last hidden states `(rows, length, width)`, before any head. attention: what the kernel made of the batch."""
+    def hidden(
+        self, module: nn.Module, batch: Batch, attention: Mapping[str, Any], extras: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Last hidden states `(rows, length, width)`, before any head. attention: what the kernel made of the batch.
+
+        extras: takes up what the model says besides, such as router logits.
+        """
 
     @abstractmethod
     def head(self, module: nn.Module) -> nn.Module:

@@ -7,14 +7,17 @@ micro-batches and ranks, so that a mean of means cannot happen.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loomtune.contracts.batch import NO_PARENT, Batch, Sample, Step
+from loomtune.contracts.batch import NO_PARENT, Batch, Drawn, Sample, Step
 from loomtune.contracts.data import Row
+from loomtune.contracts.loss import Loss
 from loomtune.contracts.model import Head, Tokenizer
+from loomtune.contracts.reward import Reward
 from loomtune.contracts.role import Role
+from loomtune.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +62,13 @@ class LossSums:
 class Objective(ABC):
     """What is learned from rows. Importing it must not import torch: `sample` runs in the launching process."""
 
+    def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
+        """Hands over the chosen losses and rewards, before all else. Raises UserError for what it does not take."""
+        for axis, chosen in (("loss", losses), ("reward", rewards)):
+            if chosen:
+                what = f"the objective takes no {axis}, but {', '.join(chosen)} is chosen"
+                raise UserError.of(what, f"set {axis}=[], or choose an objective that takes one")
+
     def roles(self) -> Mapping[str, RoleSpec]:
         """The networks that take part; only a trained policy unless said otherwise."""
         return {"policy": RoleSpec(trained=True)}
@@ -93,17 +103,29 @@ class Objective(ABC):
     def fingerprint(self) -> str:
         """Digest of the settings and version of `sample`; part of the key under which samples are cached."""
 
-    def experience(self, run: Run, step: Step) -> Iterator[Step]:
-        """The optimizer steps that come of one step's rows: themselves for an offline objective; an online one rolls
-        out, scores, and yields its inner epochs. Every rank yields equally often."""
-        yield step
+    def experience(self, run: Run, drawn: Sequence[Drawn]) -> Sequence[Sequence[Sample]]:
+        """The samples of each optimizer step that comes of `batch.size` rows; the same on every rank.
+
+        An offline objective gives one step of the rows' own samples. An online one rolls out, scores, and gives all the
+        minibatches of its inner epochs, with what they need in `Segment.columns`; they are fixed before the first is
+        trained on, and a checkpoint keeps those that are left. Where samples are computed is the loop's affair.
+        """
+        return [[one.sample for one in drawn]]
+
+    def steps_per_batch(self) -> int:
+        """How many optimizer steps `experience` usually gives: what `epochs` is planned with."""
+        return 1
+
+    def needs_targets(self) -> bool:
+        """False where rows are prompts alone, so that a sample without a target is not a mistake."""
+        return True
 
     @abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, float]:
         """Weight of each term in a micro-batch (targets, pairs, sequences). Pure: reads no model."""
 
     def statistics(self, roles: Roles, step: Step, world: World) -> Mapping[str, Any]:
-        """Quantities of the whole step that the loss needs (KTO's z0, an order, a whitening), without gradient.
+        """Quantities of the whole step that the loss needs (KTO's z0, an order, a whitening), called under `no_grad`.
 
         world: offers sums and gathers over data replicas; called once a step on every rank.
         """
@@ -111,4 +133,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
-        """Sums of the terms over a micro-batch; an empty one gives zeros that still reach every trained parameter."""
+        """Sums of the terms over a micro-batch.
+
+        One without samples gives every term, as zeros that still reach the trained parameters, and every metric.
+        """

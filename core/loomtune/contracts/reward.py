@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from loomtune.contracts.data import Row
-from loomtune.contracts.role import Role
+
+if TYPE_CHECKING:
+    from loomtune.run import Run
 
 
 class Reward(ABC):
     """Scores completions for reinforcement learning."""
 
     @abstractmethod
-    def score(self, rows: Sequence[Row], completions: Sequence[str], roles: Mapping[str, Role]) -> list[float]:
-        """One score for each completion; NaN where it could not be had in time, which leaves the sample out."""
+    def score(self, run: Run, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        """One score for each completion of this rank; NaN where it could not be had in time, which leaves it out.
+
+        run: has the roles and the tokenizer. Every rank calls it, with no rows where it has none.
+        """

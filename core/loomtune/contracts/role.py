@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts.batch import Batch
 from loomtune.contracts.model import Head
@@ -14,9 +14,24 @@ if TYPE_CHECKING:
 
     from loomtune.contracts.sharding import Engine
 
-Reader = Callable[["Tensor", "nn.Module"], "Tensor"]
-"""What is wanted of a forward pass: from the hidden states *at the positions that predict* `(targets, width)` and the
-head, makes a tensor. It runs inside the engine's forward, where sharded parameters are whole."""
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a reader sees of a forward pass, inside it, where sharded parameters are whole.
+
+    states: `(n, width)` hidden states at the positions that predict the targets `index` of the batch. An engine may
+    show the targets in parts (a slice or `(n,)` positions each); it joins what the reader makes of them.
+    heads: output heads by name, to be called as modules. extras: what the model says besides (router logits).
+    """
+
+    states: Tensor
+    index: slice | Tensor
+    heads: Mapping[Head, nn.Module]
+    extras: Mapping[str, Tensor]
+
+
+Reader = Callable[[View], Any]
+"""What is wanted of a forward pass: from a view, a tensor or a mapping of them, with one row for each target shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +40,18 @@ class Role:
 
     With LoRA, `policy` and `reference` are two roles of one engine, the second with `adapter=False`; a value model that
     shares the policy's base is a third, with another head. So one base is in memory, not four.
+    trained: a role that is not is always read without dropout and without gradient.
     """
 
     name: str
     engine: Engine
     adapter: bool = True
     head: Head = "lm"
+    trained: bool = True
 
-    def read(self, batch: Batch, reader: Reader) -> Tensor:
+    def read(self, batch: Batch, reader: Reader) -> Any:
         """Runs the network over a batch and gives what the reader makes of the predicting hidden states."""
-        return self.engine.forward(batch, reader, head=self.head, adapter=self.adapter)
+        if self.trained:
+            return self.engine.forward(batch, reader, adapter=self.adapter)
+        with self.engine.evaluating():
+            return self.engine.forward(batch, reader, adapter=self.adapter)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts.batch import Batch
 from loomtune.contracts.model import Head
@@ -32,7 +32,8 @@ class EngineSpec:
 
     optimizer: None for a frozen network.
     precision: `fp32` or `bf16`, the type of computation; weights that are trained are kept in fp32 in either.
-    scalar_heads: names of scalar heads `(width -> 1)` beside `lm`.
+    heads: the output heads that are read: `lm`, and names of scalar heads `(width -> 1)`. An `lm` head that is not
+        among them, nor tied to the embedding, is not trained.
     seed: of drawn weights and dropout.
     """
 
@@ -42,7 +43,7 @@ class EngineSpec:
     optimizer: Optimizer | None
     precision: str
     seed: int
-    scalar_heads: tuple[Head, ...] = ()
+    heads: tuple[Head, ...] = ("lm",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ class ParameterShard:
     """The part of a parameter that this rank answers for in a checkpoint.
 
     name: as in the woven module. shape: of the whole parameter. offset: where the part begins, one entry a dimension.
-    tensors: `weight` (fp32) and what the optimizer declared, each the same part, or a scalar; empty where another rank
-    answers for the parameter (replicas).
+    tensors: `weight` (fp32) and what the optimizer declared, each the same part, or a scalar. A parameter may come in
+    several parts, each a box: a flat partition is cut into boxes.
     """
 
     name: str
@@ -62,7 +63,7 @@ class ParameterShard:
 
 Region = tuple[slice, ...]
 StateReader = Callable[[str, str, Region | None], "Tensor"]
-"""(parameter, tensor name, region or None for a scalar) -> the stored values, on the CPU."""
+"""(parameter, tensor name, region or None for all of it) -> the stored values, on the CPU; KeyError where none are."""
 
 
 class Engine(ABC):
@@ -72,8 +73,11 @@ class Engine(ABC):
     """
 
     @abstractmethod
-    def forward(self, batch: Batch, reader: Reader, *, head: Head = "lm", adapter: bool = True) -> Tensor:
-        """Runs the network and gives what the reader makes of the hidden states at `batch.predict_from`."""
+    def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
+        """Runs the network and gives what the reader makes of the hidden states at `batch.predict_from`.
+
+        adapter: False computes as the base does.
+        """
 
     @abstractmethod
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -100,8 +104,11 @@ class Engine(ABC):
         """Within it the plain base module (adapter included) with all weights, for generation; freed afterwards."""
 
     @abstractmethod
-    def stream_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters and saved buffers, one full fp32 tensor at a time, on every rank. Tied names come once."""
+    def stream_weights(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and saved buffers, one full fp32 tensor at a time, on every rank. Tied names come once.
+
+        wanted: which names, so that the others need not be gathered; the same on every rank. None: all.
+        """
 
     @abstractmethod
     def shards(self) -> Iterator[ParameterShard]:

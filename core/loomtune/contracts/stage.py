@@ -9,7 +9,7 @@ from loomtune.contracts.data import Row
 
 
 class Stage(ABC):
-    """Turns a stream of rows into another; a dropped row is yielded with its reason in `dropped`: all are accounted for."""
+    """Turns a stream of rows into another; a dropped row is yielded with its reason in `dropped`."""
 
     @abstractmethod
     def apply(self, rows: Iterable[Row]) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from loomtune.contracts.batch import Batch
-from loomtune.contracts.role import Role
+from loomtune.contracts.role import Role, View
 
 CHUNK = 1024
 """Targets whose logits exist at once; a 128k vocabulary then takes 0.5 GB in fp32."""
@@ -20,10 +20,11 @@ def log_probs(role: Role, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     Only positions that predict a target reach the head. temperature: divides the logits, as it did when sampling.
     """
 
-    def reader(hidden: Tensor, head: nn.Module) -> Tensor:
-        return target_log_probs(hidden, head, batch.target, temperature)
+    def reader(view: View) -> Tensor:
+        return target_log_probs(view.states, view.heads[role.head], batch.target[view.index], temperature)
 
-    return role.read(batch, reader)
+    result: Tensor = role.read(batch, reader)
+    return result
 
 
 def target_log_probs(hidden: Tensor, head: nn.Module, target: Tensor, temperature: float = 1.0) -> Tensor:

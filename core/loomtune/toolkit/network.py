@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loomtune.contracts.batch import Batch
-from loomtune.contracts.model import Head
-from loomtune.contracts.role import Reader
-from loomtune.contracts.sharding import EngineSpec
+from loomtune.contracts import Batch, EngineSpec, Reader, View
 from loomtune.toolkit.dropout import replace_dropout
 from loomtune.world import derive
 
@@ -18,21 +16,31 @@ PREFIX = "module."
 
 
 class Network(nn.Module):
-    """What runs inside an engine's forward. All that needs whole parameters happens in `forward`, the head included."""
+    """What runs inside an engine's forward. All that needs whole parameters happens in `forward`, heads included."""
 
-    def __init__(self, spec: EngineSpec) -> None:
-        """Builds the skeleton without storage and weaves the adapter in; `source` then knows every tensor of it."""
+    def __init__(self, spec: EngineSpec, birth: AbstractContextManager[Any] | None = None) -> None:
+        """Builds the skeleton and weaves the adapter in. birth: the context in which parameters are made; without one
+        they have no storage (torch's meta device)."""
         super().__init__()
         self.spec = spec
-        with torch.device("meta"):
+        with birth or torch.device("meta"):
             skeleton = spec.model.skeleton()
             width = int(spec.model.head(skeleton).in_features)  # type: ignore[arg-type]
-            self.heads = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in spec.scalar_heads})
-        woven, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
-        self.module = woven
-        replace_dropout(woven, spec.seed)
-        if spec.optimizer is None:
+            scalars = [name for name in spec.heads if name != "lm"]
+            self.heads = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in scalars})
+        self.module, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
+        replace_dropout(self.module, spec.seed)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Nothing of a frozen network is trained, nor an `lm` head that nobody reads: its gradient would never come."""
+        if self.spec.optimizer is None:
             self.requires_grad_(False)
+        if "lm" in self.spec.heads:
+            return
+        names = [id(parameter) for _, parameter in self.base.named_parameters(remove_duplicate=False)]
+        for parameter in self.spec.model.head(self.base).parameters():
+            parameter.requires_grad_(parameter.requires_grad and names.count(id(parameter)) > 1)
 
     @property
     def base(self) -> nn.Module:
@@ -44,18 +52,22 @@ class Network(nn.Module):
         """The type of activations."""
         return torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
 
-    def forward(self, batch: Batch, reader: Reader, head: Head, adapter: bool) -> Tensor:
+    def forward(self, batch: Batch, reader: Reader, adapter: bool) -> Any:
         """What the reader makes of the hidden states `(targets, width)` at the positions that predict."""
-        spec = self.spec
+        spec, extras = self.spec, dict[str, Tensor]()
         with nullcontext() if adapter else spec.adapter.off(self.module):
-            hidden = spec.model.hidden(self.base, batch, spec.kernel.attention(batch, self.compute_dtype))
+            attention = spec.kernel.attention(batch, self.compute_dtype)
+            hidden = spec.model.hidden(self.base, batch, attention, extras)
         predicting = hidden.flatten(0, 1).index_select(0, batch.predict_from)
-        return reader(predicting, spec.model.head(self.base) if head == "lm" else self.heads[head])
+        heads = {"lm": spec.model.head(self.base), **self.heads}
+        return reader(View(predicting, slice(None), heads, extras))
 
     def initial(self, name: str, where: tuple[slice, ...] | None) -> Tensor:
         """A parameter's or saved buffer's first values, or a slice of them, by its name in this module."""
         if name.startswith(PREFIX):
             return self.source.read(name.removeprefix(PREFIX), where)
+        if name in self.source.shapes():
+            return self.source.read(name, where)
         shape = self.get_parameter(name).shape
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(derive(self.spec.seed, name))) / shape[-1]
         return drawn if where is None else drawn[where]

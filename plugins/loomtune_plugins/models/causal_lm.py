@@ -111,7 +111,9 @@ class CausalLM(Model):
 
         buffers.restore(module)
 
-    def hidden(self, module: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Tensor:
+    def hidden(
+        self, module: nn.Module, batch: Batch, attention: Mapping[str, Any], extras: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """Last hidden states `(rows, length, width)` after the final norm."""
         from loomtune_plugins.models.architecture import masks
 

@@ -193,4 +193,4 @@ def _turn_end(said: str, content: Any) -> int:
     """Length of a turn without the blanks after its end marker, which nobody generates. Without a marker, all of it."""
     bare = said.rstrip()
     spoken = content.strip() if isinstance(content, str) else ""
-    return len(said) if spoken and bare.endswith(spoken) else len(said)
+    return len(said) if spoken and bare.endswith(spoken) else len(bare)

@@ -53,6 +53,14 @@ class Layout(ABC):
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """See `Engine.accumulating`."""
 
+    def settle(self) -> None:
+        """Frees what a forward pass without a backward pass, or before new weights, left gathered."""
+        return
+
+    def home(self, device: torch.device) -> torch.device:
+        """Where parameters live between uses."""
+        return device
+
     @abstractmethod
     def answers_for(self, index: int, sizes: list[int]) -> bool:
         """True where this rank writes its part of the index-th trained parameter. sizes: bytes of all of them."""
@@ -84,13 +92,14 @@ class TorchEngine(Engine):
         """Trained weights in fp32; frozen ones in the type of computation, which is all that they are used in."""
         for parameter in self.network.parameters():
             kept = torch.float32 if parameter.requires_grad else self.network.compute_dtype
-            parameter.data = parameter.data.to(kept)
+            if parameter.is_floating_point():  # packed, quantised weights are no numbers
+                parameter.data = parameter.data.to(kept)
 
     @torch.no_grad()
     def _materialise(self) -> None:
         """Gives storage and values to every tensor, one at a time."""
         with _swapping():  # keeps tied parameters one object, which `to_empty` alone would part
-            self.network.to_empty(device=self.world.device)
+            self.network.to_empty(device=self.layout.home(self.world.device))
         for name, parameter in self.network.named_parameters():
             local = self.layout.local(parameter)
             local.copy_(self.network.initial(name, self.layout.region(parameter)))
@@ -106,13 +115,12 @@ class TorchEngine(Engine):
         groups = parameter_groups(self.trainable, self.spec.adapter)
         return self.spec.optimizer.build(groups), [group.learning_rate_scale for group in groups]
 
-    def forward(self, batch: Batch, reader: Reader, *, head: str = "lm", adapter: bool = True) -> Tensor:
+    def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
         device = self.world.device.type
         autocasts = self.layout.autocasts and self.spec.precision == "bf16"
         cast = torch.autocast(device, torch.bfloat16) if autocasts else nullcontext()
         with dropout_keys(batch), cast:
-            result: Tensor = self.wrapped(batch, reader, head, adapter)
-        return result
+            return self.wrapped(batch, reader, adapter)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         return self.layout.accumulating(last)
@@ -145,6 +153,7 @@ class TorchEngine(Engine):
         finally:
             for module in active:
                 module.training = True
+            self.layout.settle()
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
@@ -164,16 +173,15 @@ class TorchEngine(Engine):
         return twin.eval().base
 
     @torch.no_grad()
-    def _stream(self) -> Iterator[tuple[str, Tensor]]:
+    def _stream(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
         saved = self.network.state_dict().keys()
-        for name, parameter in self.named.items():
-            yield name, self.layout.full(parameter.detach())
-        for name, buffer in self.network.named_buffers():
-            if name in saved:
-                yield name, buffer
+        buffers = {name: buffer for name, buffer in self.network.named_buffers() if name in saved}
+        for name, tensor in (self.named | buffers).items():
+            if wanted is None or wanted(saved_name(name)):
+                yield name, self.layout.full(tensor.detach())
 
-    def stream_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._stream():
+    def stream_weights(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._stream(wanted):
             yield saved_name(name), tensor.float()
 
     def shards(self) -> Iterator[ParameterShard]:
@@ -199,21 +207,28 @@ class TorchEngine(Engine):
             self.layout.local(parameter).copy_(read(saved_name(name), "weight", region))
             if optimizer and self.optimizer is not None:
                 self.optimizer.state[parameter] = self._read_state(read, saved_name(name), parameter, region)
+        self.layout.settle()
 
     def _read_state(self, read: StateReader, name: str, parameter: nn.Parameter, region: Region) -> dict[str, Any]:
         assert self.spec.optimizer is not None
         state: dict[str, Any] = {}
         for key, kind in self.spec.optimizer.state().items():
             try:
-                values = read(name, key, region if kind is StateKind.LIKE else None)
+                values = read(name, key, None if kind is StateKind.SCALAR else region)
             except KeyError:  # not there before the first step that needs it, as momentum is
                 continue
             if kind is StateKind.LIKE:
                 state[key] = torch.zeros_like(parameter)
                 self.layout.local(state[key]).copy_(values)
             else:
-                state[key] = values
+                state[key] = values.to(self._home(parameter) if kind is StateKind.SCALAR else parameter.device)
         return state
+
+    def _home(self, parameter: nn.Parameter) -> torch.device:
+        """Where torch keeps the count of steps: with the parameter for kernels that read it there, else on the CPU."""
+        assert self.optimizer is not None
+        group = next(group for group in self.optimizer.param_groups if any(p is parameter for p in group["params"]))
+        return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
 
     def trained(self) -> Mapping[str, tuple[int, ...]]:
         return {saved_name(name): tuple(parameter.shape) for name, parameter in self.trainable.items()}

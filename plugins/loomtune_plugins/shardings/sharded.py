@@ -31,7 +31,8 @@ class Sharded(Layout):
         model = network.spec.model
         for block in model.blocks(network.base):
             self._fully_shard(block, self.settings.reshard)
-        self._fully_shard(network, False)  # used last in forward and first in backward: freeing it would gain nothing
+        # Used last in forward and first in backward, the root's parameters stay, unless there is no backward.
+        self._fully_shard(network, network.spec.optimizer is None)
         for module in network.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
@@ -59,6 +60,13 @@ class Sharded(Layout):
 
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def settle(self) -> None:
+        if self.network is not None:
+            self.network.reshard()  # type: ignore[operator]
+
+    def home(self, device: torch.device) -> torch.device:
+        return torch.device("cpu") if self.settings.offload else device
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
-from loomtune.offers import Offer
+from loomtune.offers import Offer, Trait
 from loomtune_plugins.trackers.settings import (
     ConsoleSettings,
     JsonlSettings,
@@ -23,6 +23,7 @@ def trackers() -> Sequence[Offer[Tracker]]:
             build="loomtune_plugins.trackers.jsonl:Jsonl",
             schema=JsonlSettings,
             summary="metrics.jsonl: one line for each step, cut back on resume",
+            provides=frozenset({Trait.METRICS_FILE}),
         ),
         Offer(
             name="console",
@@ -47,5 +48,6 @@ def trackers() -> Sequence[Offer[Tracker]]:
             build="loomtune_plugins.trackers.report:Report",
             schema=ReportSettings,
             summary="report.html: curves, before and after, settings, on one page without links",
+            needs=frozenset({Trait.METRICS_FILE}),
         ),
     )

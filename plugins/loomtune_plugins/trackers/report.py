@@ -38,8 +38,9 @@ class Report(Tracker):
 
     @hookimpl
     def run_finished(self, run: Run, status: str) -> None:
-        """Writes `RUN/report.html`."""
-        (run.folder / "report.html").write_text(self.render(run.folder, status), encoding="utf-8")
+        """Writes `RUN/report.html`, unless the run ended before its first step."""
+        if read(run.folder):
+            (run.folder / "report.html").write_text(self.render(run.folder, status), encoding="utf-8")
 
     def describe(self, run: Run) -> str:
         """Where the page is."""

@@ -61,7 +61,7 @@ class FakeEngine:
             parts = {key: tensor[region] if tuple(tensor.shape) == shape else tensor for key, tensor in tensors.items()}
             yield ParameterShard(name, shape, tuple(part.start for part in region), parts)
 
-    def stream_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def stream_weights(self, wanted: Any = None) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensors["weight"]) for name, tensors in self.tensors.items())
         yield from self.buffers.items()
 

@@ -124,18 +124,18 @@ def test_scalar_heads_are_kept_out_of_the_model_and_come_back(tmp_path: Path) ->
     assert torch.equal(Reader(path).read("policy")("heads.value.weight", "weight", None), torch.ones(1, 3))
 
 
-def test_an_adapter_gets_what_it_added_and_nothing_of_the_base(tmp_path: Path) -> None:
+def test_an_adapter_gets_what_it_added_and_trained_and_no_other_part_of_the_base(tmp_path: Path) -> None:
     from checkpoint_fakes import FakeAdapter
 
     from loomtune.checkpoint import Servable
 
-    trained = {"woven.q.lora_A": {"weight": torch.ones(2, 2)}}
+    trained = {name: {"weight": torch.ones(2, 2)} for name in ("woven.q.lora_A", "woven.embed.weight")}
     frozen = {"woven.q.weight": torch.ones(4, 4), "woven.q.lora_frozen": torch.ones(1)}
     one = saver(tmp_path)
     servable = Servable(role="policy", adapter=FakeAdapter(False), base="org/base", describe=lambda folder: None)
     one.start(5, {"policy": FakeEngine(trained, buffers=frozen)}, {}, servable)  # type: ignore[dict-item]
     path = one.finish() or tmp_path
-    assert (path / "adapter" / "names.txt").read_text() == "woven.q.lora_A woven.q.lora_frozen"
+    assert (path / "adapter" / "names.txt").read_text() == "woven.q.lora_A woven.embed.weight woven.q.lora_frozen"
     assert (path / "adapter" / "adapter_config.json").read_text() == "org/base"
     assert not (path / "model").exists()
     assert torch.equal(Reader(path).read("policy")("woven.q.lora_A", "weight", None), torch.ones(2, 2))

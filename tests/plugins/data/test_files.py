@@ -154,7 +154,15 @@ def test_the_fingerprint_follows_contents_and_mapping_not_the_folder(tmp_path: P
     one, moved = lines(tmp_path / "rows.jsonl", QA), lines(tmp_path / "other" / "rows.jsonl", QA)
     changed = lines(tmp_path / "changed.jsonl", [*QA[:-1], {**QA[-1], "answer": "b"}])
     assert jsonl(one).fingerprint() == jsonl(moved).fingerprint()
-    variants = [jsonl(one), jsonl(changed), jsonl(one, validation=moved), jsonl(one, test=moved), jsonl(one, limit=3)]
+    renamed = lines(tmp_path / "renamed.jsonl", QA)  # rows say where they were read
+    variants = [
+        jsonl(one),
+        jsonl(renamed),
+        jsonl(changed),
+        jsonl(one, validation=moved),
+        jsonl(one, test=moved),
+        jsonl(one, limit=3),
+    ]
     variants += [jsonl(one, prompt="question"), jsonl(one, prompt="answer"), jsonl(one, holdout=0.1)]
     assert len({data.fingerprint() for data in variants}) == len(variants)
 

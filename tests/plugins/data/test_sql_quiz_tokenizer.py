@@ -69,3 +69,9 @@ def test_building_twice_writes_the_same_bytes(folder: Path, tmp_path: Path) -> N
     tokenizer.build(tmp_path)
     for file in folder.iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_shipped_tokenizer_is_the_one_that_is_built(folder: Path) -> None:
+    """A phrasing with a new word would shift every id under the shipped weights."""
+    shipped = Path(tokenizer.__file__).parents[2] / "models" / "tiny" / "tokenizer.json"
+    assert shipped.read_bytes() == (folder / "tokenizer.json").read_bytes()

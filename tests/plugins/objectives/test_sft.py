@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from loomtune.contracts import Sample
+from loomtune.contracts.role import View
 from loomtune.errors import UserError
 from loomtune.samples import prepare
 from loomtune_plugins.data.files_settings import FileSettings
@@ -146,7 +147,8 @@ def test_the_loss_is_a_sum_and_its_weight_the_number_of_targets() -> None:
 
     torch.manual_seed(0)
     head, hidden, target = nn.Linear(4, 7), torch.randn(3, 4), torch.tensor([1, 5, 0])
-    role = SimpleNamespace(read=lambda batch, reader: reader(hidden, head))
+    view = View(hidden, slice(None), {"lm": head}, {})
+    role = SimpleNamespace(head="lm", read=lambda batch, reader: reader(view))
     batch = SimpleNamespace(target=target)
     objective = Sft(SftSettings())
     weight = objective.weights(batch)["loss"]

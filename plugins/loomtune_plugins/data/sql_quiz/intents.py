@@ -30,19 +30,31 @@ def _aggregate(name: str, function: str, words: tuple[str, ...]) -> tuple[Intent
     over = Intent(
         name,
         f"SELECT {function}({{n}}) FROM {{t}}",
-        (f"What is the {first} {{n}}?", f"Give me the {second} {{n}}.", f"Tell me the {first} {{n}} over every {{t}}."),
+        (
+            f"What is the {first} {{n}} of {{t}}?",
+            f"Give me the {second} {{n}} in {{t}}.",
+            f"Tell me the {first} {{n}}.",
+        ),
         (f"{second} {{n}} in {{t}}", f"{first} {{n}} over all rows"),
     )
     some = Intent(
         f"{name}_where",
         f"SELECT {function}({{n}}) FROM {{t}} WHERE {{c}} = '{{v}}'",
-        (f"What is the {first} {{n}} where {{c}} is {{v}}?", f"For {{c}} {{v}}, give me the {second} {{n}}."),
+        (
+            f"What is the {first} {{n}} in {{t}} where {{c}} is {{v}}?",
+            f"For {{c}} {{v}}, give me the {second} {{n}} in {{t}}.",
+            f"What is the {first} {{n}} where {{c}} is {{v}}?",
+        ),
         (f"{second} {{n}} in {{t}} with {{c}} {{v}}", f"{first} {{n}} with {{c}} {{v}}"),
     )
     group = Intent(
         f"{name}_group",
         f"SELECT {{c}}, {function}({{n}}) FROM {{t}} GROUP BY {{c}}",
-        (f"What is the {first} {{n}} for each {{c}}?", f"Per {{c}}, give me the {second} {{n}}."),
+        (
+            f"What is the {first} {{n}} in {{t}} for each {{c}}?",
+            f"Per {{c}}, give me the {second} {{n}} in {{t}}.",
+            f"What is the {first} {{n}} for each {{c}}?",
+        ),
         (f"{second} {{n}} by {{c}}", f"{first} {{n}} of every {{c}}"),
     )
     return over, some, group
@@ -52,21 +64,29 @@ _ROWS = (
     Intent(
         "list_where",
         "SELECT {k} FROM {t} WHERE {c} = '{v}'",
-        ("Which {k} has {c} {v}?", "List the {k} where {c} is {v}.", "Find every {k} whose {c} is {v}."),
+        (
+            "Which {k} in {t} has {c} {v}?",
+            "List the {k} from {t} where {c} is {v}.",
+            "Find every {k} whose {c} is {v}.",
+        ),
         ("{k} from {t} with {c} {v}", "{k} with {c} {v}"),
     ),
     Intent(
         "value_where",
         "SELECT {n} FROM {t} WHERE {c} = '{v}'",
-        ("What {n} do we have for {c} {v}?", "Show the {n} where {c} is {v}.", "How much {n} has {c} {v}?"),
+        (
+            "What {n} do we have in {t} for {c} {v}?",
+            "Show the {n} from {t} where {c} is {v}.",
+            "How much {n} has {c} {v}?",
+        ),
         ("{n} from {t} with {c} {v}", "{n} with {c} {v}"),
     ),
     Intent(
         "list_above",
         "SELECT {k} FROM {t} WHERE {m} > {x}",
         (
-            "Which {k} has {m} above {x}?",
-            "List the {k} with more than {x} {m}.",
+            "Which {k} in {t} has {m} above {x}?",
+            "List the {k} from {t} with more than {x} {m}.",
             "Show each {k} whose {m} exceeds {x}.",
         ),
         ("{k} from {t} where {m} is greater than {x}", "{k} over {x} {m}"),
@@ -75,8 +95,8 @@ _ROWS = (
         "list_below",
         "SELECT {k} FROM {t} WHERE {m} < {x}",
         (
-            "Which {k} has {m} below {x}?",
-            "List the {k} with less than {x} {m}.",
+            "Which {k} in {t} has {m} below {x}?",
+            "List the {k} from {t} with less than {x} {m}.",
             "Show each {k} whose {m} is under {x}.",
         ),
         ("{k} from {t} where {m} is smaller than {x}", "{k} up to {x} {m}"),
@@ -84,13 +104,20 @@ _ROWS = (
     Intent(
         "list_both",
         "SELECT {k} FROM {t} WHERE {c} = '{v}' AND {m} > {x}",
-        ("Which {k} has {c} {v} and {m} above {x}?", "List the {k} where {c} is {v} and {m} exceeds {x}."),
+        (
+            "Which {k} in {t} has {c} {v} and {m} above {x}?",
+            "List the {k} where {c} is {v} and {m} exceeds {x}.",
+        ),
         ("{k} from {t} with {c} {v} and {m} greater than {x}", "{k} with {c} {v} over {x} {m}"),
     ),
     Intent(
         "distinct",
         "SELECT DISTINCT {c} FROM {t}",
-        ("What different {c} are there?", "List each {c} once.", "Show the {c} without repeats."),
+        (
+            "What different {c} are there in {t}?",
+            "List each {c} from {t} once.",
+            "Show the {c} without repeats.",
+        ),
         ("unique {c} from {t}", "every {c}, no duplicates"),
     ),
 )
@@ -123,7 +150,11 @@ _COUNTS = (
     Intent(
         "count_distinct",
         "SELECT COUNT(DISTINCT {c}) FROM {t}",
-        ("How many different {c} are there?", "Count each {c} once."),
+        (
+            "How many different {c} are there in {t}?",
+            "Count each {c} from {t} once.",
+            "Count each {c} once.",
+        ),
         ("number of unique {c} in {t}", "number of unique {c}"),
     ),
     Intent(
@@ -138,25 +169,41 @@ _ORDERED = (
     Intent(
         "top",
         "SELECT {k} FROM {t} ORDER BY {m} DESC LIMIT 1",
-        ("Which {k} has the most {m}?", "Find the {k} with the highest {m}."),
+        (
+            "Which {k} in {t} has the most {m}?",
+            "Find the {k} from {t} with the highest {m}.",
+            "Find the {k} with the highest {m}.",
+        ),
         ("{k} from {t} with the largest {m}", "first {k} by {m}"),
     ),
     Intent(
         "bottom",
         "SELECT {k} FROM {t} ORDER BY {m} LIMIT 1",
-        ("Which {k} has the least {m}?", "Find the {k} with the lowest {m}."),
+        (
+            "Which {k} in {t} has the least {m}?",
+            "Find the {k} from {t} with the lowest {m}.",
+            "Find the {k} with the lowest {m}.",
+        ),
         ("{k} from {t} with the smallest {m}", "last {k} by {m}"),
     ),
     Intent(
         "rising",
         "SELECT {k} FROM {t} ORDER BY {m}",
-        ("List the {k} by rising {m}.", "Show each {k}, lowest {m} first."),
+        (
+            "List the {k} from {t} by rising {m}.",
+            "Show each {k} in {t}, lowest {m} first.",
+            "Show each {k}, lowest {m} first.",
+        ),
         ("{k} from {t} in ascending order of {m}", "{k} ascending by {m}"),
     ),
     Intent(
         "falling",
         "SELECT {k} FROM {t} ORDER BY {m} DESC",
-        ("List the {k} by falling {m}.", "Show each {k}, highest {m} first."),
+        (
+            "List the {k} from {t} by falling {m}.",
+            "Show each {k} in {t}, highest {m} first.",
+            "Show each {k}, highest {m} first.",
+        ),
         ("{k} from {t} in descending order of {m}", "{k} descending by {m}"),
     ),
 )

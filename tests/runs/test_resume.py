@@ -1,0 +1,110 @@
+"""Checkpoints: a run that is killed, stopped or moved to other processes goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from runs.curves import agree
+from runs.processes import COMMAND, PATIENCE, kill_all, run, started, tree, wait_for_step
+from runs.worlds import Outcome, Worlds, maths
+
+Train = Callable[..., Outcome]
+
+STEPS = 200
+"""So many that none is over before a signal can reach it."""
+
+ALONE = (1, ["sharding=single"])
+SHARDED = (2, ["sharding=fsdp"])
+REPLICATED = (2, ["sharding=ddp"])
+
+
+@pytest.fixture
+def endless(tiny: list[str]) -> list[str]:
+    """A run long enough to be interrupted, which writes its checkpoints while it trains."""
+    kept = [text for text in tiny if not text.startswith("checkpoint.background")]
+    return [*kept, f"steps={STEPS}", "checkpoint.every=5"]
+
+
+def command(size: int, how: list[str], settings: list[str], folder: Path) -> list[str]:
+    return [*COMMAND, "train", *settings, *how, f"launcher.procs={size}", f"run.dir={folder}"]
+
+
+def status(folder: Path) -> str:
+    return str(json.loads((folder / "result.json").read_text())["status"])
+
+
+@pytest.mark.parametrize("how", [ALONE, SHARDED, pytest.param(REPLICATED, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_to_the_bit(
+    how: tuple[int, list[str]], endless: list[str], train: Train, worlds: Worlds, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    with started(command(*how, endless, folder), tmp_path / "log") as process:
+        wait_for_step(folder, 7, process)
+        kill_all(process)
+    assert not (folder / "result.json").exists(), "killed in the midst of it"
+    committed = sorted((folder / "checkpoints").glob("step-*[0-9]"))
+    resumed = worlds.resume(how[0], folder)
+    assert committed, "checkpoints were committed while the run went on"
+    assert resumed.result["status"] == "completed"
+    assert resumed.lines == train(how[0], [*endless, *how[1]], folder="uninterrupted").lines
+
+
+@pytest.mark.parametrize("how", [SHARDED, pytest.param(ALONE, marks=pytest.mark.slow)])
+def test_a_polite_signal_to_the_launcher_leaves_a_checkpoint_and_says_start_me_again(
+    how: tuple[int, list[str]], endless: list[str], train: Train, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "stopped", tmp_path / "log"
+    with started(command(*how, endless, folder), log) as process:
+        wait_for_step(folder, 7, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 75, log.read_text()
+    assert status(folder) == "preempted"
+    stopped = [line["step"] for line in maths(folder)]
+    assert len(stopped) < STEPS
+    assert (folder / "checkpoints" / f"step-{stopped[-1]:08}" / "manifest.json").is_file(), "nothing done is lost"
+    assert run([*COMMAND, "resume", str(folder)], log) == 0, log.read_text()
+    assert status(folder) == "completed"
+    assert maths(folder) == train(how[0], [*endless, *how[1]], folder="uninterrupted").lines
+
+
+@pytest.mark.slow
+def test_ranks_do_not_outlive_a_killed_launcher(tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "orphaned"
+    with started(command(*SHARDED, [*tiny, "steps=100000"], folder), tmp_path / "log") as process:
+        wait_for_step(folder, 7, process)
+        ranks = [member for member in tree(process) if member.pid != process.pid]
+        os.kill(process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(ranks, timeout=PATIENCE / 2)
+    assert not alive
+
+
+MOVES = [ALONE, (3, ["sharding=fsdp"]), REPLICATED, (2, ["sharding=fsdp", "sharding.offload=true", "batch.micro=1"])]
+
+
+@pytest.mark.parametrize("adapter", [[], ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]], ids=["full", "lora"])
+def test_a_run_moves_between_layouts_and_keeps_its_curve(
+    adapter: list[str], tiny: list[str], train: Train, worlds: Worlds
+) -> None:
+    settings = [*tiny, *adapter, "steps=40"]
+    moved = train(1, settings, "sharding=single", "stop_after=10", folder="moved")
+    assert moved.result["status"] == "stopped"
+    for end, (size, how) in zip((20, 30, 0), MOVES[1:], strict=True):
+        moved = worlds.resume(size, moved.folder, *how, *([f"stop_after={end}"] if end else []))
+    assert moved.result["status"] == "completed"
+    agree(moved, train(1, settings, "sharding=single", folder="still"))
+
+
+def test_the_optimizer_s_state_is_what_goes_on(tiny: list[str], train: Train, worlds: Worlds) -> None:
+    """Guards the test above: without the moments of Adam the curve after a move would be another."""
+    settings = [*tiny, "steps=12", "sharding=single"]
+    moved = train(1, settings, "stop_after=6", folder="moved")
+    for path in (moved.folder / "checkpoints").rglob("optimizer/*.safetensors"):
+        assert path.stat().st_size > 2 * next(path.parents[1].rglob("model/model.safetensors")).stat().st_size - 8192
+    resumed = worlds.resume(1, moved.folder)
+    assert resumed.lines == train(1, settings, folder="still").lines
