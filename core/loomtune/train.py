@@ -9,24 +9,28 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from loomtune.errors import Fault, UserError
 from loomtune.plan import Plan
-from loomtune.signals import die_with_parent
+from loomtune.signals import die_with_parent, end
 from loomtune.worker import execute, guarded
 
 KEY = "loomtune/plan"
 PATIENCE = timedelta(hours=2)
 """How long the other ranks wait while rank 0 tokenises."""
 
+GRACE = timedelta(minutes=1)
+"""How long rank 0 waits for ranks that start late, where there is only a mistake to tell them."""
+
 
 def main() -> None:
     """Entry of a rank, or of a single process without torchrun."""
     die_with_parent()
-    sys.exit(guarded(lambda: _train(sys.argv[1:])))
+    end(guarded(lambda: _train(sys.argv[1:])))
 
 
 def _train(overrides: list[str]) -> Any:
@@ -39,6 +43,7 @@ def _train(overrides: list[str]) -> Any:
         _hand_out(store, overrides, size)
     answer = json.loads(store.get(KEY))
     if "faults" in answer:
+        _leave_together(store, rank, size)
         raise UserError(*(Fault(*fault) for fault in answer["faults"]))
     return execute(Plan.parse(answer["plan"]), Path(answer["folder"]))
 
@@ -49,6 +54,15 @@ def _hand_out(store: Any, overrides: list[str], size: int) -> None:
         store.set(KEY, json.dumps({"plan": plan.dump(), "folder": str(folder)}))
     except UserError as error:
         store.set(KEY, json.dumps({"faults": [(fault.what, fault.cure) for fault in error.faults]}))
+
+
+def _leave_together(store: Any, rank: int, size: int) -> None:
+    """Rank 0 alone says what is wrong, once all others have heard: its end would take the store, or torchrun, with it."""
+    store.set(f"{KEY}/heard/{rank}", "")
+    if rank:
+        sys.exit(UserError.exit_code)
+    with suppress(Exception):  # a rank that never came is its launcher's concern
+        store.wait([f"{KEY}/heard/{other}" for other in range(size)], GRACE)
 
 
 def _composed(overrides: list[str], size: int) -> tuple[Plan, Path]:

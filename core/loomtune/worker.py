@@ -15,7 +15,7 @@ from loomtune.checkpoint.files import replace_text
 from loomtune.errors import LeaseLost, LoomtuneError, Preempted, UserError
 from loomtune.lease import Lease
 from loomtune.plan import Plan
-from loomtune.signals import StopRequest, die_with_parent
+from loomtune.signals import StopRequest, die_with_parent, end
 
 if TYPE_CHECKING:
     from loomtune.world import World
@@ -27,7 +27,7 @@ def main() -> None:
     """Entry of a rank. Exit codes as in `loomtune.errors`."""
     folder = Path(sys.argv[1])
     die_with_parent()
-    sys.exit(guarded(lambda: execute(Plan.load(folder), folder)))
+    end(guarded(lambda: execute(Plan.load(folder), folder)))
 
 
 def guarded(work: Any) -> int:

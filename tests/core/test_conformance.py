@@ -1,4 +1,4 @@
-"""Every built-in offer keeps its axis' contract, by the kit that authors of plugins run; and the kit sees what does not."""
+"""Every built-in offer keeps its contract, by the kit that authors of plugins run; and the kit sees what does not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = [
 ]
 PAIRS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1]} for row in ROWS]
 ROWS_OF = {"completions": ROWS, "pairs": PAIRS}
-"""What objectives learn from, by the trait that they need. Those that need neither make their samples while training."""
+"""What objectives learn from, by the trait that they need; those that need neither make samples while training."""
 
 
 def entries(axis: str | None = None) -> list[Any]:

@@ -16,7 +16,7 @@ from runs.worlds import Outcome, Worlds, maths
 
 Train = Callable[..., Outcome]
 
-STEPS = 200
+STEPS = 80
 """So many that none is over before a signal can reach it."""
 
 ALONE = (1, ["sharding=single"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,12 +38,46 @@ def target_log_probs(hidden: Tensor, head: nn.Module, target: Tensor, temperatur
     def part(some: Tensor, labels: Tensor) -> Tensor:
         logits = head(some).float()
         scaled = logits if temperature == 1.0 else logits / temperature
-        return -F.cross_entropy(scaled, labels, reduction="none")
+        if type(scaled) is not Tensor or scaled.device.type != "cpu":
+            return -F.cross_entropy(scaled, labels, reduction="none")
+        chosen: Tensor = _InPlace.apply(scaled, labels)  # type: ignore[no-untyped-call]
+        return chosen
 
     if len(target) <= CHUNK:
         return part(hidden, target)
     pairs = zip(torch.split(hidden, CHUNK), torch.split(target, CHUNK), strict=True)
     return torch.cat([checkpoint(part, some, labels, use_reentrant=False) for some, labels in pairs])
+
+
+BLOCK = 64
+"""Rows of logits that are turned into gradients at once, so that they stay in the cache between two passes."""
+
+
+class _InPlace(torch.autograd.Function):
+    """Log-probabilities, and then gradients, written over the logits: one buffer of `(targets, vocabulary)`, not four.
+
+    On a CPU each such buffer costs as much time to be given by the system as to be filled. Whoever else kept the logits
+    for his own backward pass hears an error from autograd, never a wrong number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        buffer = logits.detach()
+        torch.ops.aten._log_softmax.out(buffer, -1, False, out=buffer)
+        ctx.save_for_backward(labels)
+        ctx.buffer = buffer
+        return buffer.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (labels,) = ctx.saved_tensors
+        buffer, ctx.buffer = ctx.buffer, None
+        assert buffer is not None, "log-probabilities are differentiated once: their buffer is the gradient's"
+        for rows, factors in zip(buffer.split(BLOCK), gradient.split(BLOCK), strict=True):
+            rows.exp_().mul_(-factors.unsqueeze(1))
+        buffer[torch.arange(len(labels)), labels] += gradient
+        return buffer, None
 
 
 def row_sums(values: Tensor, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, Reader, View
 from loomtune.toolkit.dropout import replace_dropout
+from loomtune.toolkit.linear import quicken
 from loomtune.world import derive
 
 PREFIX = "module."

@@ -22,6 +22,7 @@ from checkpoint_fakes import FakeEngine, full, rows
 from safetensors.torch import load_file
 from loomtune import world
 from loomtune.checkpoint import Reader, Saver
+from loomtune.signals import end
 
 folder = Path(sys.argv[1])
 tensors = {n: {"weight": w, "exp_avg": w * 2} for n, w in load_file(folder / "model.safetensors").items()}
@@ -37,6 +38,7 @@ first = next(iter(part.values()))
 assert torch.equal(first["weight"] * 2, first["exp_avg"]) and first["weight"].any()
 here.barrier()
 world.leave()
+end(0)
 """
 
 

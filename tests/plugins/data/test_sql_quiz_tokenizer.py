@@ -22,7 +22,7 @@ def loaded(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def encode(loaded: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(loaded(text)["input_ids"])
+    return list(loaded(text, add_special_tokens=False)["input_ids"])
 
 
 def test_special_tokens_have_ids_of_their_own(loaded: PreTrainedTokenizerBase) -> None:
@@ -75,3 +75,7 @@ def test_the_shipped_tokenizer_is_the_one_that_is_built(folder: Path) -> None:
     """A phrasing with a new word would shift every id under the shipped weights."""
     shipped = Path(tokenizer.__file__).parents[2] / "models" / "tiny" / "tokenizer.json"
     assert shipped.read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_text_begins_with_bos_where_special_tokens_are_asked_for(loaded: PreTrainedTokenizerBase) -> None:
+    assert loaded("SELECT 1")["input_ids"] == [1, *encode(loaded, "SELECT 1")]

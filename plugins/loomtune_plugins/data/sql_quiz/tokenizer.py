@@ -83,6 +83,13 @@ def _pattern() -> str:
     return rf"{marks}| ?\b(?:{'|'.join(longest)})\b ?| ?(?:{signs}) |[a-z]{{1,2}}|[0-9]{{1,2}}|\s|[^\s]"
 
 
+def _begins_with(bos: int) -> dict[str, object]:
+    """What puts `<bos>` before a text, for whoever asks for special tokens."""
+    token, text = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"<bos>": {"id": "<bos>", "ids": [bos], "tokens": ["<bos>"]}}
+    return {"type": "TemplateProcessing", "single": [token, text], "pair": [token, text], "special_tokens": special}
+
+
 def _tokenizer() -> dict[str, object]:
     """The contents of `tokenizer.json`; the BPE has no merges, it looks whole pieces up."""
     byte = _bytes()
@@ -97,7 +104,7 @@ def _tokenizer() -> dict[str, object]:
         "added_tokens": [_special(number, token) for number, token in enumerate(SPECIAL)],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "post_processor": None,
+        "post_processor": _begins_with(SPECIAL.index("<bos>")),
         "decoder": level,
         "model": {
             "type": "BPE",

@@ -1,0 +1,1 @@
+"""Configs of acme, searched after loomtune's own."""
