@@ -86,11 +86,14 @@ def _dry_run(options: argparse.Namespace) -> int:
     from loomtune import api
     from loomtune.catalogue import installed
     from loomtune.compose import explain
+    from loomtune.plan import estimates
 
     plan = api.compose(options.overrides, options.config_dir)
     api.warn(api.check(plan))
     for key, value, origin in explain(options.overrides, options.config_dir):
-        print(f"{key}={value}  # {origin}")
+        print(f"{key}={value if str(value).isprintable() else repr(value)}  # {origin}")
+    for foretold in estimates(plan, installed()):
+        print(f"estimate: {foretold.subject} {foretold.value:g} {foretold.unit} ({foretold.reasoning})")
     launcher = plan.build(installed(), "launcher")
     for command in launcher.render(launcher.spec(Path("RUN"), plan.processes)).commands:
         print(f"would run: {' '.join(command)}")

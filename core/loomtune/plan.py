@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -136,15 +136,26 @@ def findings(plan: Plan, catalogue: Catalogue) -> list[Finding]:
     """Everything that the offers and the plugins' preflight hooks hold against a plan, or doubt."""
     entries = list(plan.entries(catalogue))
     found = [*_arity(plan), *_needs(entries), *_own(plan)]
-    # By itself each, because one raising plugin would take the others' findings with it; last registered, last asked.
-    for implementation in catalogue.manager.hook.preflight.get_hookimpls():
-        try:
-            answer: Any = implementation.function(*[plan][: len(implementation.argnames)])
-            found.extend(answer)
-        except Exception as error:
-            told = f"the plugin {implementation.plugin_name} failed to check the plan: {type(error).__name__}: {error}"
-            found.append(Finding(told, "tell its author; the run goes on without its check", fatal=False))
+    for answer, failure in _asked(catalogue, "preflight", plan):
+        found.extend(answer)
+        if failure:
+            found.append(Finding(f"a check before the run is left out: {failure}", "tell its author", fatal=False))
     return found
+
+
+def estimates(plan: Plan, catalogue: Catalogue) -> list[Estimate]:
+    """Everything that the plugins foretell about a plan; one that fails foretells nothing."""
+    return [one for answer, _ in _asked(catalogue, "estimate", plan) for one in answer]
+
+
+def _asked(catalogue: Catalogue, hook: str, plan: Plan) -> Iterator[tuple[Sequence[Any], str]]:
+    """(answer, why there is none) of each plugin, in their order. One that raises must not take the others' with it."""
+    for implementation in getattr(catalogue.manager.hook, hook).get_hookimpls():
+        arguments = [plan] if implementation.argnames else []
+        try:
+            yield list(implementation.function(*arguments)), ""
+        except Exception as error:
+            yield [], f"the plugin {implementation.plugin_name} failed: {type(error).__name__}: {error}"
 
 
 def refuse(found: list[Finding]) -> list[Finding]:

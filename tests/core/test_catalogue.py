@@ -77,7 +77,7 @@ def test_a_chosen_offer_is_built_from_its_settings() -> None:
 
 
 def test_an_unknown_name_says_what_is_near_what_exists_and_what_is_broken() -> None:
-    broken = plugin(offer(schema=int))
+    broken = plugin(offer("half_again", schema=int))
     catalogue = Catalogue([(source(), plugin(offer())), (source("other", "loomtune-other", "3"), broken)])
     with pytest.raises(UserError) as caught:
         catalogue.find("schedule", "halff")
@@ -187,7 +187,7 @@ def test_a_chosen_class_that_breaks_its_contract_is_refused_with_its_distributio
     changes: dict[str, Any], said: str
 ) -> None:
     catalogue = Catalogue([(source(), plugin(offer(**changes)))])
-    with pytest.raises(UserError, match="loomtune-acme 1.2") as caught:
+    with pytest.raises(UserError, match=r"loomtune-acme 1\.2") as caught:
         catalogue.build("schedule", "half", {})
     assert said in str(caught.value)
 
@@ -224,8 +224,7 @@ def discovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: loomtune-{name}\nVersion: 4.5\n")
             (info / "entry_points.txt").write_text(f"[loomtune]\n{name} = {name}_plugin\n")
         monkeypatch.syspath_prepend(tmp_path)
-        catalogue = installed.__wrapped__()
-        return catalogue
+        return installed.__wrapped__()
 
     return make
 

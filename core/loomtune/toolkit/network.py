@@ -31,6 +31,7 @@ class Network(nn.Module):
             self.heads = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in scalars})
         self.module, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
         replace_dropout(self.module, spec.seed)
+        quicken(self.module)
         self._freeze()
 
     def _freeze(self) -> None:

@@ -1,0 +1,202 @@
+"""Which rows make a step, who computes them, and how they become tensors."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toys import Rows, sample
+
+from loomtune.batching import MicroLimit, Order, collate, evaluation_batches, micro_limit, place, step_batches
+from loomtune.contracts import Sample, Segment
+from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
+from loomtune.settings import BatchSettings, Settings
+from loomtune.testing import toy
+from loomtune.world import World
+
+PAD = 0
+
+
+def segment(tokens: list[int], targets: list[int], parent: int = NO_PARENT, **columns: list[float]) -> Segment:
+    learned = np.isin(np.arange(len(tokens)), targets)
+    each = {name: np.array(values, np.float32) for name, values in columns.items()}
+    return Segment(np.array(tokens, np.int32), learned, parent, each)
+
+
+def pair() -> Sample:
+    """A prompt of three tokens with two answers, all of whose tokens are learned."""
+    return Sample((segment([5, 6, 7], []), segment([8, 9], [0, 1], 0), segment([10], [0], 0)), {"margin": 2.5})
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_each_epoch_visits_every_row_once(rows: int) -> None:
+    order = Order(3, rows)
+    for epoch in range(3):
+        assert sorted(order.row(epoch * rows + index) for index in range(rows)) == list(range(rows))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    def epoch(seed: int, number: int) -> list[int]:
+        return [Order(seed, 50).row(number * 50 + index) for index in range(50)]
+
+    orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert list(range(50)) not in orders
+    assert epoch(0, 1) == orders[1]
+
+
+def test_the_order_of_a_seed_is_the_same_on_every_machine() -> None:
+    assert [Order(0, 8).row(number) for number in range(8)] == [3, 4, 2, 7, 0, 5, 1, 6]
+
+
+def lengths_of(count: int) -> list[int]:
+    draw = random.Random(count)
+    return [draw.randint(1, 90) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 33])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 8])
+@pytest.mark.parametrize("limit", [MicroLimit(1), MicroLimit(3), MicroLimit(100), MicroLimit(100, 128)])
+def test_every_row_is_placed_once_in_equally_many_micro_batches(count: int, replicas: int, limit: MicroLimit) -> None:
+    numbers, lengths = [100 + i for i in range(count)], lengths_of(count)
+    placed = place(numbers, lengths, replicas, limit)
+    assert len(placed) == replicas
+    assert len({len(mine) for mine in placed}) == 1 and placed[0], "a rank without rows takes part all the same"
+    assert sorted(number for mine in placed for one in mine for number in one.numbers) == numbers
+    for one in (one for mine in placed for one in mine):
+        padded = max((lengths[number - 100] for number in one.numbers), default=0) * len(one.numbers)
+        assert len(one.numbers) <= limit.rows
+        assert not limit.tokens or padded <= limit.tokens or len(one.numbers) == 1
+
+
+def test_placing_is_pure() -> None:
+    lengths = lengths_of(20)
+    before = list(lengths)
+    assert place(range(20), lengths, 3, MicroLimit(4)) == place(range(20), lengths, 3, MicroLimit(4))
+    assert lengths == before
+
+
+def test_rows_of_like_length_are_computed_together() -> None:
+    (mine,) = place(range(6), [1, 50, 2, 49, 3, 48], 1, MicroLimit(2))
+    assert [one.numbers for one in mine] == [(1, 3), (5, 4), (2, 0)]
+
+
+def test_a_row_longer_than_the_budget_is_computed_alone() -> None:
+    (mine,) = place(range(3), [200, 5, 5], 1, MicroLimit(8, 64))
+    assert [one.numbers for one in mine] == [(0,), (1, 2)]
+
+
+def test_replicas_share_a_step_evenly_even_where_one_could_take_all_of_it() -> None:
+    placed = place(range(8), [10] * 8, 4, MicroLimit(100))
+    assert [[len(one.numbers) for one in mine] for mine in placed] == [[2]] * 4
+
+
+def test_the_longest_rows_do_not_all_meet_one_rank() -> None:
+    placed = place(range(4), [4, 3, 2, 1], 2, MicroLimit(1))
+    assert [[one.numbers for one in mine] for mine in placed] == [[(0,), (3,)], [(1,), (2,)]]
+
+
+def test_a_target_is_predicted_from_the_token_before_it() -> None:
+    batch = collate([Sample((segment([5, 6, 7, 8], [2, 3]),)), Sample((segment([9, 4], [1]),))], [3, 8], PAD)
+    assert batch.tokens.tolist() == [[5, 6, 7, 8], [9, 4, PAD, PAD]]
+    assert batch.target.tolist() == [7, 8, 4]
+    flat = batch.tokens.flatten()
+    assert flat[batch.predict_from].tolist() == [6, 7, 9]
+    assert flat[batch.predict_from + 1].tolist() == batch.target.tolist()
+    assert batch.row.tolist() == [0, 0, 1]
+    assert batch.sample_numbers.tolist() == [3, 8]
+
+
+def test_padding_belongs_to_no_segment() -> None:
+    batch = collate([Sample((segment([5, 6, 7], [2]),)), Sample((segment([9], []),))], [0, 1], PAD)
+    assert batch.segments.tolist() == [[0, 0, 0], [1, NO_SEGMENT, NO_SEGMENT]]
+    assert batch.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_answers_go_on_from_the_end_of_their_prompt() -> None:
+    batch = collate([Sample((segment([4], []),)), pair()], [0, 1], PAD)
+    row = batch.tokens[1].tolist()
+    assert row == [5, 6, 7, 8, 9, 10]
+    assert batch.positions[1].tolist() == [0, 1, 2, 3, 4, 3]
+    assert batch.parents.tolist() == [NO_PARENT, NO_PARENT, 1, 1]
+    assert batch.sample_of_segment.tolist() == [0, 1, 1, 1]
+    assert batch.target.tolist() == [8, 9, 10]
+    assert batch.tokens.flatten()[batch.predict_from].tolist() == [7, 8, 7], "both begin after the prompt's last token"
+    assert batch.row.tolist() == [2, 2, 3]
+
+
+def test_a_segment_without_tokens_hands_on_where_its_child_begins() -> None:
+    turns = Sample((segment([5, 6], []), segment([], [], 0), segment([7, 8], [0, 1], 1)))
+    batch = collate([turns], [0], PAD)
+    assert batch.tokens.tolist() == [[5, 6, 7, 8]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3]]
+    assert batch.segments.tolist() == [[0, 0, 2, 2]]
+    assert batch.tokens.flatten()[batch.predict_from].tolist() == [6, 7]
+
+
+def test_numbers_and_columns_follow_their_samples_and_targets() -> None:
+    scored = Sample((segment([1, 2, 3], [1, 2], advantage=[0.5, -1.0]),), {"margin": 1.0})
+    other = Sample((segment([1, 2], [1], advantage=[4.0]),), {"margin": 3.0})
+    columns = collate([scored, other], [0, 1], PAD).columns
+    assert columns["margin"].tolist() == [1.0, 3.0]
+    assert columns["advantage"].tolist() == [0.5, -1.0, 4.0]
+    assert all(column.dtype == torch.float32 for column in columns.values())
+
+
+def test_a_micro_batch_without_rows_has_one_padding_token_and_every_column() -> None:
+    like = Sample((segment([1, 2], [1], advantage=[4.0]),), {"margin": 3.0})
+    batch = collate([], [], PAD, like)
+    assert batch.tokens.tolist() == [[PAD]]
+    assert batch.segments.tolist() == [[NO_SEGMENT]]
+    assert {name: column.tolist() for name, column in batch.columns.items()} == {"margin": [], "advantage": []}
+    empty = (batch.target, batch.predict_from, batch.row, batch.parents, batch.sample_numbers)
+    assert all(len(tensor) == 0 and tensor.dtype == torch.int64 for tensor in empty)
+
+
+def test_a_sample_is_kept_to_the_bit() -> None:
+    import json
+
+    third = np.float32(1) / np.float32(3)
+    given = Sample((segment([5, 6], []), segment([8, 9], [0, 1], 0, advantage=[third, -0.1])), {"margin": 0.1})
+    again = Sample.parse(json.loads(json.dumps(given.plain())))
+    assert again.numbers == given.numbers
+    for one, other in zip(again.segments, given.segments, strict=True):
+        assert one.parent == other.parent and one.columns.keys() == other.columns.keys()
+        assert (one.tokens.dtype, one.is_target.dtype) == (np.int32, np.bool_)
+        assert one.tokens.tobytes() == other.tokens.tobytes() and one.is_target.tolist() == other.is_target.tolist()
+        assert all(one.columns[name].tobytes() == other.columns[name].tobytes() for name in other.columns)
+
+
+def run_on(replica: int, replicas: int, micro: int | str = 1) -> Any:
+    world = World(replica, replicas, 0, torch.device("cpu"), replica=replica, replicas=replicas)
+    settings = Settings(batch=BatchSettings(size=8, micro=micro))
+    splits = {"train": Rows(sample("x" * (1 + index)) for index in range(5))}
+    return SimpleNamespace(
+        world=world, settings=settings, tokenizer=toy.ToyTokenizer(), splits=splits, token_budget=256
+    )
+
+
+def test_replicas_together_compute_the_step_under_the_numbers_of_its_visits() -> None:
+    samples = [sample("ab"), sample("abc"), sample("a")]
+    ranks = [step_batches(run_on(replica, 2), samples, range(40, 43), MicroLimit(1)) for replica in range(2)]
+    assert [len(batches) for batches in ranks] == [2, 2]
+    numbers = [number for batches in ranks for batch in batches for number in batch.sample_numbers.tolist()]
+    assert sorted(numbers) == [40, 41, 42]
+    lengths = {int(b.sample_numbers): b.tokens.shape[1] for batches in ranks for b in batches if len(b.sample_numbers)}
+    assert lengths == {40: 3, 41: 4, 42: 2}, "the number goes with its sample"
+
+
+def test_a_split_is_measured_once_over_all_replicas() -> None:
+    ranks = [evaluation_batches(run_on(replica, 3), "train") for replica in range(3)]
+    assert sorted(number for one in ranks for batch in one for number in batch.sample_numbers.tolist()) == [*range(5)]
+    some = [evaluation_batches(run_on(replica, 3), "train", 2) for replica in range(3)]
+    assert sorted(number for one in some for batch in one for number in batch.sample_numbers.tolist()) == [0, 1]
+
+
+def test_a_micro_batch_is_what_the_settings_ask_for_or_fits_the_budget() -> None:
+    assert micro_limit(run_on(0, 1, 3)) == MicroLimit(3)
+    assert micro_limit(run_on(0, 1, "auto")) == MicroLimit(8, 256)

@@ -1,0 +1,239 @@
+"""The frozen plan: it survives its file, its hash is of the maths alone, and its findings are told together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from loomtune import api, hookimpl
+from loomtune.catalogue import BUILT_IN, Catalogue, Source, installed
+from loomtune.compose import compose
+from loomtune.errors import UserError
+from loomtune.plan import Estimate, Finding, Plan, estimates, findings, refuse
+from loomtune.settings import ROOT_KEYS
+
+AWKWARD = "a b'c\"d; $(rm -rf /) `x` \\ é\n# not a comment: - 1e3"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return compose([])
+
+
+def changed(plan: Plan, key: str, value: Any) -> Plan:
+    settings = copy.deepcopy(dict(plan.settings))
+    *parents, leaf = key.split(".")
+    node: Any = settings
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+    return Plan(settings, plan.versions, plan.processes, plan.overrides, plan.config_dirs)
+
+
+def test_run_yaml_brings_back_the_same_plan(plan: Plan) -> None:
+    kept = changed(changed(plan, "run.name", AWKWARD), "optimizer.lr", 1e-05)
+    again = Plan.parse(kept.dump())
+    assert again == kept
+    assert again.hash == kept.hash
+    assert again.root.run.name == AWKWARD
+    assert again.dump() == kept.dump()
+
+
+def test_run_yaml_holds_no_objects_and_names_every_plugin(plan: Plan) -> None:
+    text = plan.dump()
+    assert "!!" not in text
+    assert set(yaml.safe_load(text)["plugins"]) >= set(BUILT_IN)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.lr", 0.5),
+        ("seed", 1),
+        ("batch.size", 7),
+        ("steps", 299),
+        ("precision", "bf16"),
+        ("schedule.floor", 0.5),
+        ("objective.train_on", "all"),
+        ("data.seed", 3),
+        ("max_length", 17),
+        ("evaluate.every", 3),
+    ],
+)
+def test_the_hash_changes_with_what_decides_the_maths(plan: Plan, key: str, value: Any) -> None:
+    assert changed(plan, key, value).hash != plan.hash
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("launcher.procs", 8),
+        ("sharding", {"name": "fsdp"}),
+        ("stop_after", 5),
+        ("tracker", {}),
+        ("guard", {}),
+        ("checkpoint.every", 3),
+        ("batch.micro", 1),
+        ("run.dir", "elsewhere"),
+    ],
+)
+def test_the_hash_leaves_out_what_is_only_how(plan: Plan, key: str, value: Any) -> None:
+    assert changed(plan, key, value).hash == plan.hash
+
+
+def test_an_edited_run_yaml_is_refused(plan: Plan) -> None:
+    with pytest.raises(UserError, match="it was edited"):
+        Plan.parse(plan.dump().replace("precision: fp32", "precision: bf16"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "format: 99", "format: 1", "{", "format: 1\nhash: x\noverrides: 3\nsettings: {}\n"]
+)
+def test_a_file_that_is_no_run_yaml_is_refused_in_words(text: str) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        Plan.parse(text)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it has no run\.yaml"):
+        Plan.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def own() -> Plan:
+    """Without the default recipe."""
+    return compose(["recipe=null"])
+
+
+def faults(plan: Plan, *overrides: str) -> list[str]:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        plan = changed(plan, key, yaml.safe_load(value))
+    return [finding.what for finding in findings(plan, installed()) if finding.fatal]
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("batch.size=0", "batch.size=0 is less than 1"),
+        ("steps=-1", "steps=-1 is less than 0"),
+        ("stop_after=-1", "stop_after=-1 is less than 0"),
+        ("max_length=-1", "max_length=-1 is less than 0"),
+        ("checkpoint.every=-1", "checkpoint.every=-1 is less than 0"),
+        ("checkpoint.keep=0", "checkpoint.keep=0 is less than 1"),
+        ("evaluate.rows=-1", "evaluate.rows=-1 is less than 0"),
+        ("batch.micro=9", "batch.micro=9 does not lie between 1 and batch.size=8"),
+        ("batch.micro=0", "batch.micro=0 does not lie between 1 and batch.size=8"),
+        ("batch.micro=some", "batch.micro=some is neither a number nor `auto`"),
+        ("epochs=0", "steps=0 and epochs=0.0: nothing would be trained"),
+        ("precision=fp16", "precision=fp16 is unknown"),
+        ("evaluate.mode=best", "evaluate.mode=best is unknown"),
+        ("evaluate.every=2", "evaluations are asked for, but no evaluator is chosen"),
+    ],
+)
+def test_a_root_setting_that_makes_no_sense_is_a_fault(own: Plan, override: str, what: str) -> None:
+    assert faults(own, override) == [what]
+
+
+def test_patience_without_a_metric_is_a_fault(own: Plan) -> None:
+    assert faults(own, "evaluate.patience=2") == ["evaluate.patience is set, but no metric decides"]
+
+
+def test_every_fault_is_told_at_once_with_its_cure() -> None:
+    plan = compose(
+        ["recipe=null", "batch.size=2", "batch.micro=3", "precision=fp8", "tracker=[report]", "rollout=null"]
+    )
+    with pytest.raises(UserError) as caught:
+        refuse(findings(plan, installed()))
+    told = [fault.what.split()[0] for fault in caught.value.faults]
+    assert told == ["tracker=report", "precision=fp8", "batch.micro=3"]
+    assert all(fault.cure for fault in caught.value.faults)
+
+
+def test_a_need_that_nothing_chosen_provides_is_a_fault_that_says_how_to_find_it() -> None:
+    plan = compose(["rollout=null"])
+    (fault,) = [finding for finding in findings(plan, installed()) if finding.fatal]
+    assert fault.what == "evaluator=sql_accuracy needs `generation`, which nothing chosen provides"
+    assert fault.cure == "`loomtune plugins --trait generation` lists what provides it"
+
+
+def test_warnings_do_not_refuse() -> None:
+    doubt = Finding("odd", "look", fatal=False)
+    assert refuse([doubt]) == [doubt]
+
+
+def catalogue(**hooks: Any) -> Catalogue:
+    """A catalogue of two third parties, of which the first answers some hooks and the second always fails."""
+
+    def failing(plan: Plan) -> Sequence[Any]:
+        raise ZeroDivisionError
+
+    first = SimpleNamespace(**{name: hookimpl(function) for name, function in hooks.items()})
+    second = SimpleNamespace(preflight=hookimpl(failing), estimate=hookimpl(failing))
+    return Catalogue(
+        [(Source("first", "loomtune-first", "1"), first), (Source("second", "loomtune-second", "1"), second)]
+    )
+
+
+@pytest.fixture
+def bare(plan: Plan) -> Plan:
+    """Root settings alone, because the catalogue of this test has nothing to choose."""
+    return Plan({key: plan.settings[key] for key in ROOT_KEYS}, {})
+
+
+def test_preflight_hooks_add_findings_and_a_failing_one_takes_none_away(bare: Plan) -> None:
+    asked = []
+
+    def preflight(plan: Plan) -> list[Finding]:
+        asked.append(plan)
+        return [Finding("too small", "buy more")]
+
+    found = {finding.what: finding.fatal for finding in findings(bare, catalogue(preflight=preflight))}
+    assert asked == [bare]
+    assert found["too small"] is True
+    assert found["a check before the run is left out: the plugin second failed: ZeroDivisionError: "] is False
+
+
+def test_every_axis_of_one_must_be_chosen(bare: Plan) -> None:
+    missing = [finding.what for finding in findings(bare, catalogue()) if finding.what.endswith("is chosen")]
+    assert missing[:2] == ["no model is chosen", "no data is chosen"]
+    assert len(missing) == 8
+
+
+def test_estimates_come_from_plugins_and_a_failing_one_takes_none_away(bare: Plan) -> None:
+    amount = Estimate("memory of a rank", 2e9, "bytes", "weights in fp32")
+    assert estimates(bare, catalogue(estimate=lambda: [amount])) == [amount]
+
+
+ROWS = '{"prompt": "a", "completion": "b"}\n' * 4
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model: Path) -> list[str]:
+    """Settings of a small run with a folder of its own."""
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    data = ["data=jsonl", f"data.path={tmp_path / 'rows.jsonl'}", f"model.path={tiny_model}"]
+    return [*data, f"run.dir={tmp_path / 'run'}", "optimizer.lr=1e-3"]
+
+
+def test_the_folder_of_another_run_is_refused_naming_what_differs(run: list[str]) -> None:
+    api.prepare(api.compose(run))
+    other = [*(text for text in run if "lr" not in text), "optimizer.lr=2e-3", "seed=4", "launcher.procs=1"]
+    with pytest.raises(UserError, match="holds another run") as caught:
+        api.prepare(api.compose(other))
+    assert "optimizer.lr (0.001 -> 0.002)" in str(caught.value)
+    assert "seed (0 -> 4)" in str(caught.value)
+    assert "launcher.procs" not in caught.value.faults[0].what
+
+
+def test_the_same_run_may_go_on_in_its_folder_in_another_manner(run: list[str]) -> None:
+    folder = api.prepare(api.compose(run))
+    again = api.prepare(api.compose([*run, "sharding=single", "launcher.procs=1", "tracker=[jsonl]", "stop_after=1"]))
+    assert again == folder
+    assert Plan.load(folder).root.stop_after == 1
