@@ -1,4 +1,4 @@
-"""When each optimizer step ended, in wall and CPU seconds, and what memory it took: the same clock for all contenders."""
+"""When each optimizer step ended, in wall and CPU seconds, and the memory it took: one clock for all contenders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUT = "BENCH_OUT"
 
 
 class Clock:
-    """Marks of one process. A step's time runs from the end of the step before it: nothing between steps is left out."""
+    """Marks of one process. A step's time runs from the end of the one before it: nothing is left out."""
 
     def __init__(self) -> None:
         self.marks: list[dict[str, float]] = []
@@ -38,4 +38,3 @@ class Clock:
 
 
 CLOCK = Clock()
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clock import CLOCK
+
 from loomtune import hookimpl
 
 

@@ -12,8 +12,8 @@ class Job:
     """Full fine-tuning in fp32: AdamW without decay at a constant rate, gradients clipped, only completions learned.
 
     model: folder with weights and tokenizer. rows: JSON lines with prompt and completion, in the order of training.
-    batch: examples per optimizer step. packs: rows of `max_length` tokens per step where TRL packs, so that a step holds
-    about as many examples. micro_tokens: tokens, padding included, that the bare loop computes at once.
+    batch: examples per optimizer step. packs: rows of `max_length` tokens per step where TRL packs, so that a step
+    holds about as many examples. micro_tokens: tokens, padding included, that the bare loop computes at once.
     """
 
     model: str

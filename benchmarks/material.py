@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from job import Job
+
 from loomtune import api
 from loomtune.batching import CPU_TOKENS, Order
 from loomtune.catalogue import installed
@@ -16,13 +18,20 @@ SEED = 0
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("LOOMTUNE_SHARED", ROOT.parent / "shared"))
 GSM8K = SHARED / "data" / "gsm8k" / "train.jsonl"
-MICRO = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-"""Size of the model of a quick run."""
+MICRO = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+"""The model of a quick run."""
 
 
 def make(folder: Path, *, steps: int, batch: int, max_length: int, quick: bool) -> Job:
     """Writes everything into a folder. quick: a model of a size for tests, a few rows."""
-    rows = list(read_rows(steps * batch))
+    rows = sums(steps * batch) if quick else list(read_rows(steps * batch))
     texts = [row["prompt"] + row["completion"] for row in rows] if quick else list(_texts())
     tokenizer = make_tokenizer(folder / "tokenizer", texts, 512 if quick else 32_000)
     make_model(folder / "model", tokenizer, quick)
@@ -52,8 +61,18 @@ def read_rows(count: int) -> Iterator[dict[str, str]]:
             yield {"prompt": row["question"] + "\n", "completion": row["answer"]}
 
 
+def sums(count: int) -> list[dict[str, str]]:
+    """Rows for a quick run, made here, of very different lengths."""
+    draw, rows = random.Random(SEED), []
+    for _ in range(count):
+        numbers = [draw.randrange(100) for _ in range(draw.randint(2, 12))]
+        asked = " plus ".join(map(str, numbers))
+        rows.append({"prompt": f"What is {asked}?\n", "completion": f"{asked} is {sum(numbers)}"})
+    return rows
+
+
 def _texts() -> Iterator[str]:
-    """What the tokenizer learns from: GSM8K, and whatever other plain text lies beside it, for a vocabulary of 32,000."""
+    """What the tokenizer learns from: GSM8K, and other text that lies beside it, for a vocabulary of 32,000."""
     for row in read_rows(10_000):
         yield row["prompt"] + row["completion"]
     others = [SHARED / "data" / "oasst" / "en_100_tree.jsonl", SHARED / "data" / "tinyshakespeare" / "input.txt"]
@@ -100,8 +119,7 @@ def make_model(folder: Path, tokenizer: Path, quick: bool) -> None:
     from safetensors.torch import save_file
 
     smaller = [f"model.shape.{key}={value}" for key, value in MICRO.items()] if quick else []
-    heads = ["model.shape.num_key_value_heads=2", "model.shape.vocab_size=512"] if quick else []
-    chosen = ["model=llama_35m", f"model.tokenizer={tokenizer}", *smaller, *heads]
+    chosen = ["model=llama_35m", f"model.tokenizer={tokenizer}", *smaller]
     model = api.compose([*chosen, "data=jsonl", f"data.path={GSM8K}"]).build(installed(), "model")
     source = model.weights(SEED)
     model.save_config(folder)

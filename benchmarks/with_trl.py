@@ -1,8 +1,8 @@
 """The contender that is TRL: `python with_trl.py JOB [packing]`.
 
 As it comes: every setting is TRL's default but those that make it the same job (rows in order, batch, rate, fp32, clip,
-length, no checkpoints, losses logged at every step). Packing: its own default strategy, with as many packed rows a step as
-hold about `batch` examples.
+length, no checkpoints, losses logged at every step). Packing: its own default strategy, with as many packed rows a step
+as hold about `batch` examples.
 """
 
 from __future__ import annotations

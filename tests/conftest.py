@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from runs.worlds import Worlds
 from support import mixed_rows, tiny_llama, write_rows
 

@@ -14,6 +14,7 @@ from loomtune import plan as plans
 from loomtune import samples
 from loomtune.catalogue import Catalogue, installed, is_many
 from loomtune.compose import compose as compose_settings
+from loomtune.compose import quoted
 from loomtune.contracts import Data, Launcher, Model, Objective
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
@@ -186,9 +187,9 @@ def resume(folder: Path | str, overrides: Sequence[str] = ()) -> Result:
 def resumed(folder: Path, overrides: Sequence[str]) -> Plan:
     """The plan of a run that goes on: what was typed at first, then now; `stop_after` is not inherited."""
     before = Plan.load(folder)
-    chosen_anew = {text.partition("=")[0] for text in overrides}
-    kept = [text for text in before.overrides if not _superseded(text.partition("=")[0], chosen_anew)]
-    return compose([*kept, *overrides, f"run.dir='{folder.absolute()}'"], before.config_dirs)
+    chosen_anew = {text.lstrip("+").partition("=")[0] for text in overrides}
+    kept = [text for text in before.overrides if not _superseded(text.lstrip("+").partition("=")[0], chosen_anew)]
+    return compose([*kept, *overrides, f"run.dir={quoted(str(folder.absolute()))}"], before.config_dirs)
 
 
 def _superseded(key: str, chosen_anew: set[str]) -> bool:

@@ -54,6 +54,7 @@ class Keeper:
 
     def restore(self) -> bool:
         """Goes on from the checkpoint that a plugin names, or the latest valid one; False where there is none."""
+        self.finish()
         run = self.run
         answer = run.events.ask("resume_point", run=run)
         path = (

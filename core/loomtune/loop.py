@@ -60,8 +60,10 @@ class Loop:
             evaluate(run, suffix="_before")
         ended = run.step >= last
         while not ended:
-            self._step()
-            ended = self._after_step(last)
+            if self._step() is Verdict.ROLL_BACK:
+                self._roll_back()
+            else:
+                ended = self._after_step(last)
         return self._end()
 
     def _next(self) -> list[Batch]:
@@ -80,7 +82,8 @@ class Loop:
         self.visited += len(samples)
         return step_batches(run, samples, numbers, self.limit)
 
-    def _step(self) -> None:
+    def _step(self) -> Verdict:
+        """One optimizer step; gives what the guards said of it."""
         run, began = self.run, time.perf_counter()
         run.step += 1
         run.events.tell("step_started", run=run, step=run.step)
@@ -90,7 +93,7 @@ class Loop:
         sums = self._accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)
         metrics = self._reduced(sums, totals)
-        norm = self._update(rate, metrics["loss"])
+        verdict, norm = self._update(rate, metrics["loss"])
         self.tokens_seen += int(metrics["tokens"])
         seconds = time.perf_counter() - began
         metrics |= {
@@ -103,6 +106,7 @@ class Loop:
         }
         run.metrics |= metrics
         run.events.tell("step_finished", run=run, step=run.step, metrics=metrics)
+        return verdict
 
     def _totals(self, batches: Step) -> dict[str, float]:
         """Each term's weight over the whole step: the one number that every gradient is divided by."""
@@ -151,8 +155,8 @@ class Loop:
         kept = {name: pair for name, pair in pairs.items() if not name.startswith("term:")}
         return metrics | {name: value / weight if weight else math.nan for name, (value, weight) in kept.items()}
 
-    def _update(self, rate: float, loss: float) -> float:
-        """Asks the guards once, by the norm over all engines, then steps all of them or none; gives that norm."""
+    def _update(self, rate: float, loss: float) -> tuple[Verdict, float]:
+        """Asks the guards once, by the norm over all engines, then steps all of them or none; gives both."""
         verdicts: list[Verdict] = []
         engines = self.run.trained_engines()
 
@@ -171,9 +175,7 @@ class Loop:
 
         norms: list[float] = []
         step(0, [])
-        if verdicts[-1] is Verdict.ROLL_BACK:
-            self._roll_back()
-        return math.hypot(*norms)
+        return verdicts[-1], math.hypot(*norms)
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint, on with the rows that come next: those that led here are not met again."""
@@ -190,7 +192,8 @@ class Loop:
         if gravest.verdict is Verdict.STOP:
             raise RunFailed(f"step {run.step}: {gravest.reason}")
         if gravest.verdict is not Verdict.CONTINUE:
-            run.tell_once(f"step {run.step} skipped: {gravest.reason}")
+            done = "skipped" if gravest.verdict is Verdict.SKIP else "rolled back"
+            run.tell_once(f"step {run.step} {done}: {gravest.reason}")
         return gravest.verdict
 
     def _after_step(self, last: int) -> bool:

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from loomtune_launchers import torchrun
 from loomtune_launchers.settings import LocalSettings
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+SLACK = 5
+"""Seconds beyond the grace in which torchrun may clear away what it had to kill."""
 
 
 class Local(Launcher):
@@ -65,21 +70,31 @@ class Local(Launcher):
 
     def cancel(self, run: Path) -> None:
         pid = _pid(run)
-        if _alive(pid):
-            os.kill(pid, signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the ranks of a killed torchrun end with it
+            if _alive(pid):
+                os.kill(pid, number)
+                _await_end(pid, self.settings.grace + SLACK)
 
 
 def _follow(child: subprocess.Popen[bytes], grace: int) -> None:
-    """Waits for the child. A signal to us is handed on; torchrun hands it to the ranks, which save and leave."""
+    """Waits for the child. A signal to us is handed on; torchrun hands it to the ranks, which save and leave.
+
+    A child that is still there after the grace is killed, and its ranks end with it.
+    """
+    hard = threading.Timer(grace + SLACK, child.kill)
+    hard.daemon = True
 
     def hand_on(number: int, frame: object) -> None:
         print(f"loomtune: stopping; up to {grace} s for a last checkpoint", file=sys.stderr, flush=True)  # noqa: T201
         child.send_signal(signal.SIGTERM)
+        if hard.ident is None:
+            hard.start()
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         child.wait()
     finally:
+        hard.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -101,6 +116,12 @@ def _gpus() -> int:
 def _pid(run: Path) -> int:
     path = run / "launcher.json"
     return int(json.loads(path.read_text())["pid"]) if path.is_file() else 0
+
+
+def _await_end(pid: int, seconds: int) -> None:
+    until = time.monotonic() + seconds
+    while _alive(pid) and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def _alive(pid: int) -> bool:

@@ -19,9 +19,10 @@ def command(spec: JobSpec) -> tuple[str, ...]:
     if spec.procs == 1 and spec.nodes == (1, 1) and not spec.restarts:
         return (sys.executable, *worker)
     group = ("--standalone", f"--nproc-per-node={spec.procs}", f"--max-restarts={spec.restarts}")
+    patience = (f"--shutdown-timeout={spec.grace}",)
     others = ",".join(f"{rank}:3" for rank in range(1, spec.procs))
     quiet = (f"--redirects={others}",) if others else ()
-    return (sys.executable, "-m", "loomtune.agent", str(spec.run / "logs"), *group, *quiet, *worker)
+    return (sys.executable, "-m", "loomtune.agent", str(spec.run / "logs"), *group, *patience, *quiet, *worker)
 
 
 def environment(spec: JobSpec, outer: Mapping[str, str] | None = None) -> dict[str, str]:

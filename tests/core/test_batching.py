@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import Rows, sample
 
 from loomtune.batching import MicroLimit, Order, collate, evaluation_batches, micro_limit, place, step_batches
 from loomtune.contracts import Sample, Segment
@@ -17,6 +16,7 @@ from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
 from loomtune.settings import BatchSettings, Settings
 from loomtune.testing import toy
 from loomtune.world import World
+from toys import Rows, sample
 
 PAD = 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loomtune.compose import compose, explain
+from loomtune.compose import compose, explain, quoted
 from loomtune.compose.requests import DEFAULT_RECIPE
 from loomtune.errors import UserError
 from loomtune.plan import Plan
@@ -155,6 +155,8 @@ AWKWARD = [
     "it's",
     'say "hi"',
     "back\\slash",
+    "ends with \\",
+    "\\'\\\\'",
     "two\nlines",
     "a=b,c={d: e}",
     "*?[x]~#!",
@@ -167,8 +169,7 @@ AWKWARD = [
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_a_quoted_value_arrives_as_it_is(text: str) -> None:
-    quoted = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if "\\" not in text else f"'{text}'"
-    plan = compose([f"run.name={quoted}"])
+    plan = compose([f"run.name={quoted(text)}"])
     assert plan.root.run.name == text
     assert Plan.parse(plan.dump()).root.run.name == text
 

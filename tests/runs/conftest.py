@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from runs.worlds import Outcome, Worlds
 from support import shared, write_rows
 

@@ -18,5 +18,8 @@ def agree(one: Outcome, other: Outcome) -> None:
     """Both curves are the same, and so is what was seen of the data."""
     assert one.series("tokens") == other.series("tokens")
     assert one.series("lr") == other.series("lr")
-    found = largest(one.series("loss"), other.series("loss")), largest(one.series("grad_norm"), other.series("grad_norm"))
+    found = (
+        largest(one.series("loss"), other.series("loss")),
+        largest(one.series("grad_norm"), other.series("grad_norm")),
+    )
     assert found[0] < LOSS and found[1] < NORM, found

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from runs.processes import PATIENCE, run
 from runs.worlds import Worlds, free_port, maths
 
@@ -19,7 +21,12 @@ def test_torchrun_makes_one_run_with_the_curve_of_the_launcher(tiny: list[str], 
     group = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", "mine"]
     script = ["-m", "loomtune.train", *settings]
     done = subprocess.run(
-        [*TORCHRUN, *group, *script], cwd=tmp_path, timeout=PATIENCE, check=False, stderr=log.open("wb"), stdout=log.open("ab")
+        [*TORCHRUN, *group, *script],
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
+        stderr=log.open("wb"),
+        stdout=log.open("ab"),
     )
     assert done.returncode == 0, log.read_text()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -47,6 +54,7 @@ def test_a_wrong_setting_ends_every_rank_with_one_message(tiny: list[str], tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_torchrun(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loomtune.train", *tiny, "steps=1", f"run.dir={tmp_path}/run"]
     assert run(command, tmp_path / "log") == 0, (tmp_path / "log").read_text()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs.curves import LOSS, largest
-from runs.worlds import Outcome
 
 from loomtune import checkpoint, cli
+from runs.curves import LOSS, largest
+from runs.worlds import Outcome
 
 Train = Callable[..., Outcome]
 

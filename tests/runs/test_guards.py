@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
 from runs.curves import largest
 from runs.worlds import Failed, Outcome
-from safetensors.torch import load_file, save_file
 from support import mixed_rows, write_rows
-from transformers import AutoTokenizer
 
 Train = Callable[..., Outcome]
 

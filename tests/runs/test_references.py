@@ -6,18 +6,17 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs.worlds import Outcome
 from safetensors.torch import load_file
-from support import shared, write_rows
 
 from loomtune.plan import Plan
 from loomtune.session import opened
 from loomtune.toolkit import log_probs
+from runs.worlds import Outcome
+from support import shared, write_rows
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "single, micro-batches of 4": (1, ["sharding=single", "batch.micro=4"]),

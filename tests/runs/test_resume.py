@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from runs.curves import agree
 from runs.processes import COMMAND, PATIENCE, kill_all, run, started, tree, wait_for_step
 from runs.worlds import Outcome, Worlds, maths
@@ -39,7 +40,7 @@ def status(folder: Path) -> str:
     return str(json.loads((folder / "result.json").read_text())["status"])
 
 
-@pytest.mark.parametrize("how", [ALONE, SHARDED, pytest.param(REPLICATED, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [SHARDED, *(pytest.param(how, marks=pytest.mark.slow) for how in (ALONE, REPLICATED))])
 def test_a_killed_run_goes_on_to_the_bit(
     how: tuple[int, list[str]], endless: list[str], train: Train, worlds: Worlds, tmp_path: Path
 ) -> None:
@@ -87,7 +88,9 @@ def test_ranks_do_not_outlive_a_killed_launcher(tiny: list[str], tmp_path: Path)
 MOVES = [ALONE, (3, ["sharding=fsdp"]), REPLICATED, (2, ["sharding=fsdp", "sharding.offload=true", "batch.micro=1"])]
 
 
-@pytest.mark.parametrize("adapter", [[], ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [[], ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]], ids=["full", "lora"]
+)
 def test_a_run_moves_between_layouts_and_keeps_its_curve(
     adapter: list[str], tiny: list[str], train: Train, worlds: Worlds
 ) -> None:

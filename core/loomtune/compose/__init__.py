@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from loomtune.catalogue import installed
 from loomtune.compose.composition import Composition
+from loomtune.compose.loader import Loader
 from loomtune.compose.origins import origins
+from loomtune.compose.requests import quoted
 from loomtune.plan import Plan
 
-__all__ = ["compose", "explain"]
+__all__ = ["compose", "explain", "quoted"]
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
     """The plan of these overrides. Raises UserError of all faults together, each with its cure."""
-    catalogue, folders = installed(), _absolute(config_dirs)
-    settings = Composition(catalogue, overrides, folders).settings()
-    return Plan(settings, catalogue.versions(), 0, tuple(overrides), folders)
+    folders = _absolute(config_dirs)
+    settings = Composition(installed(), _loader(folders), overrides).settings()
+    return Plan(settings, installed().versions(), 0, tuple(overrides), folders)
 
 
 def explain(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[tuple[str, Any, str]]:
     """(key, value, where it came from) of every setting, for `--dry-run`. Raises UserError as `compose` does."""
-    return list(origins(Composition(installed(), overrides, _absolute(config_dirs))))
+    return list(origins(Composition(installed(), _loader(_absolute(config_dirs)), overrides)))
+
+
+def _loader(folders: tuple[str, ...]) -> Loader:
+    """A loader; the user's own folders are read anew each time, because their files may have changed."""
+    return Loader(installed(), folders) if folders else _packaged()
+
+
+@cache
+def _packaged() -> Loader:
+    return Loader(installed(), ())
 
 
 def _absolute(folders: Sequence[str]) -> tuple[str, ...]:

@@ -22,9 +22,8 @@ from loomtune.settings import ROOT_KEYS, Settings
 class Composition:
     """One request being composed."""
 
-    def __init__(self, catalogue: Catalogue, overrides: Sequence[str], folders: Sequence[str]) -> None:
-        self.catalogue = catalogue
-        self.loader = Loader(catalogue, folders)
+    def __init__(self, catalogue: Catalogue, loader: Loader, overrides: Sequence[str]) -> None:
+        self.catalogue, self.loader = catalogue, loader
         self.requests = Requests.read(overrides)
         self.faults: list[Fault] = [*self.loader.faults, *self.requests.faults]
         self.texts: list[str] = []

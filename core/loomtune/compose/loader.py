@@ -62,6 +62,7 @@ class Loader:
             search.append("loomtune", source)
         search.append(schemas.provider, schemas.path)
         self._loader = ConfigLoaderImpl(config_search_path=search)
+        self._loaded: dict[tuple[str, ...], DictConfig] = {}
         for found in self._loader.get_sources():
             if found.provider == "loomtune" and found.scheme() != "file" and not found.available():
                 cure = "install or mend the plugin that names it"
@@ -73,6 +74,12 @@ class Loader:
 
     def load(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config. Raises UserError where configs contradict the schemas or each other."""
+        known = self._loaded.get(tuple(overrides))
+        if known is None:
+            known = self._loaded[tuple(overrides)] = self._load(overrides)
+        return known.copy()
+
+    def _load(self, overrides: Sequence[str]) -> DictConfig:
         try:
             config = self._loader.load_configuration(ROOT, list(overrides), RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from loomtune.catalogue import is_many
@@ -62,6 +62,11 @@ def text_of(override: Override, *, new: bool = False) -> str:
         nothing = "" if key == "recipe" else f"~{key}"
         return f"{key}=[]" if key in AXIS_NAMES and is_many(key) else nothing
     return ("++" if new else "") + (override.input_line or "").lstrip("+")
+
+
+def quoted(text: str) -> str:
+    """A text as an override's value must be written for it to arrive as it is."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _unread(text: str) -> Fault:

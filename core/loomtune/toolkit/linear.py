@@ -40,7 +40,7 @@ def pays() -> bool:
         platform.machine() in ("x86_64", "AMD64")
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkl.is_available()
+        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and "GenuineIntel" not in _processor()
     )
@@ -76,7 +76,7 @@ class _OneDnn(torch.autograd.Function):
         return _multiplied(input, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])

@@ -66,15 +66,15 @@ class _InPlace(torch.autograd.Function):
         torch.ops.aten._log_softmax.out(buffer, -1, False, out=buffer)
         ctx.save_for_backward(labels)
         ctx.buffer = buffer
-        return buffer.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return buffer[torch.arange(len(labels)), labels]  # no view: FSDP2 warns of one that leaves a module
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (labels,) = ctx.saved_tensors
         buffer, ctx.buffer = ctx.buffer, None
         assert buffer is not None, "log-probabilities are differentiated once: their buffer is the gradient's"
-        for rows, factors in zip(buffer.split(BLOCK), gradient.split(BLOCK), strict=True):
+        for rows, factors in zip(torch.split(buffer, BLOCK), torch.split(gradient, BLOCK), strict=True):
             rows.exp_().mul_(-factors.unsqueeze(1))
         buffer[torch.arange(len(labels)), labels] += gradient
         return buffer, None

@@ -44,12 +44,14 @@ class Stored(Piece):
         self.shape = tuple(file.handle.get_slice(name).get_shape())
 
     def read(self, where: Region) -> Tensor:
-        """Reads no more of the file than the rows asked for."""
+        """Reads no more of the file than the rows asked for, and lets go of it: what is mapped counts as memory."""
+        handle = self._file.handle
+        self._file.close()
         with torch.device("cpu"):  # a birth on the meta device would reach into safetensors
             if all(part == slice(0, size, 1) for part, size in zip(where, self.shape, strict=True)):
-                whole: Tensor = self._file.handle.get_tensor(self._name)
+                whole: Tensor = handle.get_tensor(self._name)
                 return whole
-            part: Tensor = self._file.handle.get_slice(self._name)[where]
+            part: Tensor = handle.get_slice(self._name)[where]
             return part.contiguous()
 
 
@@ -102,3 +104,7 @@ class OpenFile:
         if self._handle is None:
             self._handle = safe_open(self._path, framework="pt", device="cpu")
         return self._handle
+
+    def close(self) -> None:
+        """Lets go of the file; it is opened again when needed."""
+        self._handle = None

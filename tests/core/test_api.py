@@ -1,0 +1,114 @@
+"""The run from Python: what a resumed run takes over, what is refused before it starts, how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loomtune import api
+from loomtune.contracts import JobSpec
+from loomtune.errors import RunFailed, UserError
+from loomtune.plan import Plan
+from loomtune_launchers.local import Local
+
+Settings = list[str]
+
+
+@pytest.fixture
+def settings(tiny_model: Path, mixed_data: Path, tmp_path: Path) -> Settings:
+    return [f"model.path={tiny_model}", "data=jsonl", f"data.path={mixed_data}", f"run.dir={tmp_path / 'run'}"]
+
+
+@pytest.fixture
+def resumed(settings: Settings) -> Callable[..., Plan]:
+    """The plan of a run that was typed with `first` and goes on with `then`."""
+
+    def of(first: Settings, then: Settings) -> Plan:
+        folder = api.prepare(api.compose([*settings, *first]))
+        return api.resumed(folder, then)
+
+    return of
+
+
+def test_a_resumed_run_keeps_what_was_typed(resumed: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = resumed(["optimizer.lr=3e-3", "steps=9", "sharding=ddp", "sharding.bucket_mb=7"], [])
+    assert plan.chosen("optimizer")["lr"] == 3e-3
+    assert plan.chosen("sharding") == {"name": "ddp", "activation_checkpointing": False, "bucket_mb": 7}
+    assert (plan.root.steps, plan.root.run.dir) == (9, str(tmp_path / "run"))
+
+
+def test_an_early_end_is_not_inherited(resumed: Callable[..., Plan]) -> None:
+    assert resumed(["stop_after=3"], []).root.stop_after == 0
+    assert resumed(["stop_after=4"], ["stop_after=6"]).root.stop_after == 6
+
+
+def test_another_choice_takes_the_settings_of_the_old_one_along(resumed: Callable[..., Plan]) -> None:
+    plan = resumed(["sharding=ddp", "sharding.bucket_mb=7"], ["sharding=fsdp", "sharding.offload=true"])
+    assert plan.chosen("sharding")["name"] == "fsdp" and plan.chosen("sharding")["offload"] is True
+
+
+def test_a_root_setting_replaces_itself_alone(resumed: Callable[..., Plan]) -> None:
+    plan = resumed(["checkpoint.every=3", "checkpoint.keep=5"], ["checkpoint.every=4"])
+    assert (plan.root.checkpoint.every, plan.root.checkpoint.keep) == (4, 5)
+
+
+def test_how_many_processes_is_the_launcher_s_affair_unless_they_are_there(settings: Settings) -> None:
+    assert api.compose([*settings, "sharding=ddp", "launcher.procs=3"]).processes == 3
+    assert api.compose([*settings, "sharding=single"]).processes == 1
+    assert api.compose([*settings, "sharding=ddp", "launcher.procs=3"], processes=5).processes == 5
+
+
+def test_faults_of_different_parts_are_told_together(settings: Settings) -> None:
+    wrong = ["batch.size=0", "sharding=single", "launcher.procs=2", "optimizer.lr=-1", "model.path=/nowhere"]
+    with pytest.raises(UserError) as refused:
+        api.check(api.compose([*settings[1:], *wrong]))
+    said = str(refused.value)
+    for what in ("batch.size=0", "not on 2", "optimizer.lr=-1", "/nowhere"):
+        assert what in said, what
+
+
+def test_a_length_beyond_the_model_s_context_is_refused(settings: Settings) -> None:
+    with pytest.raises(UserError, match="max_length=129 is longer than the model's context of 128"):
+        api.prepare(api.compose([*settings, "max_length=129"]))
+
+
+def test_rows_that_are_cut_are_counted(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    api.prepare(api.compose([*settings, "max_length=40", "objective.train_on=all"]))
+    said = capsys.readouterr().err
+    assert "rows of train lose" in said and "max_length=40" in said and "raise max_length" in said
+
+
+def test_a_prepared_folder_has_all_that_ranks_need_and_no_old_result(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "result.json").write_text("{}")
+    plan = api.compose(settings)
+    assert api.prepare(plan) == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["plugins.json", "run.yaml", "samples.json"]
+    assert json.loads((folder / "plugins.json").read_text()) == dict(plan.versions)
+    assert set(json.loads((folder / "samples.json").read_text())) == {"train"}
+
+
+def launched(settings: Settings, monkeypatch: pytest.MonkeyPatch, leaves: dict[str, Any] | None) -> api.Result:
+    def submit(self: Local, spec: JobSpec) -> str:
+        if leaves is not None:
+            (spec.run / "result.json").write_text(json.dumps(leaves))
+        return "1"
+
+    monkeypatch.setattr(Local, "submit", submit)
+    plan = api.compose(settings)
+    return api.launch(plan, api.prepare(plan))
+
+
+def test_a_run_ended_as_its_result_says(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    left = {"status": "stopped", "step": 3, "metrics": {"loss": 1.5}, "error": None}
+    assert launched(settings, monkeypatch, left) == api.Result(tmp_path / "run", "stopped", 3, {"loss": 1.5}, None)
+
+
+def test_processes_that_leave_no_result_have_failed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunFailed, match="ended without a result"):
+        launched(settings, monkeypatch, None)

@@ -1,0 +1,72 @@
+"""The one place where torchrun's command and a job's environment are made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from loomtune.contracts import JobSpec
+from loomtune_launchers import torchrun
+
+RUN = Path("runs/one")
+
+
+def test_one_process_is_started_by_itself() -> None:
+    assert torchrun.command(JobSpec(run=RUN)) == (sys.executable, "-m", "loomtune.worker", "runs/one")
+
+
+def test_several_are_started_by_torchrun_with_a_port_of_its_own_choice() -> None:
+    command = torchrun.command(JobSpec(run=RUN, procs=3, restarts=2, grace=90))
+    assert command[:4] == (sys.executable, "-m", "loomtune.agent", "runs/one/logs")
+    assert {"--standalone", "--nproc-per-node=3", "--max-restarts=2", "--shutdown-timeout=90"} <= set(command)
+    assert command[-3:] == ("-m", "loomtune.worker", "runs/one"), "after the script torchrun takes no flag for its own"
+
+
+def test_only_the_first_rank_speaks_on_the_terminal() -> None:
+    command = torchrun.command(JobSpec(run=RUN, procs=3))
+    assert "--redirects=1:3,2:3" in command
+
+
+def test_one_process_that_may_start_again_needs_torchrun() -> None:
+    command = torchrun.command(JobSpec(run=RUN, restarts=1))
+    assert "loomtune.agent" in command and not any(part.startswith("--redirects") for part in command)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "ROLE_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+        "PET_NNODES",
+        "SLURM_PROCID",
+    ],
+)
+def test_what_an_outer_job_left_does_not_reach_the_inner_one(name: str) -> None:
+    assert name not in torchrun.environment(JobSpec(run=RUN), {name: "1"})
+
+
+def test_the_rest_of_the_environment_stays_and_the_job_s_own_wins() -> None:
+    outer = {"PATH": "/bin", "RANKING": "kept", "OMP_NUM_THREADS": "8"}
+    found = torchrun.environment(JobSpec(run=RUN, environment={"OMP_NUM_THREADS": "2"}), outer)
+    assert found == {
+        "PATH": "/bin",
+        "RANKING": "kept",
+        "OMP_NUM_THREADS": "2",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+
+
+def test_without_another_environment_it_is_this_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARP", "weft")
+    monkeypatch.setenv("RANK", "3")
+    found = torchrun.environment(JobSpec(run=RUN))
+    assert found["WARP"] == "weft" and "RANK" not in found
