@@ -57,7 +57,7 @@ def test_of_several_copies_of_a_shard_the_first_writes(replicate: int, copy: int
 
 def test_one_process_is_all_that_single_takes() -> None:
     sharding("single").check(1)
-    with pytest.raises(UserError, match="set sharding=ddp or sharding=fsdp, or launcher.procs=1"):
+    with pytest.raises(UserError, match=r"set sharding=ddp or sharding=fsdp, or launcher\.procs=1"):
         sharding("single").check(2)
 
 
@@ -137,3 +137,27 @@ def test_frozen_networks_keep_no_optimizer_and_compute_alike(name: str, alone: W
 def test_only_the_tensors_that_are_wanted_are_streamed(name: str, alone: World) -> None:
     engine = sharding(name).engine(toy.spec(), alone)
     assert [key for key, _ in engine.stream_weights(lambda key: key == "head.weight")] == ["head.weight"]
+
+
+class Dropping(toy.ToyModel):
+    """Drops half of the hidden states."""
+
+    def skeleton(self) -> nn.Module:
+        made = toy.Decoder()
+        made.drop = nn.Dropout(0.5)
+        return made
+
+    def hidden(self, module: Any, batch: Batch, attention: Any, extras: Any = None) -> torch.Tensor:
+        dropped: torch.Tensor = module.drop(super().hidden(module, batch, attention, extras))
+        return dropped
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_is_off_within_a_measurement_and_on_again_afterwards(name: str, alone: World) -> None:
+    dropping, without = (sharding(name).engine(toy.spec(model), alone) for model in (Dropping(), toy.ToyModel()))
+    role, batch = Role("policy", dropping), rows("warp", "weft")
+    before = log_probs(role, batch)
+    with dropping.evaluating():
+        assert torch.equal(log_probs(role, batch), log_probs(Role("policy", without), batch))
+    after = log_probs(role, batch)
+    assert torch.equal(before, after) and not torch.allclose(before, log_probs(Role("policy", without), batch))

@@ -22,15 +22,16 @@ def main(overrides: list[str]) -> None:
     if result.status != "completed":
         raise SystemExit(f"the pretraining ended as {result.status}: {result.error}")
     latest = (result.folder / "checkpoints" / "LATEST").read_text().strip()
-    _ship(result.folder / "checkpoints" / latest / "model" / "model.safetensors")
+    ship(result.folder / "checkpoints" / latest / "model")
 
 
-def _ship(trained: Path) -> None:
+def ship(trained: Path) -> None:
     """Half the bytes: weights are read into fp32 again, and rounding costs far less than what fine-tuning moves."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    halved = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(trained).items()}
+    parts = [load_file(path) for path in sorted(trained.glob("*.safetensors"))]
+    halved = {name: tensor.to(torch.bfloat16) for part in parts for name, tensor in part.items()}
     save_file(halved, HERE / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -1,0 +1,467 @@
+"""Breaks the code on purpose, one line at a time, and sees that a test notices: `make mutations`.
+
+Each mutation is made in a copy of the source roots in a temporary folder, never in the working tree. First the copy's
+tests must pass as it is; then each mutant's must fail, by a failed assertion or expectation and not because nothing
+could be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOTS = ("core", "plugins", "conf", "launchers")
+PATIENCE = 300.0
+"""Seconds until the tests of a mutant count as hanging, which is not the same as noticing."""
+
+MARKS = ("<!-- mutations -->\n", "<!-- end of mutations -->\n")
+PARITY = "tests/runs/test_parity.py::test_every_layout_gives_the_curve_of_one_process"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One broken line. what: the mistake, in words. file: below the root; holds `old` exactly once. tests: node ids."""
+
+    name: str
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "mean of means",
+        "each micro-batch is divided by its own weight instead of the step's",
+        "core/loomtune/loop.py",
+        "for engine, loss in run.losses(result, totals):",
+        "for engine, loss in run.losses(\n"
+        "                    result, {t: w * len(batches) for t, w in run.objective.weights(batch).items()}\n"
+        "                ):",
+        ("tests/core/test_loop.py::test_micro_batches_add_up_to_the_step",),
+    ),
+    Mutation(
+        "mean per rank",
+        "a step's weight is summed over this rank's micro-batches only",
+        "core/loomtune/loop.py",
+        "run.world.sum([mine[term] for term in terms])",
+        "[mine[term] for term in terms]",
+        (f"{PARITY}[ddp on 2]",),
+    ),
+    Mutation(
+        "schedule off by one",
+        "the first step asks the schedule for step 0",
+        "core/loomtune/loop.py",
+        "run.schedule.factor(run.step, run.steps)",
+        "run.schedule.factor(run.step - 1, run.steps)",
+        ("tests/core/test_loop.py::test_the_first_step_is_step_1_for_the_schedule",),
+    ),
+    Mutation(
+        "void last step",
+        "the way down ends a step too early, so that the last step learns nothing",
+        "plugins/loomtune_plugins/schedules/warmup.py",
+        "max(1, steps + 1 - warm)",
+        "max(1, steps - warm)",
+        ("tests/plugins/schedules/test_schedules.py",),
+    ),
+    Mutation(
+        "guard ignored",
+        "the optimizer steps whatever the guards say",
+        "core/loomtune/loop.py",
+        "verdicts.append(self._judge(loss, math.hypot(*before)))\n"
+        "                return verdicts[-1] is Verdict.CONTINUE",
+        "verdicts.append(self._judge(loss, math.hypot(*before)))\n                return True",
+        ("tests/core/test_loop.py::test_several_networks_take_a_step_together_or_not_at_all",),
+    ),
+    Mutation(
+        "bad rows again",
+        "a roll-back meets the rows again that led to it",
+        "core/loomtune/loop.py",
+        "self.fetched, self.visited, self.pending = fetched, visited, []",
+        "self.pending = []",
+        ("tests/core/test_loop.py::test_a_roll_back_goes_on_from_the_checkpoint_with_rows_that_were_not_met",),
+    ),
+    Mutation(
+        "data position forgotten",
+        "a resumed run begins its data from the start",
+        "core/loomtune/loop.py",
+        'int(state.get("fetched", 0)), int(state.get("visited", 0))',
+        "0, 0",
+        ("tests/core/test_loop.py::test_a_resumed_run_goes_on_to_the_bit",),
+    ),
+    Mutation(
+        "pending steps forgotten",
+        "a checkpoint drops the steps that were rolled out and not yet trained on",
+        "core/loomtune/loop.py",
+        '"pending": pending}',
+        '"pending": []}',
+        ("tests/core/test_loop.py::test_steps_made_of_drawn_rows_survive_a_checkpoint_to_the_bit",),
+    ),
+    Mutation(
+        "optimizer state forgotten",
+        "a resumed run begins with fresh moments",
+        "core/loomtune/keeper.py",
+        "optimizer=True",
+        "optimizer=False",
+        ("tests/core/test_loop.py::test_a_resumed_run_goes_on_to_the_bit",),
+    ),
+    Mutation(
+        "one order for all epochs",
+        "every epoch visits the rows in the same order",
+        "core/loomtune/batching.py",
+        'derive(seed, "order", epoch)',
+        'derive(seed, "order")',
+        ("tests/core/test_batching.py::test_epochs_and_seeds_have_orders_of_their_own",),
+    ),
+    Mutation(
+        "shifted label",
+        "a target is predicted from its own position",
+        "core/loomtune/batching.py",
+        "begin + at - 1)",
+        "begin + at)",
+        ("tests/core/test_batching.py::test_a_target_is_predicted_from_the_token_before_it",),
+    ),
+    Mutation(
+        "answer after answer",
+        "the second answer's first token is predicted from the end of the first answer, not of the prompt",
+        "core/loomtune/batching.py",
+        "np.where(at == 0, before, begin + at - 1)",
+        "begin + at - 1",
+        ("tests/core/test_batching.py::test_answers_go_on_from_the_end_of_their_prompt",),
+    ),
+    Mutation(
+        "unequal micro-batches",
+        "replicas get as many micro-batches as they have rows for, so that their collectives do not meet",
+        "core/loomtune/batching.py",
+        "placed[replica][turn] = Placement(tuple(numbers[j] for j in group))",
+        "placed[replica][turn] = Placement(tuple(numbers[j] for j in group))\n"
+        "    placed = [[one for one in mine if one.numbers] for mine in placed]",
+        ("tests/core/test_batching.py::test_every_row_is_placed_once_in_equally_many_micro_batches",),
+    ),
+    Mutation(
+        "lost EOS",
+        "the end token is not learned, and the model never stops",
+        "plugins/loomtune_plugins/objectives/sft.py",
+        "        encoded.end(tokenizer.eos_id)\n",
+        "",
+        ("tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",),
+    ),
+    Mutation(
+        "prompt learned",
+        "the prompt's tokens are targets too",
+        "plugins/loomtune_plugins/objectives/sft.py",
+        'text_of(row, "prompt") + self.settings.separator, False',
+        'text_of(row, "prompt") + self.settings.separator, True',
+        ("tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",),
+    ),
+    Mutation(
+        "samples see each other",
+        "attention takes a row of several samples for one",
+        "plugins/loomtune_plugins/kernels/masks.py",
+        "return bool(follows.all() & rootless.all())",
+        "return True",
+        ("tests/plugins/kernels/test_sdpa.py::test_packed_samples_have_the_logits_of_separate_rows",),
+    ),
+    Mutation(
+        "temperature ignored",
+        "log-probabilities are those of temperature 1, whatever it was when sampling",
+        "core/loomtune/toolkit/log_probs.py",
+        "logits / temperature",
+        "logits * 1.0",
+        ("tests/core/toolkit/test_log_probs.py::test_chunks_give_the_values_and_gradients_of_the_whole",),
+    ),
+    Mutation(
+        "head trained in vain",
+        "an lm head that nobody reads is trained; its gradient never comes",
+        "core/loomtune/toolkit/network.py",
+        'if "lm" in self.spec.heads:',
+        "if self.spec.heads:",
+        ("tests/core/toolkit/test_network.py::test_a_head_that_nobody_reads_is_not_trained",),
+    ),
+    Mutation(
+        "dropout by rank",
+        "each rank draws masks of its own",
+        "core/loomtune/toolkit/dropout.py",
+        'derive(seed, "dropout", name)',
+        'derive(seed, "dropout", name, torch.distributed.is_initialized() and torch.distributed.get_rank())',
+        ("tests/runs/test_parity.py::test_dropout_and_lora_draw_alike_in_every_layout[ddp on 2]",),
+    ),
+    Mutation(
+        "dropout by place",
+        "masks belong to the place in the micro-batch, not to the sample",
+        "core/loomtune/toolkit/dropout.py",
+        "_mix64(batch.sample_numbers[sample])",
+        "_mix64(sample)",
+        ("tests/core/toolkit/test_dropout.py::test_masks_do_not_change_with_order_micro_batch_padding_or_packing",),
+    ),
+    Mutation(
+        "measured with dropout",
+        "evaluations leave dropout on",
+        "plugins/loomtune_plugins/shardings/engine.py",
+        "module.training = False",
+        "module.training = True",
+        (
+            "tests/plugins/shardings/test_layouts.py::"
+            "test_dropout_is_off_within_a_measurement_and_on_again_afterwards[single]",
+        ),
+    ),
+    Mutation(
+        "gradient not reduced",
+        "DDP keeps every rank's gradients to itself",
+        "plugins/loomtune_plugins/shardings/replicated.py",
+        "if last or self.ddp is None:",
+        "if self.ddp is None:",
+        (f"{PARITY}[ddp on 2]",),
+    ),
+    Mutation(
+        "DDP averages",
+        "gradients are averaged over ranks instead of summed",
+        "plugins/loomtune_plugins/shardings/replicated.py",
+        "done.value()[0])",
+        "done.value()[0] / dist.get_world_size())",
+        (f"{PARITY}[ddp on 2]",),
+    ),
+    Mutation(
+        "FSDP averages",
+        "gradients are averaged over shards instead of summed",
+        "plugins/loomtune_plugins/shardings/sharded.py",
+        "module.set_gradient_divide_factor(1.0)",
+        "module.set_gradient_divide_factor(float(self.mesh.size()))",
+        (f"{PARITY}[fsdp on 2]",),
+    ),
+    Mutation(
+        "norm of a shard",
+        "the gradient norm, and with it the clipping, is that of this rank's part",
+        "plugins/loomtune_plugins/shardings/engine.py",
+        "norm = self.layout.full(get_total_norm(gradients))",
+        "norm = self.layout.local(get_total_norm(gradients))",
+        (f"{PARITY}[fsdp on 2]",),
+    ),
+    Mutation(
+        "no clipping",
+        "optimizer.clip has no effect",
+        "plugins/loomtune_plugins/shardings/engine.py",
+        "if clip > 0:",
+        "if clip < 0:",
+        ("tests/plugins/shardings/test_layouts.py::test_the_norm_is_given_as_it_was_before_clipping",),
+    ),
+    Mutation(
+        "norms decay",
+        "weight decay pulls norms and biases to 0",
+        "plugins/loomtune_plugins/shardings/groups.py",
+        "parameter.ndim >= 2",
+        "parameter.ndim >= 1",
+        ("tests/plugins/shardings/test_groups.py::test_norms_and_biases_do_not_decay",),
+    ),
+    Mutation(
+        "swallowed save error",
+        "a rank that could not write says nothing",
+        "core/loomtune/checkpoint/saver.py",
+        'report.error = f"rank {self.world.rank}: {type(error).__name__}: {error}"',
+        "report.error = str()",
+        ("tests/core/checkpoint/test_saving.py::test_an_error_of_one_thread_is_raised_on_every_rank_and_commits_nothing",),
+    ),
+    Mutation(
+        "no digest check",
+        "a flipped bit in a checkpoint is read as if it were whole",
+        "core/loomtune/checkpoint/folder.py",
+        "if digest(path / name) != manifest.files[name]:",
+        "if digest(path / name).bytes != manifest.files[name].bytes:",
+        ("tests/core/checkpoint/test_integrity.py::test_a_flipped_bit_is_named_with_its_cure_on_every_rank",),
+    ),
+    Mutation(
+        "old before new",
+        "a step saved again removes the old folder before the new one has its name",
+        "core/loomtune/checkpoint/folder.py",
+        "        final.rename(aside)\n",
+        "        _discard(final)\n",
+        ("tests/core/checkpoint/test_kill.py::test_a_kill_at_any_call_leaves_the_old_or_the_new_checkpoint_whole",),
+    ),
+    Mutation(
+        "not on the disk",
+        "files are not flushed before the folder gets its name: a power cut leaves a checkpoint of holes",
+        "core/loomtune/checkpoint/files.py",
+        "        file.flush()\n        os.fsync(file.fileno())\n",
+        "        file.flush()\n",
+        ("tests/core/checkpoint/test_saving.py::test_every_file_is_on_the_disk_before_its_folder_has_a_name",),
+    ),
+    Mutation(
+        "lease ignored",
+        "an attempt that was superseded still commits",
+        "core/loomtune/checkpoint/saver.py",
+        "            self.lease()\n",
+        "",
+        ("tests/core/checkpoint/test_saving.py::test_a_superseded_attempt_commits_nothing_on_any_rank",),
+    ),
+    Mutation(
+        "unknown key accepted",
+        "a mistyped setting is taken for a new one",
+        "core/loomtune/compose/keys.py",
+        "return parent != key and parent not in AXIS_NAMES and mapping",
+        "return True",
+        ("tests/core/test_compose.py::test_all_mistakes_are_told_at_once",),
+    ),
+    Mutation(
+        "duplicate accepted",
+        "the second of two plugins that offer the same name wins in silence",
+        "core/loomtune/catalogue.py",
+        "if taken is not entry:",
+        "if taken is None:",
+        ("tests/core/test_catalogue.py::test_two_plugins_that_offer_the_same_are_both_named",),
+    ),
+    Mutation(
+        "outer job's rank",
+        "the environment of an outer job reaches the inner one",
+        "launchers/loomtune_launchers/torchrun.py",
+        "if not name.startswith(SCRUBBED) and name not in SCRUBBED_NAMES",
+        "if not name.startswith(SCRUBBED)",
+        ("tests/launchers/test_torchrun.py::test_what_an_outer_job_left_does_not_reach_the_inner_one",),
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tries the mutations; 1 if any survives, 2 if something else was wrong."""
+    options = _parser().parse_args(arguments)
+    if options.write:
+        write_table(options.write)
+        return 0
+    chosen = [mutation for mutation in MUTATIONS if not options.only or mutation.name in options.only]
+    if unknown := set(options.only) - {mutation.name for mutation in chosen}:
+        print(f"there is no mutation called {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="loomtune-mutations-") as folder:
+        if trouble := unbroken(Path(folder) / "whole", chosen):
+            print(f"without any mutation the tests do not pass:\n{trouble}", file=sys.stderr)
+            return 2
+        with ThreadPoolExecutor(options.jobs) as pool:
+            tried = pool.map(lambda item: attempt(Path(folder) / str(item[0]), item[1]), enumerate(chosen))
+            verdicts = {}
+            for mutation, verdict in zip(chosen, tried, strict=True):
+                verdicts[mutation.name] = verdict
+                print(f"{verdict:10} {mutation.name}: {mutation.what}", flush=True)
+    survived = [name for name, verdict in verdicts.items() if verdict != "noticed"]
+    print(f"{len(verdicts) - len(survived)} of {len(verdicts)} mutations were noticed by their tests")
+    return 1 if survived else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="try this one; may be repeated")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at a time")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="renew the table in this file and try nothing")
+    return parser
+
+
+def unbroken(folder: Path, chosen: Sequence[Mutation]) -> str:
+    """What is wrong with the tests of an unchanged copy; empty where all of them pass and none is skipped."""
+    copy(folder)
+    code, said = run(folder, sorted({test for mutation in chosen for test in mutation.tests}))
+    if code == 0 and " skipped" not in summary(said):
+        return ""
+    return said[-4000:]
+
+
+def attempt(folder: Path, mutation: Mutation) -> str:
+    """`noticed` where a test failed because of the mutation; otherwise what happened instead."""
+    copy(folder)
+    try:
+        break_it(folder / mutation.file, mutation)
+        code, said = run(folder, mutation.tests)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if code == 1 and "failed" in summary(said) and "error" not in summary(said) and not unrelated(said):
+        return "noticed"
+    return {0: "SURVIVED", -1: "HUNG"}.get(code, "INVALID")
+
+
+def break_it(path: Path, mutation: Mutation) -> None:
+    """Replaces the one place that a mutation is about. Raises ValueError where there is none, or several."""
+    text = path.read_text()
+    if (found := text.count(mutation.old)) != 1:
+        raise ValueError(f"{mutation.name}: {mutation.file} holds `{mutation.old}` {found} times, not once")
+    broken = text.replace(mutation.old, mutation.new)
+    compile(broken, mutation.file, "exec")
+    path.write_text(broken)
+
+
+def copy(folder: Path) -> None:
+    """Everything that the tests need, without what was compiled."""
+    for name in (*ROOTS, "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit code of pytest in a copy, -1 where it hangs, and what it printed."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(folder / name) for name in ROOTS),
+        "PYTHONDONTWRITEBYTECODE": "1",  # a mutant of the same size and second would be taken for the original
+        "LOOMTUNE_SHARED": os.environ.get("LOOMTUNE_SHARED", str(ROOT.parent / "shared")),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    check_imports(folder, environment)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=PATIENCE + 60 * len(tests))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return -1, process.communicate()[0]
+    return process.returncode, said
+
+
+def check_imports(folder: Path, environment: dict[str, str]) -> None:
+    """The copy is what is imported, and not the installed package."""
+    code = "import loomtune, loomtune_plugins, loomtune_launchers as l; "
+    code += "print(loomtune.__file__, loomtune_plugins.__file__, l.__file__, sep='\\n')"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+    assert all(Path(line).is_relative_to(folder) for line in found.split()), found
+
+
+def summary(said: str) -> str:
+    """pytest's last line."""
+    return said.rstrip().rpartition("\n")[2]
+
+
+def unrelated(said: str) -> bool:
+    """True where a test failed because the mutant is no program, rather than a wrong one."""
+    return bool(re.search(r"^E +(ImportError|ModuleNotFoundError|SyntaxError|NameError)", said, re.MULTILINE))
+
+
+def table() -> str:
+    """The mutations as Markdown."""
+    lines = ["| mutation | what breaks | where | the test that notices |", "|---|---|---|---|"]
+    for mutation in MUTATIONS:
+        tests = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutation.tests)
+        where = mutation.file.partition("/")[2]
+        lines.append(f"| {mutation.name} | {mutation.what} | `{where}` | {tests} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(path: Path) -> None:
+    """Renews what stands between the two marks of a file."""
+    begin, end = MARKS
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}{table()}{end}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
