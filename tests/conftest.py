@@ -19,10 +19,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """`-m slow` chooses them; without it they stay away from the everyday suite."""
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out tests marked `slow` where no `-m` asks for them."""
     if config.getoption("markexpr"):

@@ -156,7 +156,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "plugins/loomtune_plugins/objectives/sft.py",
         "        encoded.end(tokenizer.eos_id)\n",
         "",
-        ("tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",),
+        (
+            "tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",
+        ),
     ),
     Mutation(
         "prompt learned",
@@ -164,7 +166,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "plugins/loomtune_plugins/objectives/sft.py",
         'text_of(row, "prompt") + self.settings.separator, False',
         'text_of(row, "prompt") + self.settings.separator, True',
-        ("tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",),
+        (
+            "tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",
+        ),
     ),
     Mutation(
         "samples see each other",
@@ -244,9 +248,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "norm of a shard",
         "the gradient norm, and with it the clipping, is that of this rank's part",
-        "plugins/loomtune_plugins/shardings/engine.py",
-        "norm = self.layout.full(get_total_norm(gradients))",
-        "norm = self.layout.local(get_total_norm(gradients))",
+        "plugins/loomtune_plugins/shardings/norms.py",
+        "Partial() if place.is_shard() else Replicate()",
+        "Replicate()",
         (f"{PARITY}[fsdp on 2]",),
     ),
     Mutation(
@@ -271,7 +275,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "core/loomtune/checkpoint/saver.py",
         'report.error = f"rank {self.world.rank}: {type(error).__name__}: {error}"',
         "report.error = str()",
-        ("tests/core/checkpoint/test_saving.py::test_an_error_of_one_thread_is_raised_on_every_rank_and_commits_nothing",),
+        (
+            "tests/core/checkpoint/test_saving.py::test_an_error_of_one_thread_is_raised_on_every_rank_and_commits_nothing",
+        ),
     ),
     Mutation(
         "no digest check",
@@ -343,11 +349,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"there is no mutation called {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="loomtune-mutations-") as folder:
-        if trouble := unbroken(Path(folder) / "whole", chosen):
+        whole = Path(folder) / "whole"
+        copy(ROOT, whole)
+        if misfits := [text for mutation in chosen if (text := misfit(whole, mutation))]:
+            print("\n".join(misfits), file=sys.stderr)
+            return 2
+        if trouble := unbroken(whole, chosen):
             print(f"without any mutation the tests do not pass:\n{trouble}", file=sys.stderr)
             return 2
         with ThreadPoolExecutor(options.jobs) as pool:
-            tried = pool.map(lambda item: attempt(Path(folder) / str(item[0]), item[1]), enumerate(chosen))
+            tried = pool.map(lambda item: attempt(whole, Path(folder) / str(item[0]), item[1]), enumerate(chosen))
             verdicts = {}
             for mutation, verdict in zip(chosen, tried, strict=True):
                 verdicts[mutation.name] = verdict
@@ -367,18 +378,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def unbroken(folder: Path, chosen: Sequence[Mutation]) -> str:
     """What is wrong with the tests of an unchanged copy; empty where all of them pass and none is skipped."""
-    copy(folder)
     code, said = run(folder, sorted({test for mutation in chosen for test in mutation.tests}))
     if code == 0 and " skipped" not in summary(said):
         return ""
     return said[-4000:]
 
 
-def attempt(folder: Path, mutation: Mutation) -> str:
+def attempt(whole: Path, folder: Path, mutation: Mutation) -> str:
     """`noticed` where a test failed because of the mutation; otherwise what happened instead."""
-    copy(folder)
+    copy(whole, folder)
     try:
-        break_it(folder / mutation.file, mutation)
+        (folder / mutation.file).write_text(broken(folder, mutation))
         code, said = run(folder, mutation.tests)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -387,21 +397,30 @@ def attempt(folder: Path, mutation: Mutation) -> str:
     return {0: "SURVIVED", -1: "HUNG"}.get(code, "INVALID")
 
 
-def break_it(path: Path, mutation: Mutation) -> None:
-    """Replaces the one place that a mutation is about. Raises ValueError where there is none, or several."""
-    text = path.read_text()
+def broken(root: Path, mutation: Mutation) -> str:
+    """The file's text with its one place replaced. Raises ValueError where there is none, or several."""
+    text = (root / mutation.file).read_text()
     if (found := text.count(mutation.old)) != 1:
         raise ValueError(f"{mutation.name}: {mutation.file} holds `{mutation.old}` {found} times, not once")
-    broken = text.replace(mutation.old, mutation.new)
-    compile(broken, mutation.file, "exec")
-    path.write_text(broken)
+    changed = text.replace(mutation.old, mutation.new)
+    compile(changed, mutation.file, "exec")
+    return changed
 
 
-def copy(folder: Path) -> None:
+def misfit(root: Path, mutation: Mutation) -> str:
+    """Why a mutation cannot be made; empty where it can."""
+    try:
+        broken(root, mutation)
+    except (ValueError, SyntaxError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def copy(source: Path, folder: Path) -> None:
     """Everything that the tests need, without what was compiled."""
     for name in (*ROOTS, "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+        shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "pyproject.toml", folder)
 
 
 def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mutations
 import pytest
+
+import mutations
 from mutations import MUTATIONS, ROOT, Mutation
 
 
@@ -19,11 +20,10 @@ def test_there_are_enough_and_each_has_a_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=each)
-def test_a_mutation_changes_one_place_into_another_program(mutation: Mutation, tmp_path: Path) -> None:
-    copied = tmp_path / "copied.py"
-    copied.write_text((ROOT / mutation.file).read_text())
-    mutations.break_it(copied, mutation)
-    assert mutation.new in copied.read_text() and mutation.old != mutation.new
+def test_a_mutation_changes_one_place_into_another_program(mutation: Mutation) -> None:
+    assert mutations.misfit(ROOT, mutation) == ""
+    changed = mutations.broken(ROOT, mutation)
+    assert mutation.new in changed != (ROOT / mutation.file).read_text()
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=each)
@@ -35,10 +35,12 @@ def test_the_tests_that_a_mutation_names_exist(mutation: Mutation) -> None:
 
 
 def test_a_mutation_that_no_longer_fits_the_code_is_told(tmp_path: Path) -> None:
-    moved = tmp_path / "moved.py"
-    moved.write_text("nothing of it\n")
-    with pytest.raises(ValueError, match="0 times, not once"):
-        mutations.break_it(moved, MUTATIONS[0])
+    moved = Mutation("moved", "", "moved.py", "was here", "is there", ())
+    (tmp_path / "moved.py").write_text("nothing of it\n")
+    assert "0 times, not once" in mutations.misfit(tmp_path, moved)
+    (tmp_path / "moved.py").write_text("was here, was here\n")
+    assert "2 times, not once" in mutations.misfit(tmp_path, moved)
+    assert mutations.misfit(tmp_path / "elsewhere", moved)
 
 
 def test_the_documented_table_is_that_of_the_command(tmp_path: Path) -> None:

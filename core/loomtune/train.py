@@ -57,7 +57,7 @@ def _hand_out(store: Any, overrides: list[str], size: int) -> None:
 
 
 def _leave_together(store: Any, rank: int, size: int) -> None:
-    """Rank 0 alone says what is wrong, once all others have heard: its end would take the store, or torchrun, with it."""
+    """Rank 0 alone says what is wrong, once the others have heard: its end would take the store with it."""
     store.set(f"{KEY}/heard/{rank}", "")
     if rank:
         sys.exit(UserError.exit_code)

@@ -18,8 +18,5 @@ def agree(one: Outcome, other: Outcome) -> None:
     """Both curves are the same, and so is what was seen of the data."""
     assert one.series("tokens") == other.series("tokens")
     assert one.series("lr") == other.series("lr")
-    found = (
-        largest(one.series("loss"), other.series("loss")),
-        largest(one.series("grad_norm"), other.series("grad_norm")),
-    )
-    assert found[0] < LOSS and found[1] < NORM, found
+    loss, norm = (largest(one.series(name), other.series(name)) for name in ("loss", "grad_norm"))
+    assert loss < LOSS and norm < NORM, f"relative differences: loss {loss:.1e}, gradient norm {norm:.1e}"

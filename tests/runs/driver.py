@@ -1,8 +1,7 @@
 """One rank of a world that stays joined and runs one plan after another.
 
-Starting processes and importing torch takes seconds, a plan of this size a fraction of one. So a server imports once and
-forks ranks, and a rank runs every plan that its world is given. Nothing here is imported by the tests' own process but
-the function that a rank runs.
+Starting processes and importing torch takes seconds, a plan of this size a fraction of one. So a server imports
+once and forks ranks, and a rank runs every plan that its world is given.
 """
 
 from __future__ import annotations

@@ -20,14 +20,9 @@ def test_torchrun_makes_one_run_with_the_curve_of_the_launcher(tiny: list[str], 
     settings, log = [*tiny, "objective=sft", "sharding=fsdp", "steps=4"], tmp_path / "log"
     group = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", "mine"]
     script = ["-m", "loomtune.train", *settings]
-    done = subprocess.run(
-        [*TORCHRUN, *group, *script],
-        cwd=tmp_path,
-        timeout=PATIENCE,
-        check=False,
-        stderr=log.open("wb"),
-        stdout=log.open("ab"),
-    )
+    with log.open("wb") as file:
+        command = [*TORCHRUN, *group, *script]
+        done = subprocess.run(command, cwd=tmp_path, timeout=PATIENCE, check=False, stdout=file, stderr=file)
     assert done.returncode == 0, log.read_text()
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == "mine", "named by the rendezvous, so that a restart meets it again"

@@ -85,12 +85,11 @@ def test_ranks_do_not_outlive_a_killed_launcher(tiny: list[str], tmp_path: Path)
     assert not alive
 
 
+LORA = ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]
 MOVES = [ALONE, (3, ["sharding=fsdp"]), REPLICATED, (2, ["sharding=fsdp", "sharding.offload=true", "batch.micro=1"])]
 
 
-@pytest.mark.parametrize(
-    "adapter", [[], ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]], ids=["full", "lora"]
-)
+@pytest.mark.parametrize("adapter", [[], LORA], ids=["full", "lora"])
 def test_a_run_moves_between_layouts_and_keeps_its_curve(
     adapter: list[str], tiny: list[str], train: Train, worlds: Worlds
 ) -> None:

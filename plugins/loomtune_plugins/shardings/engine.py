@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.utils.checkpoint import checkpoint
 
 from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
@@ -19,6 +19,7 @@ from loomtune.toolkit.dropout import SeededDropout, dropout_keys, recompute_keys
 from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
 from loomtune_plugins.shardings.groups import parameter_groups
+from loomtune_plugins.shardings.norms import total_norm
 
 Region = tuple[slice, ...]
 
@@ -132,7 +133,7 @@ class TorchEngine(Engine):
     def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
         assert self.optimizer is not None, "a frozen role takes no steps"
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
-        norm = self.layout.full(get_total_norm(gradients))
+        norm = total_norm(gradients)
         if proceed(float(norm)):
             if clip > 0:
                 clip_grads_with_norm_(list(self.trainable.values()), clip, norm)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loomtune.toolkit import linear
 from torch import nn
+
+from loomtune.toolkit import linear
 
 WIDE, HIGH = 256, 320
 

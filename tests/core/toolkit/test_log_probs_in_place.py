@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loomtune.toolkit.log_probs import target_log_probs
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from loomtune.toolkit.log_probs import target_log_probs
 
 TARGETS, WIDTH, VOCABULARY = 150, 8, 40
 

@@ -1,7 +1,8 @@
 """Makes the shipped model anew: `python -m loomtune_plugins.models.tiny.make` (`make base`).
 
-Builds the tokenizer, pretrains from drawn weights by `recipe=sql_quiz_base` on generated text, and puts the last
-checkpoint's model, in bfloat16, where `model=tiny` and the default `model=huggingface` find it.
+Builds the tokenizer, pretrains on generated text by `recipe=sql_quiz_base`, first from drawn weights, then on new text
+from where that ended (a warm restart of the cosine), and puts the last checkpoint's model, in bfloat16, where
+`model=tiny` and the default `model=huggingface` find it. It takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -9,20 +10,31 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from loomtune.compose import quoted
+
 HERE = Path(__file__).parent
+AGAIN = ("model=huggingface", "data.seed=1", "data.rows=40000", "steps=2500", "optimizer.lr=2e-3")
+"""What the second part changes: other text, and a lower peak."""
 
 
 def main(overrides: list[str]) -> None:
     """Trains and puts the files in place. overrides: further settings of the run."""
-    from loomtune import api
     from loomtune_plugins.data.sql_quiz import tokenizer
 
     tokenizer.build(HERE)
-    result = api.train(["recipe=sql_quiz_base", *overrides])
+    first = _train(["recipe=sql_quiz_base", *overrides])
+    ship(_train(["recipe=sql_quiz_base", *AGAIN, f"model.path={quoted(str(first))}", *overrides]))
+
+
+def _train(overrides: list[str]) -> Path:
+    """Trains, and gives the model's folder of the last checkpoint."""
+    from loomtune import api
+
+    result = api.train(overrides)
     if result.status != "completed":
         raise SystemExit(f"the pretraining ended as {result.status}: {result.error}")
     latest = (result.folder / "checkpoints" / "LATEST").read_text().strip()
-    ship(result.folder / "checkpoints" / latest / "model")
+    return result.folder / "checkpoints" / latest / "model"
 
 
 def ship(trained: Path) -> None:
