@@ -15,7 +15,7 @@ import psutil
 
 from loomtune import metrics
 
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds until a process that does not do what is waited for counts as hanging."""
 
 COMMAND = [sys.executable, "-m", "loomtune.cli"]

@@ -18,7 +18,7 @@ from runs.driver import PRELOADED, serve
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(PRELOADED)
 
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds for one run on a busy machine; what is not done by then hangs."""
 
 MEASURED = frozenset({"seconds", "tokens_per_second", "memory_bytes"})
@@ -68,7 +68,7 @@ class World:
         port = str(free_port())
         for rank in range(self.size):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOOMTUNE_TIMEOUT_MINUTES": "2"}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOOMTUNE_TIMEOUT_MINUTES": "9"}
             here, there = SERVER.Pipe()
             process = SERVER.Process(target=serve, args=(there, place, self.log), daemon=True)
             process.start()

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 LEAST = 1 << 16
 """Weights below which a layer stays as it is: the call costs more than it saves."""
 
+PLAIN = {Tensor, nn.Parameter}
+
 
 def quicken(module: nn.Module) -> None:
     """Lets every large linear layer below a module compute by oneDNN, where that is the quicker library.
@@ -56,9 +58,8 @@ def _processor() -> str:
 
 def _forward(self: nn.Linear, input: Tensor) -> Tensor:
     weight, bias = self.weight, self.bias
-    plain = isinstance(weight, nn.Parameter) or type(weight) is Tensor
     if (
-        plain
+        {type(input), type(weight)} <= PLAIN  # a tensor that is spread over ranks is of a type of its own
         and input.device.type == weight.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and input.numel()

@@ -70,6 +70,16 @@ def test_autocast_is_left_to_torch() -> None:
         assert quick(torch.randn(2, WIDE)).dtype is torch.bfloat16
 
 
+def test_a_tensor_of_another_type_is_left_to_torch() -> None:
+    class Spread(torch.Tensor):
+        pass
+
+    plain, quick = pair()
+    entry = torch.randn(3, WIDE).as_subclass(Spread)
+    assert type(quick(entry)) is Spread, "an operation that knows plain tensors only was given another kind"
+    torch.testing.assert_close(quick(entry).as_subclass(torch.Tensor), plain(entry).as_subclass(torch.Tensor))
+
+
 def test_small_layers_and_other_kinds_stay_as_they_are() -> None:
     class Own(nn.Linear):
         pass
