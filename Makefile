@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both make their own virtual environment first.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
