@@ -61,9 +61,9 @@ class FakeEngine:
             parts = {key: tensor[region] if tuple(tensor.shape) == shape else tensor for key, tensor in tensors.items()}
             yield ParameterShard(name, shape, tuple(part.start for part in region), parts)
 
-    def stream_weights(self, wanted: Any = None) -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensors["weight"]) for name, tensors in self.tensors.items())
-        yield from self.buffers.items()
+    def stream_weights(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
+        whole = {name: tensors["weight"] for name, tensors in self.tensors.items()} | self.buffers
+        yield from ((name, tensor) for name, tensor in whole.items() if wanted is None or wanted(name))
 
     def trained(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensors["weight"].shape) for name, tensors in self.tensors.items()}
