@@ -17,7 +17,7 @@ from runs.worlds import Outcome, Worlds, maths
 
 Train = Callable[..., Outcome]
 
-STEPS = 80
+STEPS = 60
 """So many that none is over before a signal can reach it."""
 
 ALONE = (1, ["sharding=single"])
@@ -25,11 +25,26 @@ SHARDED = (2, ["sharding=fsdp"])
 REPLICATED = (2, ["sharding=ddp"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def endless(tiny: list[str]) -> list[str]:
     """A run long enough to be interrupted, which writes its checkpoints while it trains."""
     kept = [text for text in tiny if not text.startswith("checkpoint.background")]
     return [*kept, f"steps={STEPS}", "checkpoint.every=5"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    worlds: Worlds, endless: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Outcome]:
+    """The same run on the same processes, left alone; made once for each way."""
+    made: dict[str, Outcome] = {}
+
+    def of(size: int, how: list[str]) -> Outcome:
+        if (name := f"{how} on {size}") not in made:
+            made[name] = worlds.train(size, [*endless, *how], tmp_path_factory.mktemp("uninterrupted") / "run")
+        return made[name]
+
+    return of
 
 
 def command(size: int, how: list[str], settings: list[str], folder: Path) -> list[str]:
@@ -42,7 +57,7 @@ def status(folder: Path) -> str:
 
 @pytest.mark.parametrize("how", [SHARDED, *(pytest.param(how, marks=pytest.mark.slow) for how in (ALONE, REPLICATED))])
 def test_a_killed_run_goes_on_to_the_bit(
-    how: tuple[int, list[str]], endless: list[str], train: Train, worlds: Worlds, tmp_path: Path
+    how: tuple[int, list[str]], endless: list[str], uninterrupted: Train, worlds: Worlds, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     with started(command(*how, endless, folder), tmp_path / "log") as process:
@@ -53,12 +68,12 @@ def test_a_killed_run_goes_on_to_the_bit(
     resumed = worlds.resume(how[0], folder)
     assert committed, "checkpoints were committed while the run went on"
     assert resumed.result["status"] == "completed"
-    assert resumed.lines == train(how[0], [*endless, *how[1]], folder="uninterrupted").lines
+    assert resumed.lines == uninterrupted(*how).lines
 
 
 @pytest.mark.parametrize("how", [SHARDED, pytest.param(ALONE, marks=pytest.mark.slow)])
 def test_a_polite_signal_to_the_launcher_leaves_a_checkpoint_and_says_start_me_again(
-    how: tuple[int, list[str]], endless: list[str], train: Train, tmp_path: Path
+    how: tuple[int, list[str]], endless: list[str], uninterrupted: Train, tmp_path: Path
 ) -> None:
     folder, log = tmp_path / "stopped", tmp_path / "log"
     with started(command(*how, endless, folder), log) as process:
@@ -71,7 +86,7 @@ def test_a_polite_signal_to_the_launcher_leaves_a_checkpoint_and_says_start_me_a
     assert (folder / "checkpoints" / f"step-{stopped[-1]:08}" / "manifest.json").is_file(), "nothing done is lost"
     assert run([*COMMAND, "resume", str(folder)], log) == 0, log.read_text()
     assert status(folder) == "completed"
-    assert maths(folder) == train(how[0], [*endless, *how[1]], folder="uninterrupted").lines
+    assert maths(folder) == uninterrupted(*how).lines
 
 
 @pytest.mark.slow
