@@ -17,6 +17,7 @@ PUBLISHED = {
     "qwen3_8b": 8.19e9,
     "mixtral_8x7b": 46.70e9,
     "llama_35m": 35.20e6,
+    "llama_1m": 1.041e6,
 }
 
 
