@@ -108,6 +108,8 @@ def prepare(plan: Plan) -> Path:
 
 def _same_run(folder: Path, plan: Plan) -> None:
     """A folder that holds another run is not written into."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError.of(f"run.dir={folder} is a file", "name a folder, or a path where one can be made")
     if not (folder / "run.yaml").is_file():
         return
     before = Plan.load(folder)

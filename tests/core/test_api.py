@@ -112,3 +112,11 @@ def test_a_run_ended_as_its_result_says(settings: Settings, monkeypatch: pytest.
 def test_processes_that_leave_no_result_have_failed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunFailed, match="ended without a result"):
         launched(settings, monkeypatch, None)
+
+
+def test_a_run_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        api.train([f"run.dir='{taken}'"])
+    assert taken.read_text() == "mine"
