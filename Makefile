@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test setup check format lint types imports everyday mutations bench base clean
+.PHONY: demo test setup check format lint types imports everyday mutations parity matrix bench base clean
 
 demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
 	$(BIN)/loomtune train
@@ -38,6 +38,12 @@ imports: $(VENV)/.installed
 
 mutations: $(VENV)/.installed  ## break the code on purpose and see that a test notices (docs/testing.md)
 	$(BIN)/python tests/mutations.py
+
+parity: $(VENV)/.installed  ## one run under every layout, compared; ARGS=--all for the full product, --write for docs/parity.md
+	$(BIN)/python tests/parity.py $(ARGS)
+
+matrix: $(VENV)/.installed  ## train, move and export every combination that is said to work; ARGS=--write for docs/matrix.md
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 bench: $(VENV)/.installed  ## against TRL and a bare loop, interleaved (docs/benchmarks.md)
 	$(BIN)/python -m pip install -q -c constraints.txt trl

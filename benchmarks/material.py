@@ -11,8 +11,9 @@ from pathlib import Path
 from job import Job
 
 from loomtune import api
-from loomtune.batching import CPU_TOKENS, Order
+from loomtune.batching import CPU_TOKENS
 from loomtune.catalogue import installed
+from loomtune.feed import Order
 
 SEED = 0
 ROOT = Path(__file__).resolve().parents[1]

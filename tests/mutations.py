@@ -88,7 +88,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "bad rows again",
         "a roll-back meets the rows again that led to it",
-        "core/loomtune/loop.py",
+        "core/loomtune/feed.py",
         "self.fetched, self.visited, self.pending = fetched, visited, []",
         "self.pending = []",
         ("tests/core/test_loop.py::test_a_roll_back_goes_on_from_the_checkpoint_with_rows_that_were_not_met",),
@@ -96,7 +96,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "data position forgotten",
         "a resumed run begins its data from the start",
-        "core/loomtune/loop.py",
+        "core/loomtune/feed.py",
         'int(state.get("fetched", 0)), int(state.get("visited", 0))',
         "0, 0",
         ("tests/core/test_loop.py::test_a_resumed_run_goes_on_to_the_bit",),
@@ -104,7 +104,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "pending steps forgotten",
         "a checkpoint drops the steps that were rolled out and not yet trained on",
-        "core/loomtune/loop.py",
+        "core/loomtune/feed.py",
         '"pending": pending}',
         '"pending": []}',
         ("tests/core/test_loop.py::test_steps_made_of_drawn_rows_survive_a_checkpoint_to_the_bit",),
@@ -120,7 +120,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "one order for all epochs",
         "every epoch visits the rows in the same order",
-        "core/loomtune/batching.py",
+        "core/loomtune/feed.py",
         'derive(seed, "order", epoch)',
         'derive(seed, "order")',
         ("tests/core/test_batching.py::test_epochs_and_seeds_have_orders_of_their_own",),
@@ -144,9 +144,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "unequal micro-batches",
         "replicas get as many micro-batches as they have rows for, so that their collectives do not meet",
-        "core/loomtune/batching.py",
-        "placed[replica][turn] = Placement(tuple(numbers[j] for j in group))",
-        "placed[replica][turn] = Placement(tuple(numbers[j] for j in group))\n"
+        "core/loomtune/placement.py",
+        "placed[replica][turn] = Placement(tuple(tuple(numbers[j] for j in rows[row]) for row in group))",
+        "placed[replica][turn] = Placement(tuple(tuple(numbers[j] for j in rows[row]) for row in group))\n"
         "    placed = [[one for one in mine if one.numbers] for mine in placed]",
         ("tests/core/test_batching.py::test_every_row_is_placed_once_in_equally_many_micro_batches",),
     ),

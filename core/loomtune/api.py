@@ -1,4 +1,4 @@
-"""The same run from Python: compose, train, resume, evaluate. The command line is a thin layer over this."""
+"""The same run from Python: compose, train, resume, evaluate, export. The command line is a thin layer over this."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from loomtune import plan as plans
 from loomtune import samples
-from loomtune.catalogue import Catalogue, installed, is_many
+from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import compose as compose_settings
 from loomtune.compose import quoted
-from loomtune.contracts import Data, Launcher, Model, Objective
+from loomtune.contracts import Data, Launcher, Model, Objective, Tracker
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
 from loomtune.plan import Finding, Plan
-from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS
+from loomtune.settings import ROOT_KEYS, leaves
 
-KEYS_OF_RESUME = "launcher, sharding, tracker, guard, checkpoint, batch.micro and stop_after"
+KEYS_OF_RESUME = "launcher, sharding, tracker, guard, checkpoint, batch.micro, packing and stop_after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,39 +53,39 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), proc
     return replace(plan, processes=processes or launcher.processes(many))
 
 
-def check(plan: Plan) -> list[Finding]:
-    """Warnings about a plan. Raises UserError of every fault that can be found without starting a process."""
+def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
+    """Warnings about a plan. Raises UserError of every fault that can be found without starting a process.
+
+    simulated: the plan is for a world elsewhere, so no file and no device of this machine is asked about.
+    """
     catalogue = installed()
+    found = plans.findings(plan, catalogue)
+    if any(finding.extra for finding in found):
+        plans.refuse(found)  # nothing more can be asked of what cannot be imported
     faults: list[Fault] = []
-    warnings: list[Finding] = []
-    try:
-        warnings = plans.refuse(plans.findings(plan, catalogue))
-    except UserError as error:
-        faults += error.faults
-    build = partial(_tried, faults=faults)
-    parts = {axis.name: build(partial(_part, plan, catalogue, axis.name)) for axis in AXES}
+    tried = partial(_tried, faults)
+    warnings = tried(plans.refuse, found)
+    parts = {axis.name: tried(plan.build, catalogue, axis.name) for axis in AXES}
     if (sharding := parts["sharding"]) is not None:
-        build(partial(sharding.check, plan.processes))
+        tried(sharding.check, plan.processes)
     if (objective := parts["objective"]) is not None:
-        build(partial(objective.use, parts["loss"] or {}, parts["reward"] or {}))
-    for part in (parts["model"], parts["data"]):
+        tried(objective.use, parts["loss"] or {}, parts["reward"] or {})
+    for part in () if simulated else (parts["model"], parts["data"]):
         if part is not None:
-            build(part.check)
-    if not faults:
+            tried(part.check)
+    if not faults and not simulated:
+        tried(sharding.suits, parts["model"])
         for evaluator in parts["evaluator"].values():
-            build(partial(evaluator.check, parts["data"]))
+            tried(evaluator.check, parts["data"])
     if faults:
-        raise UserError(*faults)
-    return warnings
+        raise UserError(*dict.fromkeys(faults))
+    return list(warnings)
 
 
-def _part(plan: Plan, catalogue: Catalogue, axis: str) -> Any:
-    return plan.build_all(catalogue, axis) if is_many(axis) else plan.build(catalogue, axis)
-
-
-def _tried(work: Callable[[], Any], faults: list[Fault]) -> Any:
+def _tried(faults: list[Fault], work: Callable[..., Any], *arguments: Any) -> Any:
+    """What the work gives; None where it raises UserError, whose faults are gathered."""
     try:
-        return work()
+        return work(*arguments)
     except UserError as error:
         faults += error.faults
         return None
@@ -114,26 +114,17 @@ def _same_run(folder: Path, plan: Plan) -> None:
         return
     before = Plan.load(folder)
     if before.hash != plan.hash:
-        changed = ", ".join(_differences(before.settings, plan.settings)) or "defaults of this version"
+        changed = ", ".join(_differences(before, plan)) or "defaults of this version"
         raise UserError.of(
             f"{folder} holds another run; these settings differ: {changed}",
             f"choose another run.dir; a run goes on with other values of {KEYS_OF_RESUME} only",
         )
 
 
-def _may_change(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in NOT_PART_OF_THE_MATHS)
-
-
-def _differences(one: Any, other: Any, prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*one, *other}):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b and not _may_change(f"{prefix}{key}"):
-            found.append(f"{prefix}{key} ({a} -> {b})")
-    return found
+def _differences(before: Plan, now: Plan) -> list[str]:
+    one, other = dict(leaves(before.maths)), dict(leaves(now.maths))
+    keys = (key for key in sorted(one | other) if one.get(key) != other.get(key))
+    return [f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys]
 
 
 def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
@@ -150,7 +141,8 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
     tokenizer, cache = model.tokenizer(), samples.default_cache()
     placed = {}
     for split in data.splits():
-        made = samples.prepare(data, objective, tokenizer, split, length, cache, model.vocabulary())
+        source = samples.Source(data, objective, tokenizer, split, length)
+        made = samples.prepare(source, cache, model.vocabulary())
         _tell_cuts(made, split, length)
         placed[split] = {"cache": str(cache), "key": made.key}
     return placed
@@ -214,6 +206,15 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), *, best: bool = 
         return measure(run)
 
 
+def export(
+    folder: Path | str, out: Path | str | None = None, *, to: str = "huggingface", checkpoint: str = "latest"
+) -> Path:
+    """Writes the model of a run's checkpoint (`latest`, `best` or a step), its adapter merged in, by an exporter."""
+    from loomtune.export import export as leave
+
+    return leave(Path(folder), Path(out) if out else None, to, checkpoint)
+
+
 def warn(warnings: Sequence[Finding]) -> None:
     """Shows what is doubtful, on stderr."""
     import sys
@@ -223,10 +224,10 @@ def warn(warnings: Sequence[Finding]) -> None:
 
 
 def report(folder: Path) -> Path:
-    """Writes the run's `report.html` anew by the tracker that draws it, and gives its path."""
-    catalogue = installed()
-    plan = Plan.load(folder)
-    tracker = catalogue.build("tracker", "report", plan.choices("tracker").get("report", {}))
-    path = folder / "report.html"
-    path.write_text(tracker.render(folder))
-    return path
+    """Has a run's report made anew by the first of its trackers, or else of those there are, that draws one."""
+    catalogue, chosen = installed(), Plan.load(folder).choices("tracker")
+    for name in dict.fromkeys([*chosen, *catalogue.names("tracker")]):
+        tracker: Tracker = catalogue.build("tracker", name, chosen.get(name, {}))
+        if path := tracker.redraw(folder):
+            return path
+    raise UserError.of("no tracker draws a report", "install a plugin whose tracker does")

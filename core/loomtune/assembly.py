@@ -67,12 +67,11 @@ def assemble(
     root = plan.root
     sharding: Sharding = plan.build(catalogue, "sharding")
     sharding.check(world.size)
-    replica, replicas = sharding.replicas(world)
-    world = replace(world, replica=replica, replicas=replicas)
-    trackers: dict[str, Tracker] = plan.build_all(catalogue, "tracker") if observed else {}
+    world = _placed(world, sharding)
+    trackers: dict[str, Tracker] = plan.build(catalogue, "tracker") if observed else {}
     splits = _splits(folder)
     objective: Objective = plan.build(catalogue, "objective")
-    objective.use(plan.build_all(catalogue, "loss"), plan.build_all(catalogue, "reward"))
+    objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
     planned = round(len(splits["train"]) * root.epochs) if root.steps == 0 else root.steps * root.batch.size
     run = Run(
         plan=plan,
@@ -86,10 +85,10 @@ def assemble(
         objective=objective,
         optimizer=plan.build(catalogue, "optimizer"),
         schedule=plan.build(catalogue, "schedule"),
-        kernel=next(iter(plan.build_all(catalogue, "kernel").values())),
+        kernel=next(iter(plan.build(catalogue, "kernel").values())),
         rollout=plan.build(catalogue, "rollout"),
-        evaluators=plan.build_all(catalogue, "evaluator"),
-        guards=list(plan.build_all(catalogue, "guard").values()),
+        evaluators=plan.build(catalogue, "evaluator"),
+        guards=list(plan.build(catalogue, "guard").values()),
         trackers=trackers,
         splits=splits,
         steps=root.steps or math.ceil(planned / root.batch.size) * objective.steps_per_batch(),
@@ -99,6 +98,13 @@ def assemble(
     )
     adapter: Adapter = plan.build(catalogue, "adapter")
     return Assembly(run=run, keeper=Keeper(run, adapter, lease), adapter=adapter, sharding=sharding)
+
+
+def _placed(world: World, sharding: Sharding) -> World:
+    """The world with its data replicas; of ranks that share their rows, the first one counts."""
+    replica, replicas = sharding.replicas(world)
+    counts = world.gather(replica).index(replica) == world.rank
+    return replace(world, replica=replica, replicas=replicas, counts=counts)
 
 
 def _splits(folder: Path) -> dict[str, Samples]:

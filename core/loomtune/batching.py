@@ -1,14 +1,10 @@
-"""Which rows make an optimizer step, who computes them, and how they become tensors.
-
-What a step holds is a pure function of (seed, epoch, index); ranks, micro-batches and sorting only decide where and
-when a row is computed. Nothing here may change the maths.
-"""
+"""How samples become tensors: this rank's micro-batches of a step or of a split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +13,7 @@ from numpy.typing import NDArray
 
 from loomtune.contracts import Batch, Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
-from loomtune.world import derive
+from loomtune.placement import MicroLimit, place
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -26,73 +22,25 @@ CPU_TOKENS = 1024
 """Tokens of a micro-batch that `batch.micro=auto` chooses on a CPU: they keep a core busy and fit into its cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The endless sequence of rows: epoch after epoch, each in an order of its own. Sample number -> row."""
-
-    seed: int
-    rows: int
-
-    def row(self, number: int) -> int:
-        """The row of the number-th sample of the run, counted from 0."""
-        epoch, index = divmod(number, self.rows)
-        return int(_permutation(self.seed, epoch, self.rows)[index])
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
-    return np.random.default_rng(derive(seed, "order", epoch)).permutation(rows)
-
-
-@dataclass(frozen=True, slots=True)
-class MicroLimit:
-    """How much a rank computes at once: at most so many rows, and (0: any number) so many tokens, padding included."""
-
-    rows: int
-    tokens: int = 0
-
-
-def place(numbers: Sequence[int], lengths: Sequence[int], replicas: int, limit: MicroLimit) -> list[list[Placement]]:
-    """Micro-batches of every replica: rows sorted by length, so that little is padded, and dealt out evenly.
-
-    numbers, lengths: of the step's samples. Every replica gets equally many micro-batches, some of them empty: a
-    sharded engine's collectives must meet. Pure, and the same on every rank.
-    """
-    by_length = sorted(range(len(numbers)), key=lambda i: (-lengths[i], numbers[i]))
-    share = max(1, -(-len(numbers) // replicas))
-    groups = _groups(by_length, lengths, MicroLimit(min(limit.rows, share), limit.tokens))
-    rounds = max(1, -(-len(groups) // replicas))
-    placed: list[list[Placement]] = [[Placement(()) for _ in range(rounds)] for _ in range(replicas)]
-    for i, group in enumerate(groups):
-        turn, seat = divmod(i, replicas)
-        replica = seat if turn % 2 == 0 else replicas - 1 - seat  # to and fro: the long ones do not all meet one rank
-        placed[replica][turn] = Placement(tuple(numbers[j] for j in group))
-    return placed
-
-
-def _groups(order: Sequence[int], lengths: Sequence[int], limit: MicroLimit) -> list[list[int]]:
-    groups: list[list[int]] = []
-    for i in order:  # the first of a group is its longest: the others are padded to it
-        room = groups and len(groups[-1]) < limit.rows
-        if room and (not limit.tokens or (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= limit.tokens):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
-
-
-def collate(samples: Sequence[Sample], numbers: Sequence[int], pad_id: int, like: Sample | None = None) -> Batch:
-    """Samples as one micro-batch: one row a sample, its segments one after the other, padded at the right.
+def collate(
+    samples: Sequence[Sample],
+    numbers: Sequence[int],
+    pad_id: int,
+    like: Sample | None = None,
+    rows: Sequence[int] | None = None,
+) -> Batch:
+    """Samples as one micro-batch: in each row one after the other, so its segments, padded at the right.
 
     Without samples: one padding token and no target, so that every engine still has something to compute.
     like: any sample of the step; a batch without samples has its columns too.
+    rows: how many samples each row holds, in their order; None: one each.
     """
-    length = max((sample.length for sample in samples), default=1)
-    tokens = np.full((max(1, len(samples)), length), pad_id, np.int64)
+    places, count, length = _laid(samples, [1] * len(samples) if rows is None else rows)
+    tokens = np.full((count, length), pad_id, np.int64)
     positions, segments = np.zeros_like(tokens), np.full_like(tokens, NO_SEGMENT)
     targets = _Targets()
-    for row, sample in enumerate(samples):
-        first, column = len(targets.parents), 0
+    for owner, (sample, (row, column)) in enumerate(zip(samples, places, strict=True)):
+        first = len(targets.parents)
         ends: list[tuple[int, int]] = []  # of each segment: its last column, and its sample's tokens up to there
         for segment in sample.segments:
             size = len(segment.tokens)
@@ -100,8 +48,8 @@ def collate(samples: Sequence[Sample], numbers: Sequence[int], pad_id: int, like
             here = slice(column, column + size)
             tokens[row, here], segments[row, here] = segment.tokens, len(targets.parents)
             positions[row, here] = np.arange(seen, seen + size)
-            targets.add(segment, first, row, row * length + column, row * length + before)
-            column += size
+            targets.add(segment, first, owner, row * length + column, row * length + before)
+            column += size  # noqa: PLW2901 - where the sample's next segment begins
             ends.append((column - 1 if size else before, seen + size))
     return Batch(
         tokens=torch.from_numpy(tokens),
@@ -115,6 +63,18 @@ def collate(samples: Sequence[Sample], numbers: Sequence[int], pad_id: int, like
         sample_numbers=torch.tensor(list(numbers), dtype=torch.int64),
         columns=_columns(samples, like),
     )
+
+
+def _laid(samples: Sequence[Sample], rows: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
+    """(row and first column of each sample, rows, tokens of the longest row); a row and a token at least."""
+    places, length, left = [], 1, iter(samples)
+    for row, size in enumerate(rows):
+        column = 0
+        for sample in islice(left, size):
+            places.append((row, column))
+            column += sample.length
+        length = max(length, column)
+    return places, max(1, len(rows)), length
 
 
 @dataclass(slots=True)
@@ -163,8 +123,8 @@ def _collated(run: Run, placed: Sequence[Placement], samples: Any, numbers: Sequ
     pad, like = run.tokenizer.pad_id, samples[0] if len(samples) else None
     batches = []
     for placement in placed:
-        here = placement.numbers
-        batches.append(collate([samples[i] for i in here], [numbers[i] for i in here], pad, like))
+        here, rows = placement.numbers, [len(row) for row in placement.rows]
+        batches.append(collate([samples[i] for i in here], [numbers[i] for i in here], pad, like, rows))
     return [batch.to(run.world.device) for batch in batches]
 
 
@@ -178,8 +138,12 @@ def evaluation_batches(run: Run, split: str, limit: int = 0) -> list[Batch]:
 
 
 def micro_limit(run: Run) -> MicroLimit:
-    """The micro-batch that the settings ask for; `auto` starts from all of a rank's rows and a budget of tokens."""
-    micro = run.settings.batch.micro
+    """The micro-batch that the settings ask for; `auto` starts from all of a rank's rows and a budget of tokens.
+
+    A packed row holds at most `max_length` tokens, or the model's context, and with `auto` no more than the budget.
+    """
+    settings, micro = run.settings, run.settings.batch.micro
+    packed = (settings.max_length or run.model.context()) if settings.packing else 0
     if isinstance(micro, int):
-        return MicroLimit(micro)
-    return MicroLimit(run.settings.batch.size, run.token_budget)
+        return MicroLimit(micro, packed=packed)
+    return MicroLimit(settings.batch.size, run.token_budget, min(packed, run.token_budget))

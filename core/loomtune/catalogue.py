@@ -21,7 +21,7 @@ from pluggy import PluginManager, PluginValidationError
 
 from loomtune import __version__, hookspecs
 from loomtune.errors import Fault, UserError, near
-from loomtune.offers import AXES, Arity, Axis, Offer, axis
+from loomtune.offers import AXES, Arity, Axis, Offer
 
 BUILT_IN_DISTRIBUTION = "loomtune"
 
@@ -38,6 +38,7 @@ BUILT_IN = (
     "loomtune_plugins.kernels",
     "loomtune_plugins.trackers",
     "loomtune_plugins.evaluators",
+    "loomtune_plugins.exporters",
     "loomtune_plugins.guards",
 )
 
@@ -61,6 +62,9 @@ class Entry:
     axis: Axis
     offer: Offer[Any]
     source: Source
+
+    def __str__(self) -> str:
+        return f"{self.axis.name}={self.offer.name}"
 
 
 class Catalogue:
@@ -109,7 +113,7 @@ class Catalogue:
         """Refuses offers that are none, and names that are taken."""
         known = dict(self._entries)
         for entry in entries:
-            asked = f"{entry.axis.name}={entry.offer.name}"
+            asked = str(entry)
             taken = known.setdefault((entry.axis.name, entry.offer.name), entry)
             if taken is not entry:
                 raise UserError.of(
@@ -123,7 +127,7 @@ class Catalogue:
 
     def withdraw(self, entry: Entry, reason: str) -> None:
         """Takes an offer away that turned out to be broken. Raises TypeError where it is a built-in one."""
-        what = f"{entry.axis.name}={entry.offer.name}: {reason}"
+        what = f"{entry}: {reason}"
         if entry.source.distribution == BUILT_IN_DISTRIBUTION:
             raise TypeError(what)
         del self._entries[entry.axis.name, entry.offer.name]
@@ -164,13 +168,15 @@ class Catalogue:
 
     def _load(self, entry: Entry) -> Any:
         """The class that an offer names, once it is seen to meet its axis' contract."""
-        asked = f"{entry.axis.name}={entry.offer.name} of {entry.source}"
+        asked = f"{entry} of {entry.source}"
         module, _, attribute = entry.offer.build.partition(":")
         try:
             cls = getattr(import_module(module), attribute)
         except Exception as error:  # a plugin's module may fail in any manner
-            extra = entry.offer.extra
-            cure = f"pip install 'loomtune[{extra}]'" if extra else f"install or mend {entry.source.distribution}"
+            brought = entry.source.distribution
+            cure = (
+                f"pip install '{brought}[{entry.offer.extra}]'" if entry.offer.extra else f"install or mend {brought}"
+            )
             raise UserError.of(f"{asked} cannot be imported: {type(error).__name__}: {error}", cure) from error
         contract_module, _, contract = entry.axis.contract.partition(":")
         if not (isinstance(cls, type) and issubclass(cls, getattr(import_module(contract_module), contract))):
@@ -209,8 +215,8 @@ def typed(schema: type, settings: Mapping[str, Any]) -> Any:
 
 
 def is_many(kind: str) -> bool:
-    """True where a run chooses any number of the axis' offers."""
-    return axis(kind).arity is Arity.MANY
+    """True for an axis of which a run chooses any number of offers; False for other axes and whatever is none."""
+    return any(axis.name == kind and axis.arity is Arity.MANY for axis in AXES)
 
 
 @cache

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true", help="show every setting and where it came from; start nothing"
     )
+    elsewhere = "with --dry-run: as on N processes elsewhere, without asking for files"
+    train.add_argument("--world", type=int, default=0, metavar="N", help=elsewhere)
     train.add_argument("--config-dir", action="append", default=[], help="a folder of your own Hydra configs")
     _overrides(train)
     resume = _command(commands, "resume", _resume, "go on with a run, under any sharding and world size")
@@ -55,12 +57,21 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("folder", metavar="RUN")
     chat.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     chat.add_argument("--max-tokens", type=int, default=128)
+    export = _command(commands, "export", _export, "write a run's model, its adapter merged in, as others open it")
+    export.add_argument("folder", metavar="RUN")
+    export.add_argument("--out", metavar="DIR", help="an empty or new folder; default: RUN/export/FORMAT")
+    export.add_argument("--to", metavar="FORMAT", default="huggingface", help="`loomtune plugins exporter` lists them")
+    export.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
     report = _command(commands, "report", _report, "write RUN/report.html anew from the run's files")
     report.add_argument("folder", metavar="RUN")
     plugins = _command(commands, "plugins", _plugins, "list what can be chosen, who brought it, and its settings")
     plugins.add_argument("name", nargs="?", metavar="NAME", help="an axis, an offer, or axis=offer")
     plugins.add_argument("--trait", help="only what provides this trait")
     plugins.add_argument("--json", action="store_true")
+    matrix = _command(commands, "matrix", _matrix, "show which objectives, adapters and shardings go together")
+    matrix.add_argument("--processes", type=int, default=2, help="world size of the shardings that run on several")
+    matrix.add_argument("--json", action="store_true")
+    _overrides(matrix)
     return parser
 
 
@@ -79,6 +90,8 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         return _dry_run(options)
+    if options.world:
+        raise UserError.of(f"--world {options.world} is a world that is not here", "add --dry-run, or leave it out")
     return _ended(api.train(options.overrides, options.config_dir))
 
 
@@ -88,12 +101,14 @@ def _dry_run(options: argparse.Namespace) -> int:
     from loomtune.compose import explain
     from loomtune.plan import estimates
 
-    plan = api.compose(options.overrides, options.config_dir)
-    api.warn(api.check(plan))
+    plan = api.compose(options.overrides, options.config_dir, options.world)
+    api.warn(api.check(plan, simulated=bool(options.world)))
     for key, value, origin in explain(options.overrides, options.config_dir):
         print(f"{key}={value if str(value).isprintable() else repr(value)}  # {origin}")
     for foretold in estimates(plan, installed()):
         print(f"estimate: {foretold.subject} {foretold.value:g} {foretold.unit} ({foretold.reasoning})")
+    if options.world:
+        return 0
     launcher = plan.build(installed(), "launcher")
     for command in launcher.render(launcher.spec(Path("RUN"), plan.processes)).commands:
         print(f"would run: {' '.join(command)}")
@@ -126,6 +141,13 @@ def _chat(options: argparse.Namespace) -> int:
     return chat(Path(options.folder), options.temperature, options.max_tokens)
 
 
+def _export(options: argparse.Namespace) -> int:
+    from loomtune import api
+
+    print(api.export(options.folder, options.out, to=options.to, checkpoint=options.checkpoint))
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     from loomtune.api import report
 
@@ -150,6 +172,15 @@ def _plugins(options: argparse.Namespace) -> int:
     return 0
 
 
+def _matrix(options: argparse.Namespace) -> int:
+    from loomtune import matrix
+
+    cells = list(matrix.cells(options.overrides, options.processes))
+    described = {"processes": options.processes, "cells": [cell.described() for cell in cells]}
+    print(json.dumps(described, indent=1) if options.json else "\n".join(matrix.shown(cells)))
+    return 0
+
+
 def _is_asked(entry: Any, options: argparse.Namespace) -> bool:
     """True where an entry is meant by NAME (an axis, an offer, axis=offer, a plugin) and has the trait."""
     axis, _, offer = (options.name or "").partition("=")
@@ -163,6 +194,7 @@ def _described(entry: Any, *, detail: bool) -> dict[str, Any]:
     said = {"axis": entry.axis.name, "name": offer.name, "summary": offer.summary, **dataclasses.asdict(source)}
     said |= {"extra": offer.extra, "provides": sorted(offer.provides), "needs": sorted(offer.needs)}
     if detail:
+        said |= {"excludes": dict(offer.excludes), "variants": {name: list(of) for name, of in offer.variants.items()}}
         said["settings"] = [_setting(field) for field in dataclasses.fields(offer.schema)]
     return said
 
@@ -181,6 +213,12 @@ def _print_offer(one: dict[str, Any]) -> None:
     for label in ("provides", "needs"):
         if one[label] and "settings" in one:
             print(f"    {label}: {', '.join(one[label])}")
+    if one["extra"]:
+        print(f"    extra: {one['distribution']}[{one['extra']}]")
+    for trait, reason in one.get("excludes", {}).items():
+        print(f"    excludes: {trait}, because {reason}")
+    for variant, typed in one.get("variants", {}).items():
+        print(f"    variant: {variant:<17} {' '.join(typed)}")
     for setting in one.get("settings", []):
         print(f"    {setting['key']:<26} {setting['type']} = {setting['default']!r}  {setting['help']}")
 

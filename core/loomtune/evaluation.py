@@ -16,7 +16,7 @@ from loomtune.world import reseed
 def evaluate(run: Run, suffix: str = "") -> dict[str, float]:
     """All evaluators' metrics of the model as it is; equal on every rank. suffix: appended to their names."""
     metrics: dict[str, float] = {}
-    reseed(run.settings.seed, run.step, run.world.rank)  # what is sampled does not depend on the steps before
+    reseed(run.settings.seed, run.step, run.world.replica)  # what is sampled does not depend on the steps before
     with ExitStack() as stack:
         for engine in dict.fromkeys(role.engine for role in run.roles.values()):
             stack.enter_context(engine.evaluating())

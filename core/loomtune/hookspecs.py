@@ -123,11 +123,12 @@ def stages() -> Sequence[Offer[c.Stage]]:  # type: ignore[empty-body]
 
 
 @hookspec
-def preflight(plan: Plan) -> Sequence[Finding]:  # type: ignore[empty-body]
+def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:  # type: ignore[empty-body]
     """Says what is wrong or doubtful about a plan, before any process of the run exists.
 
     plan: the checked composition; `plan.processes` is the world size that will be asked for, 0 where unknown.
-    Returns findings: faults refuse the run, warnings are shown.
+    provided: each trait that the plan's choices provide, to the choice that does, such as `adapter=lora`.
+    Returns findings: faults refuse the run, warnings are shown. Every cell of `loomtune matrix` asks too: be quick.
     """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from loomtune import checkpoint
 from loomtune.checkpoint import Reader, Saver, Servable
 from loomtune.contracts import Adapter, Engine
+from loomtune.errors import LeaseLost
 from loomtune.lease import Lease
 from loomtune.run import Run
 
@@ -28,6 +29,7 @@ class Keeper:
             keep=settings.keep,
             background=settings.background,
             lease=lease.check,
+            kinds=run.optimizer.state(),
         )
         self.state: dict[str, Any] = {}
         self._best = False
@@ -42,6 +44,15 @@ class Keeper:
     def ready(self) -> bool:
         """True where this rank has written what was started."""
         return self.saver.ready()
+
+    def superseded(self) -> str:
+        """What is said where a newer attempt has taken over; empty where none has. Rank 0 asks for all."""
+        try:
+            if self.run.world.leads:
+                self.saver.lease()
+        except LeaseLost as error:
+            return str(error)
+        return ""
 
     def finish(self) -> None:
         """Waits for a started save and commits it; on every rank. Raises CheckpointError if any rank failed."""

@@ -5,52 +5,39 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from loomtune.batching import MicroLimit, Order, micro_limit, step_batches
-from loomtune.contracts import Batch, Drawn, Judgement, LossSums, Sample, Step, Verdict
-from loomtune.errors import RunFailed
+from loomtune.batching import micro_limit, step_batches
+from loomtune.contracts import Judgement, Step, Verdict
+from loomtune.errors import LeaseLost, RunFailed
 from loomtune.evaluation import Best, evaluate
+from loomtune.feed import Feed
 from loomtune.keeper import Keeper
+from loomtune.means import StepSums
 from loomtune.run import Run
 from loomtune.signals import StopRequest
 from loomtune.world import reseed
 
-Sums = dict[str, list[float]]
-
-
-def _sums() -> defaultdict[str, list[float]]:
-    return defaultdict(lambda: [0.0, 0.0])
-
 
 class Loop:
-    """One attempt's steps, from where the run stands to its last.
-
-    fetched: rows drawn so far. visited: samples trained on so far; a sample's number among them seeds its dropout.
-    pending: optimizer steps that the objective made of drawn rows and that are not trained on yet.
-    """
+    """One attempt's steps, from where the run stands to its last."""
 
     def __init__(self, run: Run, keeper: Keeper, stop: StopRequest) -> None:
         self.run, self.keeper, self.stop = run, keeper, stop
-        self.order = Order(run.settings.seed, len(run.splits["train"]))
-        self.limit: MicroLimit = micro_limit(run)
-        self.left = False
+        self.feed, self.limit, self.left = Feed(run), micro_limit(run), False
         self._set(keeper.state)
 
     def _set(self, state: Mapping[str, Any]) -> None:
         self.best = Best(self.run.settings.evaluate, state.get("best"))
         self.tokens_seen = int(state.get("tokens_seen", 0))
-        self.fetched, self.visited = int(state.get("fetched", 0)), int(state.get("visited", 0))
-        self.pending = [[Sample.parse(plain) for plain in step] for step in state.get("pending", [])]
+        self.feed.set(state)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        pending = [[sample.plain() for sample in step] for step in self.pending]
-        counts = {"fetched": self.fetched, "visited": self.visited, "tokens_seen": self.tokens_seen}
-        return {**counts, "best": self.best.state(), "pending": pending}
+        return {**self.feed.state(), "tokens_seen": self.tokens_seen, "best": self.best.state()}
 
     def train(self) -> str:
         """Runs to the last step; gives the status: `completed`, `stopped` or `preempted`."""
@@ -66,33 +53,17 @@ class Loop:
                 ended = self._after_step(last)
         return self._end()
 
-    def _next(self) -> list[Batch]:
-        """This rank's micro-batches of the next optimizer step."""
-        run = self.run
-        while not self.pending:
-            count = run.settings.batch.size
-            if self.fetched < run.samples_planned:  # the last step of the last epoch may be short
-                count = min(count, run.samples_planned - self.fetched)
-            rows = [self.order.row(number) for number in range(self.fetched, self.fetched + count)]
-            self.fetched += count
-            drawn = [Drawn(row, run.splits["train"][row]) for row in rows]
-            self.pending = [list(step) for step in run.objective.experience(run, drawn)]
-        samples = self.pending.pop(0)
-        numbers = range(self.visited, self.visited + len(samples))
-        self.visited += len(samples)
-        return step_batches(run, samples, numbers, self.limit)
-
     def _step(self) -> Verdict:
         """One optimizer step; gives what the guards said of it."""
         run, began = self.run, time.perf_counter()
         run.step += 1
         run.events.tell("step_started", run=run, step=run.step)
-        reseed(run.settings.seed, run.step, run.world.rank)
-        batches = self._next()
+        reseed(run.settings.seed, run.step, run.world.replica)
+        batches = step_batches(run, *self.feed.next(), self.limit)
         totals = self._totals(batches)
         sums = self._accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)
-        metrics = self._reduced(sums, totals)
+        metrics = sums.means(run.world, totals)
         verdict, norm = self._update(rate, metrics["loss"])
         self.tokens_seen += int(metrics["tokens"])
         seconds = time.perf_counter() - began
@@ -121,8 +92,9 @@ class Loop:
             raise RunFailed(f"step {run.step} has nothing to learn from: the weight of all its rows is 0")
         return totals
 
-    def _accumulate(self, batches: Step, totals: Mapping[str, float]) -> Sums:
-        run, sums = self.run, _sums()
+    def _accumulate(self, batches: Step, totals: Mapping[str, float]) -> StepSums:
+        """Adds up the gradients of the step's micro-batches, and what is logged of them."""
+        run, sums = self.run, StepSums()
         with torch.no_grad():
             statistics = run.objective.statistics(run.roles, batches, run.world)
         for index, batch in enumerate(batches):
@@ -130,30 +102,8 @@ class Loop:
                 result = run.objective.loss(run.roles, batch, totals, statistics)
                 for engine, loss in run.losses(result, totals):
                     engine.backward(loss)
-            for name, (value, weight) in self._numbers(result, batch, totals):
-                sums[name][0] += float(value)
-                sums[name][1] += float(weight)
-        return dict(sums)
-
-    def _numbers(
-        self, result: LossSums, batch: Any, totals: Mapping[str, float]
-    ) -> Iterator[tuple[str, tuple[Any, Any]]]:
-        for term, value in result.terms.items():
-            yield f"term:{term}", (value.detach(), 0.0)
-        yield "tokens", (len(batch.target), 0.0)
-        yield from result.metrics.items()
-
-    def _reduced(self, sums: Sums, totals: Mapping[str, float]) -> dict[str, float]:
-        """Global means of everything that was summed; `loss` is the sum of all terms' means."""
-        names = sorted(sums)
-        flat = self.run.world.sum([number for name in names for number in sums[name]])
-        pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(names)}
-        terms = {name[5:]: value for name, (value, _) in pairs.items() if name.startswith("term:")}
-        means = {term: value / totals[term] if totals[term] else 0.0 for term, value in terms.items()}
-        metrics = {"loss": sum(means.values()), **({} if len(means) == 1 else means)}
-        metrics["tokens"] = pairs.pop("tokens")[0]
-        kept = {name: pair for name, pair in pairs.items() if not name.startswith("term:")}
-        return metrics | {name: value / weight if weight else math.nan for name, (value, weight) in kept.items()}
+            sums.add(result, batch)
+        return sums
 
     def _update(self, rate: float, loss: float) -> tuple[Verdict, float]:
         """Asks the guards once, by the norm over all engines, then steps all of them or none; gives both."""
@@ -179,11 +129,11 @@ class Loop:
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint, on with the rows that come next: those that led here are not met again."""
-        fetched, visited = self.fetched, self.visited
+        fetched, visited = self.feed.fetched, self.feed.visited
         if not self.keeper.restore():
             raise RunFailed("a guard rolls back, but there is no checkpoint yet; set checkpoint.every")
         self._set(self.keeper.state)
-        self.fetched, self.visited, self.pending = fetched, visited, []
+        self.feed.skip_to(fetched, visited)
 
     def _judge(self, loss: float, norm: float) -> Verdict:
         run = self.run
@@ -213,8 +163,14 @@ class Loop:
         return leaves or enough or ends
 
     def _agree(self) -> tuple[bool, bool]:
-        """(some rank was asked to stop, every rank has written the checkpoint under way)."""
-        asked, written = self.run.world.total([float(self.stop.requested), float(self.keeper.ready())])
+        """(some rank was asked to stop, every rank has written the checkpoint under way).
+
+        Raises LeaseLost, on every rank, where a newer attempt has taken the run over.
+        """
+        lost = self.keeper.superseded()
+        asked, written, ends = self.run.world.total([self.stop.requested, self.keeper.ready(), bool(lost)])
+        if ends:
+            raise LeaseLost(lost or "a newer attempt writes to this run's folder")
         return asked > 0, written == self.run.world.size
 
     def _end(self) -> str:

@@ -19,13 +19,24 @@ def token_budget(run: Run) -> int:
     """
     if run.world.device.type == "cpu" or not isinstance(run.settings.batch.micro, str):
         return CPU_TOKENS
-    longest = sorted(range(len(run.splits["train"])), key=lambda i: -int(run.splits["train"].lengths[i]))[:2]
-    peaks = [_peak(run, longest[: rows + 1]) for rows in range(len(longest))]
-    length = int(run.splits["train"].lengths[longest[0]])
+    rows = _longest(run)
+    peaks = [_peak(run, rows[: count + 1]) for count in range(len(rows))]
+    length = sum(int(run.splits["train"].lengths[number]) for number in rows[0])
     _, total = torch.cuda.mem_get_info(run.world.device)
     to_come = sum(engine.state_bytes() for engine in run.trained_engines()) if run.step == 0 else 0
     mine = affordable(peaks, length, int(total * MARGIN) - to_come)
     return int(min(run.world.gather(mine)))
+
+
+def _longest(run: Run) -> list[tuple[int, ...]]:
+    """The two longest rows, each as numbers of training samples.
+
+    Where the run packs, each holds two samples, so that the mask that keeps them apart is measured too.
+    """
+    lengths = run.splits["train"].lengths
+    order = sorted(range(len(lengths)), key=lambda i: -int(lengths[i]))[:4]
+    each = 2 if run.settings.packing and len(order) == 4 else 1
+    return [tuple(order[start : start + each]) for start in range(0, len(order), each)][:2]
 
 
 def affordable(peaks: list[int], length: int, capacity: int) -> int:
@@ -35,10 +46,11 @@ def affordable(peaks: list[int], length: int, capacity: int) -> int:
     return length * max(1, 1 + (capacity - peaks[0]) // a_row)
 
 
-def _peak(run: Run, rows: list[int]) -> int:
-    """Most bytes that the allocator gave out while these training rows went forward and backward."""
-    samples = [run.splits["train"][row] for row in rows]
-    batch = collate(samples, range(len(rows)), run.tokenizer.pad_id).to(run.world.device)
+def _peak(run: Run, rows: list[tuple[int, ...]]) -> int:
+    """Most bytes that the allocator gave out while these rows of training samples went forward and backward."""
+    samples = [run.splits["train"][number] for row in rows for number in row]
+    batch = collate(samples, range(len(samples)), run.tokenizer.pad_id, rows=[len(row) for row in rows])
+    batch = batch.to(run.world.device)
     totals = dict.fromkeys(run.objective.terms(), 1.0)
     torch.cuda.reset_peak_memory_stats(run.world.device)
     statistics = run.objective.statistics(run.roles, [batch], run.world)

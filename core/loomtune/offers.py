@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -20,7 +21,7 @@ class Arity(StrEnum):
 class Trait(StrEnum):
     """The vocabulary of what an offer provides or needs. A third party prefixes its own: `acme:x`.
 
-    A chosen offer's need is met when any other chosen offer of the run provides it.
+    A chosen offer's need is met when any other chosen offer of the run provides it. `docs/plugins.md` has the table.
     """
 
     COMPLETIONS = "completions"  # rows with a prompt and a completion, chat messages, or plain text
@@ -32,6 +33,7 @@ class Trait(StrEnum):
     STREAMED_BIRTH = "streamed_birth"  # weights are read slice by slice into a skeleton without storage
     GENERATION = "generation"  # completions can be generated in the middle of training
     ADAPTER_OFF = "adapter_off"  # the adapter can be switched off, which makes a frozen reference for free
+    WRAPPED_LINEARS = "wrapped_linears"  # linear layers are replaced by the adapter's own modules around them
     METRICS_FILE = "metrics_file"  # metrics.jsonl is written, from which others read
     ISOLATED_SEGMENTS = "isolated_segments"  # attention keeps the segments of a row apart
 
@@ -76,6 +78,9 @@ class Offer(Generic[T]):
     schema: dataclass of its settings, from a module that imports nothing heavy; `metadata["help"]` explains each.
     summary: one line for `loomtune plugins`.
     provides, needs: traits, from which the rules across axes are computed.
+    excludes: trait to the reason why this does not go with a choice that provides it.
+    variants: name to settings of its own axis, as they are typed (`sharding.stage=3`), that have a row of their own in
+        the capability matrix, because what goes with them differs.
     extra: the optional dependency group that brings its libraries, where they are not among the plain ones.
     """
 
@@ -85,6 +90,8 @@ class Offer(Generic[T]):
     summary: str
     provides: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
+    excludes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     extra: str = ""
 
 

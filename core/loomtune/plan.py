@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from loomtune import extras
 from loomtune.catalogue import Catalogue, Entry, is_many, typed
 from loomtune.errors import Fault, UserError
 from loomtune.offers import AXES, Arity
@@ -23,11 +24,15 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a preflight check saw. fatal: it refuses the run; otherwise it is shown as a warning."""
+    """Something that a preflight check saw.
+
+    fatal: it refuses the run; otherwise it is shown as a warning. extra: what `pip install` mends it, if one does.
+    """
 
     what: str
     cure: str
     fatal: bool = True
+    extra: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,17 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Digest of everything that decides the maths; see `settings.NOT_PART_OF_THE_MATHS`."""
+        """Digest of everything that decides the maths."""
+        return hashlib.sha256(json.dumps(self.maths, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def maths(self) -> dict[str, Any]:
+        """The settings that decide the maths: all but `settings.NOT_PART_OF_THE_MATHS`."""
         kept = copy.deepcopy(dict(self.settings))
         for key in NOT_PART_OF_THE_MATHS:
             parent, _, leaf = key.rpartition(".")
             (kept[parent] if parent else kept).pop(leaf, None)
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        return kept
 
     def chosen(self, axis: str) -> Mapping[str, Any]:
         """Settings of the one choice of an axis; its `name` says which. Raises KeyError where none is chosen."""
@@ -87,13 +97,9 @@ class Plan:
                 yield catalogue.find(kind.name, settings["name"])
 
     def build(self, catalogue: Catalogue, axis: str) -> Any:
-        """The implementation of an axis of one; None where an optional axis is empty."""
-        choices = self.choices(axis)
-        return next((catalogue.build(axis, node["name"], node) for node in choices.values()), None)
-
-    def build_all(self, catalogue: Catalogue, axis: str) -> dict[str, Any]:
-        """Name to implementation of an axis of many."""
-        return {name: catalogue.build(axis, node["name"], node) for name, node in self.choices(axis).items()}
+        """What is chosen of an axis: its implementation, None where it may be and is empty; of many, by their names."""
+        built = {name: catalogue.build(axis, node["name"], node) for name, node in self.choices(axis).items()}
+        return built if is_many(axis) else next(iter(built.values()), None)
 
     def dump(self) -> str:
         """The text of `run.yaml`."""
@@ -134,24 +140,36 @@ class Plan:
 
 def findings(plan: Plan, catalogue: Catalogue) -> list[Finding]:
     """Everything that the offers and the plugins' preflight hooks hold against a plan, or doubt."""
+    return [*itself(plan), *between(plan, catalogue)]
+
+
+def itself(plan: Plan) -> Iterator[Finding]:
+    """What is wrong whatever else is chosen: an axis left empty, a root setting that makes no sense."""
+    yield from _arity(plan)
+    yield from _own(plan)
+
+
+def between(plan: Plan, catalogue: Catalogue) -> Iterator[Finding]:
+    """The rules across axes: what the choices lack, need and exclude, and what their plugins hold against the plan."""
     entries = list(plan.entries(catalogue))
-    found = [*_arity(plan), *_needs(entries), *_own(plan)]
-    for answer, failure in _asked(catalogue, "preflight", plan):
-        found.extend(answer)
+    yield from _libraries(entries)
+    yield from _needs(entries)
+    yield from _excludes(entries, catalogue)
+    for answer, failure in _asked(catalogue, "preflight", plan=plan, provided=_provided(entries)):
+        yield from answer
         if failure:
-            found.append(Finding(f"a check before the run is left out: {failure}", "tell its author", fatal=False))
-    return found
+            yield Finding(f"a check before the run is left out: {failure}", "tell its author", fatal=False)
 
 
 def estimates(plan: Plan, catalogue: Catalogue) -> list[Estimate]:
     """Everything that the plugins foretell about a plan; one that fails foretells nothing."""
-    return [one for answer, _ in _asked(catalogue, "estimate", plan) for one in answer]
+    return [one for answer, _ in _asked(catalogue, "estimate", plan=plan) for one in answer]
 
 
-def _asked(catalogue: Catalogue, hook: str, plan: Plan) -> Iterator[tuple[Sequence[Any], str]]:
+def _asked(catalogue: Catalogue, hook: str, **given: Any) -> Iterator[tuple[Sequence[Any], str]]:
     """(answer, why there is none) of each plugin, in their order. One that raises must not take the others' with it."""
     for implementation in getattr(catalogue.manager.hook, hook).get_hookimpls():
-        arguments = [plan] if implementation.argnames else []
+        arguments = [given[name] for name in implementation.argnames]
         try:
             yield list(implementation.function(*arguments)), ""
         except Exception as error:
@@ -172,40 +190,44 @@ def _arity(plan: Plan) -> Iterator[Finding]:
             yield Finding(f"no {kind.name} is chosen", f"set {kind.name}=<name>; `loomtune plugins` lists them")
 
 
-def _needs(entries: list[Entry]) -> Iterator[Finding]:
-    """The rule across axes: what a choice needs, another choice provides."""
-    provided = {trait: entry for entry in entries for trait in entry.offer.provides}
+def _provided(entries: Sequence[Entry]) -> dict[str, str]:
+    return {trait: str(entry) for entry in entries for trait in entry.offer.provides}
+
+
+def _libraries(entries: Sequence[Entry]) -> Iterator[Finding]:
+    """Choices whose libraries come with an extra that is not installed."""
+    for entry in entries:
+        if lacking := extras.lacking(entry.source.distribution, entry.offer.extra):
+            extra = f"{entry.source.distribution}[{entry.offer.extra}]"
+            what = f"{entry} needs {', '.join(lacking)}"
+            yield Finding(what, f"pip install '{extra}'", extra=extra)
+
+
+def _needs(entries: Sequence[Entry]) -> Iterator[Finding]:
+    """What a choice needs, another choice provides."""
+    provided = _provided(entries)
     for entry in entries:
         for trait in sorted(entry.offer.needs - provided.keys()):
             yield Finding(
-                f"{entry.axis.name}={entry.offer.name} needs `{trait}`, which nothing chosen provides",
+                f"{entry} needs `{trait}`, which nothing chosen provides",
                 f"`loomtune plugins --trait {trait}` lists what provides it",
             )
 
 
-LEAST = {
-    "batch.size": 1,
-    "steps": 0,
-    "stop_after": 0,
-    "max_length": 0,
-    "checkpoint.every": 0,
-    "checkpoint.keep": 1,
-    "evaluate.every": 0,
-    "evaluate.patience": 0,
-    "evaluate.rows": 0,
-}
-KNOWN = {"precision": ("fp32", "bf16"), "evaluate.mode": ("min", "max")}
+def _excludes(entries: Sequence[Entry], catalogue: Catalogue) -> Iterator[Finding]:
+    """What a choice excludes, no other choice provides."""
+    for entry, other in itertools.permutations(entries, 2):
+        for trait in sorted(entry.offer.excludes.keys() & other.offer.provides):
+            axis = other.axis.name
+            fitting = [str(one) for one in catalogue.entries(axis) if trait not in one.offer.provides]
+            cure = f"choose {' or '.join([*fitting, f'another {entry.axis.name}'])}"
+            yield Finding(f"{entry} does not go with {other}: {entry.offer.excludes[trait]}", cure)
 
 
 def _own(plan: Plan) -> Iterator[Finding]:
     """What the root settings say by themselves."""
     root = plan.root
-    for key, least in LEAST.items():
-        if (value := attrgetter(key)(root)) < least:
-            yield Finding(f"{key}={value} is less than {least}", f"set {key} to at least {least}")
-    for key, known in KNOWN.items():
-        if (value := attrgetter(key)(root)) not in known:
-            yield Finding(f"{key}={value} is unknown", f"set {' or '.join(f'{key}={name}' for name in known)}")
+    yield from _limits(root)
     yield from _micro(root.batch)
     if root.steps == 0 and root.epochs <= 0:
         yield Finding(f"steps=0 and epochs={root.epochs}: nothing would be trained", "set steps= or epochs=")
@@ -213,6 +235,19 @@ def _own(plan: Plan) -> Iterator[Finding]:
         yield Finding("evaluate.patience is set, but no metric decides", "set evaluate.best=<metric>")
     if (root.evaluate.best or root.evaluate.every) and not plan.choices("evaluator"):
         yield Finding("evaluations are asked for, but no evaluator is chosen", "set evaluator=[heldout], for example")
+
+
+def _limits(settings: Any, prefix: str = "") -> Iterator[Finding]:
+    """What the options say of their own values."""
+    for entry in fields(settings):
+        key, value = f"{prefix}{entry.name}", getattr(settings, entry.name)
+        least, among = entry.metadata.get("least"), entry.metadata.get("among")
+        if is_dataclass(value):
+            yield from _limits(value, f"{key}.")
+        elif least is not None and value < least:
+            yield Finding(f"{key}={value} is less than {least}", f"set {key} to at least {least}")
+        elif among and value not in among:
+            yield Finding(f"{key}={value} is unknown", f"set {' or '.join(f'{key}={name}' for name in among)}")
 
 
 def _micro(batch: BatchSettings) -> Iterator[Finding]:

@@ -10,35 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loomtune.contracts import (
-    Batch,
-    Data,
-    Engine,
-    Evaluator,
-    Guard,
-    Kernel,
-    LossSums,
-    Model,
-    Objective,
-    Optimizer,
-    Role,
-    Rollout,
-    Row,
-    Sampling,
-    Schedule,
-    Tokenizer,
-    Totals,
-    Tracker,
-)
-from loomtune.events import Events
-from loomtune.plan import Plan
-from loomtune.settings import Settings
-from loomtune.world import World
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loomtune import contracts as c
+    from loomtune.events import Events
+    from loomtune.plan import Plan
     from loomtune.samples import Samples
+    from loomtune.settings import Settings
+    from loomtune.world import World
 
 
 @dataclass(kw_only=True)
@@ -56,33 +36,33 @@ class Run:
     folder: Path
     world: World
     events: Events
-    model: Model
-    tokenizer: Tokenizer
-    data: Data
-    objective: Objective
-    optimizer: Optimizer
-    schedule: Schedule
-    kernel: Kernel
-    rollout: Rollout | None
-    evaluators: Mapping[str, Evaluator]
-    guards: Sequence[Guard]
-    trackers: Mapping[str, Tracker]
+    model: c.Model
+    tokenizer: c.Tokenizer
+    data: c.Data
+    objective: c.Objective
+    optimizer: c.Optimizer
+    schedule: c.Schedule
+    kernel: c.Kernel
+    rollout: c.Rollout | None
+    evaluators: Mapping[str, c.Evaluator]
+    guards: Sequence[c.Guard]
+    trackers: Mapping[str, c.Tracker]
     splits: Mapping[str, Samples]
     steps: int
     samples_planned: int
     attempt: str = ""
     token_budget: int = 0
-    roles: dict[str, Role] = field(default_factory=dict)
+    roles: dict[str, c.Role] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
 
     @property
-    def policy(self) -> Role:
+    def policy(self) -> c.Role:
         """The trained role."""
         return self.roles["policy"]
 
-    def trained_engines(self) -> list[Engine]:
+    def trained_engines(self) -> list[c.Engine]:
         """The engines that take steps, each once, in the order of the roles."""
         wanted = self.objective.roles()
         return list(dict.fromkeys(role.engine for name, role in self.roles.items() if wanted[name].trained))
@@ -99,7 +79,7 @@ class Run:
         if self.world.leads:
             print(f"loomtune: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def rows(self, split: str, limit: int = 0) -> list[Row]:
+    def rows(self, split: str, limit: int = 0) -> list[c.Row]:
         """Rows of a split as the data's plugin gives them, at most `limit` (0: all)."""
         rows = []
         for row in self.data.rows(split):
@@ -108,13 +88,13 @@ class Run:
                 break
         return rows
 
-    def batches(self, split: str, limit: int = 0) -> list[Batch]:
+    def batches(self, split: str, limit: int = 0) -> list[c.Batch]:
         """This rank's share of a split's samples as micro-batches on the device; every rank gets equally many."""
         from loomtune.batching import evaluation_batches
 
         return evaluation_batches(self, split, limit)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: c.Sampling) -> list[list[int]]:
         """Completions of *all* prompts (the same list on every rank), shared out over ranks and gathered in order."""
         assert self.rollout is not None, "preflight refuses evaluators that generate without a rollout engine"
         world = self.world
@@ -125,9 +105,9 @@ class Run:
             completions[replica :: world.replicas] = part
         return completions
 
-    def losses(self, result: LossSums, totals: Totals) -> list[tuple[Engine, Tensor]]:
+    def losses(self, result: c.LossSums, totals: c.Totals) -> list[tuple[c.Engine, Tensor]]:
         """One scalar for each trained engine: its terms, each divided by its weight in the whole step."""
-        losses: dict[Engine, Tensor] = {}
+        losses: dict[c.Engine, Tensor] = {}
         for term, value in result.terms.items():
             engine = self.roles[self.objective.terms()[term]].engine
             part = value / totals[term] if totals[term] else value * 0.0

@@ -13,11 +13,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.objective import UNCUT
 from loomtune.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; part of the key."""
 
 SHOWN = 5
@@ -46,8 +46,6 @@ _COLUMNS: Mapping[str, str] = {
     "segment_lengths": "<i4",
     "parents": "<i4",
     "segment_counts": "<i4",  # of each sample
-    "targets": "<i4",  # of each sample
-    "chains": "<i4",  # of each sample
     "numbers": "<f8",  # of each sample, as many as there are names
     "origins": "|u1",  # of all samples, UTF-8
     "origin_lengths": "<i4",
@@ -57,8 +55,7 @@ _COLUMNS: Mapping[str, str] = {
 class Samples:
     """The samples of one split, read from disk where they are touched.
 
-    lengths, targets, chains: `(samples,)` int64: tokens of all segments, tokens to be predicted, and tokens of the
-        longest chain of segments (what the model's context has to hold).
+    lengths: `(samples,)` int64, tokens of all segments.
     key: names the folder in the cache.
     cut, cut_tokens: how many rows were longer than `max_length`, and by how many tokens in all.
     skipped: rows left out because `max_length` cut all that was to be learned from them.
@@ -79,7 +76,6 @@ class Samples:
         self._token_starts = _starts(column["segment_lengths"])
         self._segment_starts = _starts(column["segment_counts"])
         self.lengths = np.diff(self._token_starts[self._segment_starts])
-        self.targets, self.chains = column["targets"].astype(np.int64), column["chains"].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._segment_starts) - 1
@@ -128,27 +124,46 @@ def open_samples(cache: Path, key: str) -> Samples:
         ) from error
 
 
-def prepare(
-    data: Data,
-    objective: Objective,
-    tokenizer: Tokenizer,
-    split: str,
-    max_length: int,
-    cache: Path,
-    vocabulary: int,
-) -> Samples:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All that the samples of a split are made of. max_length: tokens of the longest chain."""
+
+    data: Data
+    objective: Objective
+    tokenizer: Tokenizer
+    split: str
+    max_length: int
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that the samples depend on."""
+        made_of = self.data.fingerprint(), self.split, self.objective.fingerprint(), self.tokenizer.fingerprint
+        return hashlib.sha256(json.dumps([FORMAT, *made_of, self.max_length]).encode()).hexdigest()
+
+    def sample(self, row: Row) -> tuple[Sample, int]:
+        """A row's sample, and how many tokens the cut took. Raises ValueError where the row cannot be learned from.
+
+        Only a sample that fills `max_length` can have lost any, and is made again uncut.
+        """
+        sample = self.objective.sample(row, self.tokenizer, self.max_length)
+        if chain(sample) < self.max_length:
+            return sample, 0
+        return sample, self.objective.sample(row, self.tokenizer, UNCUT).length - sample.length
+
+
+def prepare(source: Source, cache: Path, vocabulary: int) -> Samples:
     """The samples of a split, from the cache or made now; safe beside other processes that make the same.
 
-    max_length: tokens of the longest chain. vocabulary: every token id must be smaller.
+    vocabulary: every token id must be smaller.
     Raises UserError, which names rows, for rows that the objective refuses or that have no target, for token ids that
     the model does not have, and for a training split without rows.
     """
-    key = _key(data, objective, tokenizer, split, max_length)
+    key = source.key
     samples = _valid(cache / key)
     if samples is None:
         making = _temporary(cache)
         try:
-            _make(making, data.rows(split), objective, tokenizer, split, max_length)
+            _make(making, source)
             _publish(making, cache / key)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -156,11 +171,6 @@ def prepare(
     if samples.largest_token >= vocabulary:
         raise _foreign_token(samples, vocabulary)
     return samples
-
-
-def _key(data: Data, objective: Objective, tokenizer: Tokenizer, split: str, max_length: int) -> str:
-    parts = [FORMAT, data.fingerprint(), split, objective.fingerprint(), tokenizer.fingerprint, max_length]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass
@@ -188,27 +198,20 @@ class _Refusals:
         )
 
 
-def _make(
-    folder: Path,
-    rows: Iterable[Row],
-    objective: Objective,
-    tokenizer: Tokenizer,
-    split: str,
-    max_length: int,
-) -> None:
+def _make(folder: Path, source: Source) -> None:
     """Tokenises rows into a folder. Raises UserError once all rows were seen."""
+    split = source.split
     refusals, cut_away, count = _Refusals(split), _Refusals(split), 0
     with _Writer(folder) as writer:
-        for count, row in enumerate(rows, start=1):
+        for count, row in enumerate(source.data.rows(split), start=1):
             origin = str(row.get("origin", f"{split}:{count}"))
             try:
-                sample = objective.sample(row, tokenizer, max_length)
-                lost = _lost(sample, row, objective, tokenizer, max_length)
+                sample, lost = source.sample(row)
             except ValueError as error:
                 refusals.add(origin, str(error))
                 continue
-            if not sample.targets and objective.needs_targets():
-                (cut_away if lost else refusals).add(origin, _why_no_target(lost, max_length))
+            if not sample.targets and source.objective.needs_targets():
+                (cut_away if lost else refusals).add(origin, _why_no_target(lost, source.max_length))
             elif not refusals.count:
                 writer.add(sample, origin, lost)
         writer.about["skipped"] = cut_away.count
@@ -218,13 +221,6 @@ def _make(
         raise refusals.error(count)
     if split == "train" and not count:
         raise UserError.of("split train has no rows to learn from", "check data.path, data.limit and data.holdout")
-
-
-def _lost(sample: Sample, row: Row, objective: Objective, tokenizer: Tokenizer, max_length: int) -> int:
-    """Tokens that the cut took. Only a sample that fills `max_length` can have lost any, and is made again uncut."""
-    if chain(sample) < max_length:
-        return 0
-    return objective.sample(row, tokenizer, UNCUT).length - sample.length
 
 
 def _why_no_target(lost: int, max_length: int) -> str:
@@ -247,21 +243,18 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, IO[bytes]] = {}
-        self._digests = {name: hashlib.sha256() for name in _COLUMNS}
+        self._files = {name: (folder / name).open("wb") for name in _COLUMNS}
         self._names: list[str] | None = None
         self.about: dict[str, Any] = {"cut": 0, "cut_tokens": 0, "skipped": 0, "largest_token": -1}
 
     def __enter__(self) -> _Writer:
-        self._files = {name: (self._folder / name).open("wb") for name in _COLUMNS}
         return self
 
     def __exit__(self, *_: object) -> None:
         sizes = {name: file.tell() for name, file in self._files.items()}
         for file in self._files.values():
             file.close()
-        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        about = self.about | {"bytes": sizes, "sha256": digests, "names": self._names or []}
+        about = self.about | {"bytes": sizes, "sha256": _digests(self._folder), "names": self._names or []}
         (self._folder / "about.json").write_text(json.dumps(about))
 
     def add(self, sample: Sample, origin: str, lost: int) -> None:
@@ -275,8 +268,6 @@ class _Writer:
         self._put("segment_lengths", [len(segment.tokens) for segment in sample.segments])
         self._put("parents", [segment.parent for segment in sample.segments])
         self._put("segment_counts", [len(sample.segments)])
-        self._put("targets", [sample.targets])
-        self._put("chains", [chain(sample)])
         self._put("numbers", list(sample.numbers.values()))
         self._put("origins", np.frombuffer(origin.encode(), np.uint8))
         self._put("origin_lengths", [len(origin.encode())])
@@ -286,9 +277,7 @@ class _Writer:
         self.about["largest_token"] = max(self.about["largest_token"], largest)
 
     def _put(self, name: str, values: Any) -> None:
-        written = np.asarray(values, dtype=_COLUMNS[name]).tobytes()
-        self._digests[name].update(written)
-        self._files[name].write(written)
+        self._files[name].write(np.asarray(values, dtype=_COLUMNS[name]).tobytes())
 
 
 def _publish(made: Path, final: Path) -> None:
@@ -298,10 +287,7 @@ def _publish(made: Path, final: Path) -> None:
         return
     if _valid(final) is not None:
         return
-    broken = _temporary(final.parent)
-    with suppress(OSError):
-        final.rename(broken / "samples")
-    shutil.rmtree(broken, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)
     with suppress(OSError):
         made.rename(final)
 
@@ -321,14 +307,19 @@ def _temporary(cache: Path) -> Path:
 def _valid(folder: Path) -> Samples | None:
     """The samples of a folder, if there is one and every byte is as it was written."""
     try:
-        expected = json.loads((folder / "about.json").read_text())["sha256"]
-        for name in _COLUMNS:
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected[name]:
-                    return None
-        return Samples(folder)
+        whole = json.loads((folder / "about.json").read_text())["sha256"] == _digests(folder)
+        return Samples(folder) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of each column's file."""
+    digests = {}
+    for name in _COLUMNS:
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _open_column(path: Path, kind: str, size: int) -> NDArray[Any]:

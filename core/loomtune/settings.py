@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Union
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its explanation, which `loomtune plugins NAME` and `--help` show."""
+def option(default: Any, help: str, *, least: float | None = None, among: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its explanation, which `loomtune plugins NAME` and `--help` show.
+
+    least: the smallest value, where there is one. among: all values, where they are few. A root setting that is none of
+    them is refused before the run; a plugin's says so itself.
+    """
+    metadata = {"help": help, "least": least, "among": among}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of plain settings; an empty mapping is one."""
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
 
 
 def type_name(field: Field[Any]) -> str:
@@ -22,16 +38,16 @@ def type_name(field: Field[Any]) -> str:
 class BatchSettings:
     """What one optimizer step is made of."""
 
-    size: int = option(8, "sequences per optimizer step, over all ranks: part of the maths")
-    micro: Union[int, str] = option("auto", "sequences a rank computes at once: memory and time only; `auto` finds it")  # noqa: UP007
+    size: int = option(8, "sequences per optimizer step, over all ranks: part of the maths", least=1)
+    micro: Union[int, str] = option("auto", "rows a rank computes at once: memory and time only; `auto` finds it")  # noqa: UP007
 
 
 @dataclass
 class CheckpointSettings:
     """When progress is committed."""
 
-    every: int = option(0, "optimizer steps between checkpoints; 0: only at the end")
-    keep: int = option(2, "how many checkpoints stay beside the best one")
+    every: int = option(0, "optimizer steps between checkpoints; 0: only at the end", least=0)
+    keep: int = option(2, "how many checkpoints stay beside the best one", least=1)
     background: bool = option(True, "write in a thread while training goes on")
 
 
@@ -39,12 +55,12 @@ class CheckpointSettings:
 class EvaluateSettings:
     """When the evaluators run, and what their metrics decide."""
 
-    every: int = option(0, "optimizer steps between evaluations; 0: only at the end")
+    every: int = option(0, "optimizer steps between evaluations; 0: only at the end", least=0)
     before: bool = option(False, "also measure the model before training; its metrics end in `_before`")
     best: str = option("", "metric by which the best checkpoint is kept; empty: none is")
-    mode: str = option("min", "whether `min` or `max` of it is best")
-    patience: int = option(0, "stop after so many evaluations without a better value; 0: never")
-    rows: int = option(0, "at most so many rows of a split; 0: all")
+    mode: str = option("min", "whether `min` or `max` of it is best", among=("min", "max"))
+    patience: int = option(0, "stop after so many evaluations without a better value; 0: never", least=0)
+    rows: int = option(0, "at most so many rows of a split; 0: all", least=0)
 
 
 @dataclass
@@ -60,14 +76,19 @@ class Settings:
     """The root. The axes' settings stand beside these keys, under the axis' name."""
 
     run: RunSettings = field(default_factory=RunSettings)
-    steps: int = option(0, "optimizer steps; 0: as many as `epochs` needs")
+    steps: int = option(0, "optimizer steps; 0: as many as `epochs` needs", least=0)
     epochs: float = option(1.0, "passes over the training rows, where `steps` is 0")
-    stop_after: int = option(0, "end cleanly after this step, without changing the schedule; 0: at the last")
+    stop_after: int = option(0, "end cleanly after this step, without changing the schedule; 0: at the last", least=0)
     seed: int = option(0, "decides the order of rows, drawn weights and dropout")
     max_length: int = option(
-        0, "longest sample in tokens; what is longer is cut, counted and reported; 0: the model's context"
+        0, "longest sample in tokens; what is longer is cut, counted and reported; 0: the model's context", least=0
     )
-    precision: str = option("fp32", "type of computation, `fp32` or `bf16`; trained weights are kept in fp32")
+    packing: bool = option(
+        False, "lay several samples of a step into one row, of at most `max_length` tokens: memory and time only"
+    )
+    precision: str = option(
+        "fp32", "type of computation, `fp32` or `bf16`; trained weights are kept in fp32", among=("fp32", "bf16")
+    )
     batch: BatchSettings = field(default_factory=BatchSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -76,5 +97,15 @@ class Settings:
 ROOT_KEYS = tuple(entry.name for entry in fields(Settings))
 """Top-level keys that are no axis."""
 
-NOT_PART_OF_THE_MATHS = ("launcher", "sharding", "tracker", "guard", "run", "checkpoint", "stop_after", "batch.micro")
+NOT_PART_OF_THE_MATHS = (
+    "launcher",
+    "sharding",
+    "tracker",
+    "guard",
+    "run",
+    "checkpoint",
+    "stop_after",
+    "batch.micro",
+    "packing",
+)
 """Keys that the plan's hash leaves out: a run may go on with other values of them."""

@@ -69,6 +69,7 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
     from loomtune.assembly import assemble
     from loomtune.loop import Loop
     from loomtune.micro import token_budget
+    from loomtune.probe import check_isolation
 
     assembly = assemble(plan, folder, catalogue, world, lease)
     run, keeper = assembly.run, assembly.keeper
@@ -77,6 +78,8 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
         run.events.tell("run_started", run=run)
         assembly.build_roles()
         keeper.restore()
+        if run.settings.packing:
+            check_isolation(run)
         run.token_budget = token_budget(run)
         run.events.tell("model_ready", run=run)
         for guard in run.guards:

@@ -116,12 +116,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def reseed(seed: int, step: int, rank: int) -> None:
+def reseed(seed: int, step: int, replica: int) -> None:
     """Sets every global random state as a pure function of its arguments.
 
     Nothing of loomtune draws from a global state; plugins may. So a resumed step meets the state that it would have
     met, with nothing to save.
     """
-    state = derive(seed, "global", step, rank)
+    state = derive(seed, "global", step, replica)
     random.seed(state)
     torch.manual_seed(state)

@@ -22,7 +22,16 @@ def command(spec: JobSpec) -> tuple[str, ...]:
     patience = (f"--shutdown-timeout={spec.grace}",)
     others = ",".join(f"{rank}:3" for rank in range(1, spec.procs))
     quiet = (f"--redirects={others}",) if others else ()
-    return (sys.executable, "-m", "loomtune.agent", str(spec.run / "logs"), *group, *patience, *quiet, *worker)
+    return (
+        sys.executable,
+        "-m",
+        "loomtune_launchers.agent",
+        str(spec.run / "logs"),
+        *group,
+        *patience,
+        *quiet,
+        *worker,
+    )
 
 
 def environment(spec: JobSpec, outer: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -14,6 +14,8 @@ from loomtune.contracts import JobSpec
 from loomtune.errors import RunFailed, UserError
 from loomtune.plan import Plan
 from loomtune_launchers.local import Local
+from loomtune_plugins.trackers.jsonl import Jsonl
+from loomtune_plugins.trackers.report import Report
 
 Settings = list[str]
 
@@ -37,7 +39,7 @@ def resumed(settings: Settings) -> Callable[..., Plan]:
 def test_a_resumed_run_keeps_what_was_typed(resumed: Callable[..., Plan], tmp_path: Path) -> None:
     plan = resumed(["optimizer.lr=3e-3", "steps=9", "sharding=ddp", "sharding.bucket_mb=7"], [])
     assert plan.chosen("optimizer")["lr"] == 3e-3
-    assert plan.chosen("sharding") == {"name": "ddp", "activation_checkpointing": False, "bucket_mb": 7}
+    assert (plan.chosen("sharding")["name"], plan.chosen("sharding")["bucket_mb"]) == ("ddp", 7)
     assert (plan.root.steps, plan.root.run.dir) == (9, str(tmp_path / "run"))
 
 
@@ -120,3 +122,21 @@ def test_a_run_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) ->
     with pytest.raises(UserError, match="is a file"):
         api.train([f"run.dir='{taken}'"])
     assert taken.read_text() == "mine"
+
+
+def test_a_report_is_drawn_by_the_run_s_own_tracker_or_by_any_that_can(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = api.prepare(api.compose([*settings, "tracker=[jsonl]"]))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert api.report(folder) == folder / "report.html"
+    assert "<svg" in (folder / "report.html").read_text()
+    monkeypatch.setattr(Jsonl, "redraw", lambda self, folder: folder / "mine.txt")
+    assert api.report(folder) == folder / "mine.txt"
+
+
+def test_without_a_tracker_that_draws_there_is_no_report(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = api.prepare(api.compose(settings))
+    monkeypatch.setattr(Report, "redraw", lambda self, folder: None)
+    with pytest.raises(UserError, match="no tracker draws a report"):
+        api.report(folder)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from loomtune.batching import MicroLimit, Order, collate, evaluation_batches, micro_limit, place, step_batches
-from loomtune.contracts import Sample, Segment
+from loomtune.batching import collate, evaluation_batches, micro_limit, step_batches
+from loomtune.contracts import Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
+from loomtune.feed import Order
+from loomtune.placement import MicroLimit, place
 from loomtune.settings import BatchSettings, Settings
 from loomtune.testing import toy
 from loomtune.world import World
@@ -71,6 +73,49 @@ def test_every_row_is_placed_once_in_equally_many_micro_batches(count: int, repl
         padded = max((lengths[number - 100] for number in one.numbers), default=0) * len(one.numbers)
         assert len(one.numbers) <= limit.rows
         assert not limit.tokens or padded <= limit.tokens or len(one.numbers) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 33, 200])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 8])
+@pytest.mark.parametrize("limit", [MicroLimit(1, packed=90), MicroLimit(3, packed=200), MicroLimit(99, 256, 128)])
+def test_packed_rows_hold_every_sample_once_and_no_more_than_fits(count: int, replicas: int, limit: MicroLimit) -> None:
+    numbers, lengths = [100 + i for i in range(count)], lengths_of(count)
+    placed = place(numbers, lengths, replicas, limit)
+    assert len({len(mine) for mine in placed}) == 1 and placed[0], "a rank without rows takes part all the same"
+    assert sorted(number for mine in placed for one in mine for number in one.numbers) == numbers
+    for one in (one for mine in placed for one in mine):
+        filled = [sum(lengths[number - 100] for number in row) for row in one.rows]
+        assert all(filled) and max(filled, default=0) <= limit.packed
+        assert len(filled) <= limit.rows
+        assert not limit.tokens or max(filled, default=0) * len(filled) <= limit.tokens
+
+
+def rows_of(placed: list[list[Placement]]) -> list[list[int]]:
+    """How many rows each micro-batch of each replica has."""
+    return [[len(one.rows) for one in mine] for mine in placed]
+
+
+def test_packing_takes_as_few_rows_as_fit_but_not_fewer_than_there_are_replicas() -> None:
+    lengths = [60, 50, 40, 30, 20]
+    assert rows_of(place(range(5), lengths, 1, MicroLimit(8, packed=100))) == [[2]]
+    assert rows_of(place(range(5), lengths, 1, MicroLimit(8, packed=200))) == [[1]]
+    assert rows_of(place(range(5), lengths, 2, MicroLimit(8, packed=200))) == [[1], [1]]
+    assert rows_of(place(range(5), lengths, 4, MicroLimit(8, packed=200))) == [[1]] * 4
+
+
+def test_packed_rows_are_of_like_length() -> None:
+    ((one,), (other,)) = place(range(6), [40, 30, 30, 20, 20, 10], 2, MicroLimit(8, packed=150))
+    assert {sum([40, 30, 30, 20, 20, 10][number] for number in row) for row in (*one.rows, *other.rows)} <= {70, 80}
+
+
+def test_few_rows_are_kept_where_spreading_would_need_more() -> None:
+    ((one, other),) = place(range(5), [60, 50, 40, 30, 20], 1, MicroLimit(1, packed=100))
+    assert [sorted(row) for row in (*one.rows, *other.rows)] == [[0, 2], [1, 3, 4]], "evenly, 20 would find no room"
+
+
+def test_a_sample_longer_than_a_packed_row_has_one_of_its_own() -> None:
+    ((one,),) = place(range(3), [500, 40, 30], 1, MicroLimit(8, packed=100))
+    assert sorted(one.rows) == [(0,), (1, 2)]
 
 
 def test_placing_is_pure() -> None:
@@ -147,6 +192,19 @@ def test_numbers_and_columns_follow_their_samples_and_targets() -> None:
     assert all(column.dtype == torch.float32 for column in columns.values())
 
 
+def test_packed_samples_stand_one_after_the_other_and_each_counts_its_own_positions() -> None:
+    other, last = Sample((segment([4, 3], [1]),), {"margin": 1.0}), Sample((segment([9, 2], [1]),), {"margin": 0.0})
+    batch = collate([pair(), other, last], [7, 8, 9], PAD, rows=[2, 1])
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10, 4, 3], [9, 2, *[PAD] * 6]]
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 3, 0, 1]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3], [4, 4, *[NO_SEGMENT] * 6]]
+    assert batch.parents.tolist() == [NO_PARENT, 0, 0, NO_PARENT, NO_PARENT]
+    assert batch.sample_of_segment.tolist() == [0, 0, 0, 1, 2]
+    assert batch.target.tolist() == [8, 9, 10, 3, 2]
+    assert batch.tokens.flatten()[batch.predict_from].tolist() == [7, 8, 7, 4, 9]
+    assert batch.sample_numbers.tolist() == [7, 8, 9]
+
+
 def test_a_micro_batch_without_rows_has_one_padding_token_and_every_column() -> None:
     like = Sample((segment([1, 2], [1], advantage=[4.0]),), {"margin": 3.0})
     batch = collate([], [], PAD, like)
@@ -171,13 +229,12 @@ def test_a_sample_is_kept_to_the_bit() -> None:
         assert all(one.columns[name].tobytes() == other.columns[name].tobytes() for name in other.columns)
 
 
-def run_on(replica: int, replicas: int, micro: int | str = 1) -> Any:
+def run_on(replica: int, replicas: int, micro: int | str = 1, **settings_: Any) -> Any:
     world = World(replica, replicas, 0, torch.device("cpu"), replica=replica, replicas=replicas)
-    settings = Settings(batch=BatchSettings(size=8, micro=micro))
+    settings = Settings(batch=BatchSettings(size=8, micro=micro), **settings_)
     splits = {"train": Rows(sample("x" * (1 + index)) for index in range(5))}
-    return SimpleNamespace(
-        world=world, settings=settings, tokenizer=toy.ToyTokenizer(), splits=splits, token_budget=256
-    )
+    parts = {"tokenizer": toy.ToyTokenizer(), "model": toy.ToyModel(), "splits": splits}
+    return SimpleNamespace(world=world, settings=settings, token_budget=200, **parts)
 
 
 def test_replicas_together_compute_the_step_under_the_numbers_of_its_visits() -> None:
@@ -199,4 +256,20 @@ def test_a_split_is_measured_once_over_all_replicas() -> None:
 
 def test_a_micro_batch_is_what_the_settings_ask_for_or_fits_the_budget() -> None:
     assert micro_limit(run_on(0, 1, 3)) == MicroLimit(3)
-    assert micro_limit(run_on(0, 1, "auto")) == MicroLimit(8, 256)
+    assert micro_limit(run_on(0, 1, "auto")) == MicroLimit(8, 200)
+
+
+def test_a_packed_row_is_as_long_as_a_sample_may_be_and_auto_keeps_it_within_the_budget() -> None:
+    assert micro_limit(run_on(0, 1, 3, packing=True)) == MicroLimit(3, packed=toy.CONTEXT)
+    assert micro_limit(run_on(0, 1, 3, packing=True, max_length=90)) == MicroLimit(3, packed=90)
+    assert micro_limit(run_on(0, 1, "auto", packing=True, max_length=90)) == MicroLimit(8, 200, 90)
+    assert micro_limit(run_on(0, 1, "auto", packing=True)) == MicroLimit(8, 200, 200)
+
+
+def test_a_run_that_packs_lays_a_step_s_samples_into_one_row_under_their_own_numbers() -> None:
+    samples = [sample("ab"), sample("abc"), sample("a")]
+    (batch,) = step_batches(run_on(0, 1, packing=True), samples, range(40, 43), MicroLimit(8, packed=64))
+    assert batch.tokens.shape == (1, sum(one.length for one in samples))
+    by_number = {int(number): samples[int(number) - 40].targets for number in batch.sample_numbers}
+    owners = batch.sample_numbers[batch.sample_of_segment[batch.row]].tolist()
+    assert {number: owners.count(number) for number in by_number} == by_number

@@ -200,7 +200,7 @@ def test_a_class_that_lacks_methods_is_refused_naming_them() -> None:
 
 def test_a_missing_library_says_which_extra_brings_it() -> None:
     catalogue = Catalogue([(source(), plugin(offer(build="acme_not_there:Half", extra="quantised")))])
-    with pytest.raises(UserError, match=r"pip install 'loomtune\[quantised\]'"):
+    with pytest.raises(UserError, match=r"pip install 'loomtune-acme\[quantised\]'"):
         catalogue.build("schedule", "half", {})
 
 

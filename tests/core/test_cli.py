@@ -127,6 +127,37 @@ def test_mistakes_of_different_kinds_are_told_together(tmp_path: Path) -> None:
     assert_refused(model, tmp_path, "absent.jsonl", "gone", "batch.micro=99", "not on 3")
 
 
+def test_a_misspelt_setting_and_missing_files_are_told_together(tmp_path: Path) -> None:
+    outcome = command(
+        "train", "optimiser.lr=1", "data=jsonl", "data.path=absent.jsonl", "model.path=./gone", cwd=tmp_path
+    )
+    assert_refused(outcome, tmp_path, "Did you mean 'optimizer.lr'?", "absent.jsonl does not exist", "folder 'gone'")
+    assert "set data.path to a file that exists" in outcome.said and "set model.path to a folder" in outcome.said
+    assert "transformers" not in outcome.imported
+
+
+def test_a_dangling_reference_and_a_missing_file_are_told_together(tmp_path: Path) -> None:
+    outcome = command("train", "steps=${nowhere}", "data=jsonl", "data.path=absent.jsonl", cwd=tmp_path)
+    assert_refused(outcome, tmp_path, "steps=${nowhere} cannot be resolved", "absent.jsonl does not exist")
+
+
+@pytest.mark.parametrize(
+    ("typed", "what"),
+    [
+        (["data=jsonl", "dta.path=absent.jsonl"], "there is no setting 'dta.path'"),
+        (["data=jsonl", "data.pth=absent.jsonl"], "there is no setting 'data.pth'"),
+        (["data=jsonl", "data.path=a.jsonl,b.jsonl"], "asks for several runs"),
+        (["data=jsonl", "data.path=${absent}"], "data.path=${absent} cannot be resolved"),
+        (["recipe=nope", "data=jsonl", "data.path=absent.jsonl"], "no recipe is called 'nope'"),
+        (["stepz=1", "model.path=acme/on-a-hub-that-nobody-asks"], "there is no setting 'stepz'"),
+    ],
+)
+def test_no_file_is_missed_on_account_of_another_mistake(tmp_path: Path, typed: list[str], what: str) -> None:
+    outcome = command("train", *typed, cwd=tmp_path)
+    assert_refused(outcome, tmp_path, what)
+    assert not outcome.imported & {"transformers", "huggingface_hub"}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["plugins"], ["plugins", "sharding", "--json"]])
 def test_questions_are_answered_without_heavy_libraries(tmp_path: Path, arguments: list[str]) -> None:
     outcome = command(*arguments, cwd=tmp_path)

@@ -163,10 +163,20 @@ def test_the_kit_sees_a_tracker_that_says_nothing(tmp_path: Path) -> None:
         ({"provides": frozenset({"fast"})}, "prefix:fast"),
         ({"schema": int}, "no dataclass"),
         ({"build": "loomtune.testing.toy:ToyKernel"}, "is no Tracker"),
+        ({"excludes": {"quick": "x"}}, "prefix:quick"),
+        ({"excludes": {"pairs": ""}}, "without a reason"),
+        ({"excludes": {"pairs": "two lines\nof it"}}, "reason of one line"),
+        ({"excludes": {"pairs": "x"}, "needs": frozenset({"pairs"})}, "both needs and excludes pairs"),
+        ({"variants": {"Often": ("tracker.every=2",)}}, "lower-case"),
+        ({"variants": {"often": ()}}, "sets nothing"),
+        ({"variants": {"often": ("sharding.every=2",)}}, "a variant sets tracker"),
+        ({"variants": {"often": ("tracker.evry=2",)}}, "does not compose"),
+        ({"variants": {"often": ("tracker.every=two",)}}, "does not compose"),
+        ({"variants": {"often": ("tracker.every=2",), "oft": ("tracker.every=2",)}}, "the same as 'often'"),
     ],
 )
 def test_the_kit_sees_an_offer_that_is_not_whole(change: Mapping[str, Any], seen: str) -> None:
-    offer = installed().find("tracker", "jsonl").offer
+    offer = installed().find("tracker", "console").offer
     with pytest.raises(AssertionError, match=seen):
         check_offer("tracker", replace(offer, **change))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loomtune import checkpoint, hookimpl
 from loomtune.checkpoint import Reader
@@ -124,3 +125,17 @@ def test_a_superseded_attempt_cannot_commit(tmp_path: Path) -> None:
     with pytest.raises(LeaseLost):
         toy.assembly.keeper.finish()
     assert listener.heard == [] and checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+def test_two_trained_networks_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = made(tmp_path / "whole", TwoNetworks(), steps=6)
+    assert whole.train() == "completed"
+    assert made(tmp_path / "parts", TwoNetworks(), steps=6, stop_after=3).train() == "stopped"
+    resumed = made(tmp_path / "parts", TwoNetworks(), steps=6)
+    assert resumed.train() == "completed"
+    assert resumed.diary.steps == whole.diary.steps[3:]
+    policy, value = whole.weights("policy"), whole.weights("value")
+    assert not torch.equal(policy["head.weight"], value["head.weight"]), "each has learned something of its own"
+    for role in ("policy", "value"):
+        ours, theirs = resumed.weights(role), whole.weights(role)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

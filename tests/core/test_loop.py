@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from loomtune import checkpoint
-from loomtune.batching import Order
 from loomtune.contracts import Batch, LossSums, Verdict
-from loomtune.errors import RunFailed
+from loomtune.errors import LeaseLost, RunFailed
+from loomtune.feed import Order
+from loomtune.lease import Lease
 from toys import TEXTS, Diary, Online, Plain, Scripted, Toy, TwoNetworks, made
 
 
@@ -212,6 +213,22 @@ def test_a_request_to_stop_is_heard_at_the_step_s_edge_and_saved(tmp_path: Path)
     assert toy.train() == "preempted"
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000002"
     assert len(toy.diary.steps) == 2
+
+
+def test_an_attempt_that_was_superseded_ends_at_the_step_s_edge_and_commits_nothing(tmp_path: Path) -> None:
+    toy = made(tmp_path, steps=6, every=3)
+    tell = toy.run.events.tell
+
+    def told(event: str, **arguments: Any) -> None:
+        if event == "step_started" and arguments["step"] == 2:
+            Lease.take(tmp_path)
+        tell(event, **arguments)
+
+    toy.run.events.tell = told  # type: ignore[method-assign]
+    with pytest.raises(LeaseLost, match="writes to this run"):
+        toy.train()
+    assert len(toy.diary.steps) == 2
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
 
 
 def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:

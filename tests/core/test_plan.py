@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from loomtune import api, hookimpl
+from loomtune import api, extras, hookimpl
 from loomtune.catalogue import BUILT_IN, Catalogue, Source, installed
 from loomtune.compose import compose
 from loomtune.errors import UserError
-from loomtune.plan import Estimate, Finding, Plan, estimates, findings, refuse
+from loomtune.offers import Offer
+from loomtune.plan import Estimate, Finding, Plan, between, estimates, findings, refuse
 from loomtune.settings import ROOT_KEYS
 
 AWKWARD = "a b'c\"d; $(rm -rf /) `x` \\ é\n# not a comment: - 1e3"
@@ -152,7 +154,7 @@ def test_every_fault_is_told_at_once_with_its_cure() -> None:
     with pytest.raises(UserError) as caught:
         refuse(findings(plan, installed()))
     told = [fault.what.split()[0] for fault in caught.value.faults]
-    assert told == ["tracker=report", "precision=fp8", "batch.micro=3"]
+    assert told == ["precision=fp8", "batch.micro=3", "tracker=report"]
     assert all(fault.cure for fault in caught.value.faults)
 
 
@@ -198,6 +200,69 @@ def test_preflight_hooks_add_findings_and_a_failing_one_takes_none_away(bare: Pl
     assert asked == [bare]
     assert found["too small"] is True
     assert found["a check before the run is left out: the plugin second failed: ZeroDivisionError: "] is False
+
+
+@dataclass
+class Nothing:
+    """Nothing to set."""
+
+
+def weaving(name: str, **said: Any) -> Offer[Any]:
+    return Offer(name=name, build="nowhere:Nothing", schema=Nothing, summary="weaves", **said)
+
+
+def held(bare: Plan, adapters: Sequence[Offer[Any]], sharding: Offer[Any], **hooks: Any) -> list[Finding]:
+    """What is held across axes against a run of the first of these adapters and a sharding."""
+    chosen = {"adapter": {"name": adapters[0].name}, "sharding": {"name": sharding.name}}
+    plan = Plan({**bare.settings, **chosen}, {})
+    offered = catalogue(adapters=lambda: adapters, shardings=lambda: [sharding], **hooks)
+    return [finding for finding in between(plan, offered) if finding.fatal]
+
+
+WOVEN, PLAIN = weaving("woven", provides=frozenset({"acme:woven"})), weaving("plain")
+
+
+def test_what_a_choice_excludes_is_refused_with_the_reason_and_what_to_choose_instead(bare: Plan) -> None:
+    loom = weaving("loom", excludes={"acme:woven": "it weaves itself"})
+    (fault,) = held(bare, [WOVEN, PLAIN], loom)
+    assert fault.what == "sharding=loom does not go with adapter=woven: it weaves itself"
+    assert fault.cure == "choose adapter=plain or another sharding"
+    assert not held(bare, [PLAIN, WOVEN], loom)
+
+
+def test_a_need_of_a_third_party_is_met_by_its_own_vocabulary(bare: Plan) -> None:
+    loom = weaving("loom", needs=frozenset({"acme:woven"}))
+    assert not held(bare, [WOVEN], loom)
+    (fault,) = held(bare, [PLAIN], loom)
+    assert fault.what == "sharding=loom needs `acme:woven`, which nothing chosen provides"
+
+
+def test_a_choice_may_exclude_what_it_provides_itself(bare: Plan) -> None:
+    alone = weaving("alone", provides=frozenset({"acme:x"}), excludes={"acme:x": "there can be one"})
+    assert not held(bare, [PLAIN], alone)
+    assert len(held(bare, [weaving("too", provides=frozenset({"acme:x"}))], alone)) == 1
+
+
+def test_preflight_hooks_are_told_who_provides_a_trait(bare: Plan) -> None:
+    told = []
+
+    def preflight(provided: Mapping[str, str]) -> list[Finding]:
+        told.append(provided)
+        return []
+
+    held(bare, [WOVEN], weaving("loom"), preflight=preflight)
+    assert told == [{"acme:woven": "adapter=woven"}]
+
+
+def test_a_choice_whose_libraries_are_missing_names_the_extra(bare: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = {("loomtune-first", "fast"): ("warp>=2, which is not installed",)}
+    monkeypatch.setattr(extras, "lacking", lambda *asked: lacking.get(asked, ()))
+    (fault,) = held(bare, [weaving("woven", extra="fast")], weaving("loom", extra="other"))
+    assert fault == Finding(
+        "adapter=woven needs warp>=2, which is not installed",
+        "pip install 'loomtune-first[fast]'",
+        extra="loomtune-first[fast]",
+    )
 
 
 def test_every_axis_of_one_must_be_chosen(bare: Plan) -> None:

@@ -3,7 +3,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
 from loomtune.errors import UserError
-from loomtune.samples import Samples, default_cache, open_samples, prepare
+from loomtune.samples import Samples, Source, chain, default_cache, open_samples, prepare
 
 
 @dataclass
@@ -94,16 +94,9 @@ def row(prompt: str = "ask", chosen: str = "good", rejected: str = "bad", **more
 
 def made(rows: list[Row] | Rows, cache: Path, **change: object) -> Samples:
     data = rows if isinstance(rows, Rows) else Rows(rows)
-    arguments = {
-        "data": data,
-        "objective": Pairs(),
-        "tokenizer": Letters(),
-        "split": "train",
-        "max_length": 100,
-        "cache": cache,
-        "vocabulary": 256,
-    }
-    return prepare(**(arguments | change))  # type: ignore[arg-type]
+    vocabulary = change.pop("vocabulary", 256)
+    source = Source(data, Pairs(), Letters(), split="train", max_length=100)
+    return prepare(replace(source, **change), cache, vocabulary)  # type: ignore[arg-type]
 
 
 THREE = [row(origin="rows.jsonl:1"), row("question", "yes", "no", m=2.0, origin="rows.jsonl:2"), row(origin="ö:9")]
@@ -122,11 +115,13 @@ def test_samples_come_back_as_the_objective_made_them(tmp_path: Path) -> None:
             assert (ours.tokens.dtype, ours.is_target.dtype, ours.parent) == (np.int32, np.bool_, theirs.parent)
 
 
-def test_lengths_targets_and_longest_chains_are_known_without_reading_tokens(tmp_path: Path) -> None:
+def test_lengths_are_known_without_reading_tokens(tmp_path: Path) -> None:
+    assert made(THREE, tmp_path).lengths.tolist() == [10, 13, 10]
+
+
+def test_a_chain_is_a_prompt_and_its_longer_answer(tmp_path: Path) -> None:
     samples = made(THREE, tmp_path)
-    assert samples.lengths.tolist() == [10, 13, 10]
-    assert samples.targets.tolist() == [7, 5, 7]
-    assert samples.chains.tolist() == [7, 11, 7], "the prompt and the longer answer"
+    assert [chain(samples[i]) for i in range(3)] == [7, 11, 7]
 
 
 def test_a_sample_beyond_the_last_is_an_index_error(tmp_path: Path) -> None:
@@ -237,7 +232,7 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) ->
 
 def test_cut_rows_are_counted_with_what_they_lost(tmp_path: Path) -> None:
     samples = made([row(), row("question", "yes", "no")], tmp_path, max_length=9)
-    assert samples.chains.tolist() == [7, 9]
+    assert [chain(samples[i]) for i in range(2)] == [7, 9]
     assert (samples.cut, samples.cut_tokens) == (1, 3), "`yes` and `no` keep a letter each"
 
 

@@ -19,7 +19,7 @@ def test_one_process_is_started_by_itself() -> None:
 
 def test_several_are_started_by_torchrun_with_a_port_of_its_own_choice() -> None:
     command = torchrun.command(JobSpec(run=RUN, procs=3, restarts=2, grace=90))
-    assert command[:4] == (sys.executable, "-m", "loomtune.agent", "runs/one/logs")
+    assert command[:4] == (sys.executable, "-m", "loomtune_launchers.agent", "runs/one/logs")
     assert {"--standalone", "--nproc-per-node=3", "--max-restarts=2", "--shutdown-timeout=90"} <= set(command)
     assert command[-3:] == ("-m", "loomtune.worker", "runs/one"), "after the script torchrun takes no flag for its own"
 
@@ -31,7 +31,7 @@ def test_only_the_first_rank_speaks_on_the_terminal() -> None:
 
 def test_one_process_that_may_start_again_needs_torchrun() -> None:
     command = torchrun.command(JobSpec(run=RUN, restarts=1))
-    assert "loomtune.agent" in command and not any(part.startswith("--redirects") for part in command)
+    assert "loomtune_launchers.agent" in command and not any(part.startswith("--redirects") for part in command)
 
 
 @pytest.mark.parametrize(

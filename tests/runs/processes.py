@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from loomtune import metrics
+from loomtune_plugins.trackers import metrics
 
 PATIENCE = 600.0
 """Seconds until a process that does not do what is waited for counts as hanging."""

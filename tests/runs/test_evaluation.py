@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import parity
 from loomtune import checkpoint, cli
 from runs.curves import LOSS, largest
 from runs.worlds import Outcome
@@ -29,6 +32,52 @@ def test_an_evaluation_leaves_no_trace_in_training(adapter: list[str], tiny: lis
     without = train(2, settings, *HELD_OUT, folder="without")
     assert [line["step"] for line in measured.lines if "heldout_loss" in line] == [2, 4, 6, 8]
     assert [line for line in training_only(measured) if line["step"]] == without.lines
+
+
+SHORT_OF_ROWS = {
+    "fsdp on 4": (4, "sharding=fsdp"),
+    "hsdp on 2 x 2": (4, "sharding=fsdp sharding.replicate=2"),
+    "zero 3 on 4": (4, "sharding=zero sharding.stage=3"),
+    "fsdp, tensor 2, on 4": (4, "sharding=fsdp sharding.tensor=2"),
+    "fsdp, sequence 2, on 4": (4, "sharding=fsdp sharding.sequence=2"),
+}
+GENERATED = ["recipe=null", "data=sql_quiz", "data.train=64", "data.validation=5", "data.test=5", "max_length=128"]
+"""Five rows to measure on: of four ranks, one has two and the others one."""
+
+GENERATES = ["evaluator=[heldout,sql_accuracy]", "evaluator.sql_accuracy.max_tokens=6", "rollout=huggingface"]
+EVERYDAY = ["fsdp on 4", "zero 3 on 4"]
+
+
+def kept(outcome: Outcome) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint: weights and the optimizer's state."""
+    last = checkpoint.latest(outcome.folder / "checkpoints")
+    assert last is not None
+    return {
+        f"{path.relative_to(last)}: {name}": tensor
+        for path in sorted(last.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[] if name in EVERYDAY else pytest.mark.slow) for name in SHORT_OF_ROWS]
+)
+@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "packed"])
+def test_measuring_and_generating_with_ranks_short_of_rows_leave_no_trace(
+    layout: str, packing: bool, train: Train
+) -> None:
+    size, how = SHORT_OF_ROWS[layout]
+    if reason := parity.lacking(how):
+        pytest.skip(reason)
+    settings = [*GENERATED, *how.split(), f"packing={packing}", "optimizer.lr=1e-3", "steps=4", "tracker=[jsonl]"]
+    measured = train(size, [*settings, *GENERATES, "evaluate.every=2", "evaluate.before=true"], folder="measured")
+    without = train(size, settings, folder="without")
+    lines = [line for line in training_only(measured) if line["step"]]
+    assert [line["step"] for line in measured.lines if "sql_accuracy" in line] == [2, 4], "it was generated"
+    assert [{k: v for k, v in line.items() if not k.startswith("sql")} for line in lines] == without.lines
+    left, expected = kept(measured), kept(without)
+    assert left.keys() == expected.keys() and len(expected) > 100
+    assert all(torch.equal(left[name], tensor) for name, tensor in expected.items())
 
 
 def test_the_held_out_loss_is_the_same_everywhere(tiny: list[str], train: Train) -> None:

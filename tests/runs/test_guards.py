@@ -39,7 +39,7 @@ def test_a_step_that_is_not_finite_is_left_out_on_all_ranks(poisoned: list[str],
     alone = train(1, poisoned, "sharding=single", folder="alone")
     skipped = [line["step"] for line in alone.lines if line["loss"] is None]
     assert len(skipped) == 1 and skipped[0] < 6, "one step is poisoned, and others come after it"
-    for size, how in ((2, "sharding=ddp"), (3, "sharding=fsdp")):
+    for size, how in ((2, "sharding=ddp"), (3, "sharding=fsdp"), (2, "sharding=zero")):
         run = train(size, poisoned, how, folder=how)
         assert [line["step"] for line in run.lines if line["loss"] is None] == skipped
         finite = [[value for value in outcome.series("loss") if value is not None] for outcome in (run, alone)]

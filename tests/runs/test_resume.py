@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import parity
 from runs.curves import agree
 from runs.processes import COMMAND, PATIENCE, kill_all, run, started, tree, wait_for_step
 from runs.worlds import Outcome, Worlds, maths
@@ -125,3 +128,68 @@ def test_the_optimizer_s_state_is_what_goes_on(tiny: list[str], train: Train, wo
         assert path.stat().st_size > 2 * next(path.parents[1].rglob("model/model.safetensors")).stat().st_size - 8192
     resumed = worlds.resume(1, moved.folder)
     assert resumed.lines == train(1, settings, folder="still").lines
+
+
+PLACES = {
+    "single": (1, "sharding=single"),
+    "ddp on 2": (2, "sharding=ddp"),
+    "fsdp on 2": (2, "sharding=fsdp"),
+    "fsdp on 4": (4, "sharding=fsdp"),
+    "zero 1 on 2": (2, "sharding=zero sharding.stage=1"),
+    "zero 2 on 2": (2, "sharding=zero sharding.stage=2"),
+    "zero 3 on 2": (2, "sharding=zero sharding.stage=3"),
+    "zero 3 on 4": (4, "sharding=zero sharding.stage=3"),
+}
+QUICK = [("tied", "ddp on 2", "fsdp on 4"), ("odd", "fsdp on 4", "ddp on 2"), ("odd", "fsdp on 2", "zero 3 on 4")]
+ODD = "{model_type:llama,hidden_size:35,intermediate_size:53,num_hidden_layers:2,num_attention_heads:3,"
+ODD += "num_key_value_heads:1,head_dim:6,vocab_size:1467,max_position_embeddings:256,tie_word_embeddings:false}"
+Halves = Callable[[str, str], Outcome]
+
+
+def pairs() -> list[Any]:
+    """Every ordered pair of places for both models; all but a few behind `-m slow`."""
+    every = [(model, a, b) for model in ("tied", "odd") for a in PLACES for b in PLACES]
+    return [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.slow) for one in every]
+
+
+@pytest.fixture(scope="module")
+def learners(real: list[str], mixed_data: Path) -> dict[str, list[str]]:
+    """Settings of a pretrained model with tied embeddings on real rows, and of one that nothing divides evenly."""
+    drawn = ["model=random", f"model.shape={ODD}", "data=jsonl", f"data.path={mixed_data}", "optimizer.lr=1e-3"]
+    return {"tied": real, "odd": [*drawn, "tracker=[jsonl]", "checkpoint.background=false"]}
+
+
+@pytest.fixture(scope="module")
+def halves(worlds: Worlds, learners: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    """The first ten of twenty steps at a place, or all of them where none is named; each made once."""
+    made: dict[tuple[str, str], Outcome] = {}
+
+    def of(model: str, place: str) -> Outcome:
+        if (model, place) not in made:
+            size, how = placed(place or "single")
+            settings = [*learners[model], *how, "steps=20", *(["stop_after=10"] if place else [])]
+            made[model, place] = worlds.train(size, settings, tmp_path_factory.mktemp("half") / "run")
+        return made[model, place]
+
+    return of
+
+
+def placed(place: str) -> tuple[int, list[str]]:
+    size, how = PLACES[place]
+    if reason := parity.lacking(how):
+        pytest.skip(reason)
+    return size, how.split()
+
+
+@pytest.mark.parametrize(("model", "begun", "ended"), pairs())
+def test_any_checkpoint_resumes_anywhere(
+    model: str, begun: str, ended: str, halves: Halves, worlds: Worlds, tmp_path: Path
+) -> None:
+    size, how = placed(ended)
+    half = halves(model, begun)
+    assert half.result["status"] == "stopped" and half.result["step"] == 10
+    folder = shutil.copytree(half.folder, tmp_path / "run")
+    resumed = worlds.resume(size, folder, *how)
+    assert [line["step"] for line in resumed.lines] == [*range(1, 21)]
+    assert resumed.lines[:10] == half.lines, "what was done is not done again"
+    agree(resumed, halves(model, ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from loomtune import api, metrics
+from loomtune import api
+from loomtune_plugins.trackers import metrics
 from runs.driver import PRELOADED, serve
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -89,11 +91,15 @@ class World:
         return Outcome(folder, results[0])
 
     def _answer(self, jobs: Connection) -> dict[str, Any]:
+        began = time.monotonic()
         try:
-            if jobs.poll(PATIENCE):
-                answer: dict[str, Any] = jobs.recv()
-                return answer
-        except EOFError:
+            while time.monotonic() - began < PATIENCE:
+                if jobs.poll(1):
+                    answer: dict[str, Any] = jobs.recv()
+                    return answer
+                if any(process.exitcode is not None for process, _ in self.ranks):
+                    break  # the others would wait for it until their time is out
+        except (EOFError, ConnectionError):
             pass
         self.stop()
         raise RuntimeError(f"a rank of {self.size} gave no answer; the log ends:\n{self.log.read_text()[-4000:]}")

@@ -29,13 +29,21 @@ class Piece(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Where a tensor is. key: its name in every file that has a piece. shape: of the whole tensor."""
+    """Where a tensor is. key: its name in every file that has a piece. shape: of the whole tensor.
+
+    pieces: none where the optimizer declares the tensor and had not made it yet, which is not to be lost.
+    """
 
     key: str
     shape: Shape
     dtype: str
     kind: StateKind
     pieces: list[Piece]
+
+
+def nothing(key: str) -> Entry:
+    """The entry of a tensor that is still to be made."""
+    return Entry(key, (), "", StateKind.SCALAR, [])
 
 
 Index = dict[tuple[str, str, str], Entry]
@@ -46,11 +54,16 @@ def merge(indices: Iterable[Index]) -> Index:
     """One index from those of all ranks. Raises CheckpointError where they do not speak of the same tensor."""
     whole: Index = {}
     for name, entry in (item for index in indices for item in index.items()):
-        known = whole.setdefault(name, entry._replace(pieces=[]))
+        known = whole.get(name)
+        if known is None or not known.pieces:
+            whole[name] = entry._replace(pieces=list(entry.pieces))
+            continue
+        if not entry.pieces:
+            continue
         if known[:-1] != entry[:-1]:
             raise CheckpointError(f"ranks disagree about {'/'.join(name)}: {known} and {entry}")
         # Every rank that has a part of a parameter has its scalars too; one of them is enough.
-        if entry.kind is not StateKind.SCALAR or not known.pieces:
+        if entry.kind is not StateKind.SCALAR:
             known.pieces.extend(entry.pieces)
     return whole
 

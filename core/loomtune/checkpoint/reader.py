@@ -15,6 +15,7 @@ from torch import Tensor
 from loomtune.checkpoint.files import TYPES
 from loomtune.checkpoint.folder import cure, validate, verify
 from loomtune.checkpoint.manifest import Entry, Piece
+from loomtune.checkpoint.memory import Passing
 from loomtune.contracts.optimizer import StateKind
 from loomtune.contracts.sharding import Region, StateReader
 from loomtune.errors import CheckpointError
@@ -22,7 +23,8 @@ from loomtune.world import World
 
 
 class MissingTensorError(CheckpointError, KeyError):
-    """A checkpoint holds no such tensor; a KeyError too, for engines whose optimizer has state only after some step."""
+    """A checkpoint holds no such tensor, and need not: state that an optimizer makes in some step only. A KeyError too,
+    by which engines know it."""
 
     __str__ = Exception.__str__
 
@@ -44,6 +46,7 @@ class Reader:
         self.manifest = validate(path)
         self._verified: set[str] = set()
         self._open: dict[str, Any] = {}
+        self._passing = Passing()
         if world is not None:
             self._verify_together(world)
 
@@ -64,14 +67,17 @@ class Reader:
 
     def _read(self, role: str, parameter: str, tensor: str, region: Region | None) -> Tensor:
         """Only the bytes of the region are read. Raises CheckpointError where they are not all there, as
-        MissingTensorError where none is."""
+        MissingTensorError where it was not there when the checkpoint was made, or no parameter has such a tensor."""
         name = f"{tensor} of {role}'s {parameter}"
-        if (entry := self.manifest.index.get((role, parameter, tensor))) is None:
-            raise MissingTensorError(f"{self.path} holds no {name}{self._instead(role, parameter)}")
+        entry = self.manifest.index.get((role, parameter, tensor))
+        if entry is None or not entry.pieces:
+            lost = entry is None and tensor in self._names(role)
+            kind = CheckpointError if lost else MissingTensorError
+            raise kind(f"{self.path} holds no {name}{self._instead(role, parameter)}")
         where = _box(entry, region, name)
         if entry.kind is StateKind.OPAQUE:
             return self._opaque(entry, where, name)
-        values = torch.empty([end - begin for begin, end in where], dtype=DTYPES[entry.dtype])
+        values = self._passing.count(torch.empty([end - begin for begin, end in where], dtype=DTYPES[entry.dtype]))
         missing = torch.ones(values.shape, dtype=torch.bool)
         for piece in entry.pieces:
             overlap = _overlap(piece, where)
@@ -121,9 +127,13 @@ class Reader:
             raise CheckpointError("\n".join(errors))
         self._verified.update(self.manifest.files)
 
+    def _names(self, role: str) -> set[str]:
+        return {tensor for r, _, tensor in self.manifest.index if r == role}
+
     def _instead(self, role: str, parameter: str) -> str:
         index = self.manifest.index
-        held = [t for r, p, t in index if (r, p) == (role, parameter)] or sorted({r for r, _, _ in index})
+        held = [t for (r, p, t), entry in index.items() if (r, p) == (role, parameter) and entry.pieces]
+        held = held or sorted({r for r, _, _ in index})
         return f"; what it holds there: {', '.join(held)}\n    cure: keep the run's model, adapter and optimizer"
 
 

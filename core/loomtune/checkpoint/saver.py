@@ -14,7 +14,9 @@ from typing import Any
 from loomtune.checkpoint import folder as folders
 from loomtune.checkpoint.files import Written, digest, sync_folder, write_bytes, write_tensors
 from loomtune.checkpoint.manifest import Index, Manifest, merge
-from loomtune.checkpoint.snapshot import Servable, Snapshot, take
+from loomtune.checkpoint.memory import give_back
+from loomtune.checkpoint.snapshot import HEADS_FILE, Servable, Snapshot, take
+from loomtune.contracts.optimizer import StateKind
 from loomtune.contracts.sharding import Engine
 from loomtune.errors import CheckpointError, LeaseLost
 from loomtune.world import World
@@ -47,6 +49,7 @@ class Saver:
 
     folder: RUN/checkpoints, seen by all ranks. run: the run's id. attempt: of no other start of it. keep: how many
     stay. lease: raises LeaseLost where a newer attempt has taken over; asked on rank 0, just before the commit.
+    kinds: the tensors that the optimizer declares.
     """
 
     def __init__(
@@ -59,9 +62,11 @@ class Saver:
         keep: int = 2,
         background: bool = True,
         lease: Callable[[], object] = lambda: None,
+        kinds: Mapping[str, StateKind] | None = None,
     ) -> None:
         self.folder, self.world, self.run, self.attempt = folder, world, run, attempt
         self.keep, self.background, self.lease = keep, background, lease
+        self.kinds = kinds or {}
         self._draft: Draft | None = None
         self._count = 0
 
@@ -76,7 +81,7 @@ class Saver:
         self._count += 1
         draft = self.folder / f"{folders.name_of(step)}.tmp-{self.attempt}-{self._count}"
         text = json.dumps({"step": step, **state}, indent=1)
-        snapshot = take(engines, servable, self.world)
+        snapshot = take(engines, servable, self.kinds, self.world)
         report = Report(index=snapshot.index)
         # A daemon: a process that fails elsewhere must not wait for a checkpoint that nobody will commit.
         thread = Thread(target=self._write, args=(draft, snapshot, servable, text, report), daemon=True)
@@ -149,6 +154,8 @@ class Saver:
                 name, tensors = snapshot.files.popitem()
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 report.files[name] = write_tensors(draft / name, tensors)
+                del tensors
+                give_back()
             if self.world.leads:
                 draft.mkdir(parents=True, exist_ok=True)
                 report.files["state.json"] = write_bytes(draft / "state.json", state.encode())
@@ -159,8 +166,8 @@ class Saver:
 
 
 def _write_servable(draft: Path, snapshot: Snapshot, servable: Servable) -> dict[str, Written]:
-    """What only one rank writes for other programs; gives every file of it, the ranks' own weights left out."""
-    place = draft / ("model" if servable.adapter.saves_base else "adapter")
+    """What only one rank writes for other programs; gives every file of it, the tensors of the snapshot left out."""
+    place = draft / servable.folder
     place.mkdir(parents=True, exist_ok=True)
     if servable.adapter.saves_base:
         servable.describe(place)
@@ -169,6 +176,6 @@ def _write_servable(draft: Path, snapshot: Snapshot, servable: Servable) -> dict
             write_bytes(place / "model.safetensors.index.json", json.dumps(index, indent=1).encode())
     else:
         servable.adapter.save(place, iter(snapshot.added.items()), servable.base)
-    weights = set(snapshot.placed.values())
+    weights = {HEADS_FILE, *snapshot.placed.values()}
     files = [path for path in place.rglob("*") if path.is_file() and path.name not in weights]
     return {path.relative_to(draft).as_posix(): digest(path, sync=True) for path in files}

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from loomtune.checkpoint.files import TYPES
-from loomtune.checkpoint.manifest import Entry, Index, Piece, Shape
+from loomtune.checkpoint.manifest import Entry, Index, Piece, nothing
+from loomtune.checkpoint.memory import Passing, give_back
 from loomtune.contracts.adapter import Adapter
 from loomtune.contracts.optimizer import StateKind
-from loomtune.contracts.sharding import Engine
+from loomtune.contracts.sharding import Engine, ParameterShard
 from loomtune.world import World
 
 HEADS = "heads."
-"""How names of scalar heads begin (`toolkit.network`). Hugging Face's loaders know none: they stay out of `model/`."""
+"""How names of scalar heads begin (`toolkit.network`)."""
+
+HEADS_FILE = "heads.safetensors"
+"""Beside the weights of a model or an adapter: Hugging Face's loaders know no scalar heads and do not open it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,11 @@ class Servable:
     adapter: Adapter
     base: str
     describe: Callable[[Path], None]
+
+    @property
+    def folder(self) -> str:
+        """Its name within the checkpoint."""
+        return "model" if self.adapter.saves_base else "adapter"
 
 
 @dataclass(slots=True)
@@ -57,19 +66,23 @@ class Snapshot:
         self.files.setdefault(entry.pieces[0].file, {})[entry.key] = tensor
 
 
-def take(engines: Mapping[str, Engine], servable: Servable | None, world: World) -> Snapshot:
+def take(
+    engines: Mapping[str, Engine], servable: Servable | None, kinds: Mapping[str, StateKind], world: World
+) -> Snapshot:
     """Copies this rank's share of the engines, by role. Collective where something is servable, else local.
 
-    Whole weights in `model/` are the weights of the checkpoint: they are not stored again in parts.
+    What is written whole for other programs is the checkpoint's own copy too: it is not stored again in parts.
+    kinds: what the optimizer declares.
     """
+    give_back()  # what the steps before have freed; the copies need it
     snapshot = Snapshot()
     whole: set[str] = set()
     if servable and servable.adapter.saves_base:
         whole = _take_model(snapshot, engines[servable.role], servable, world)
     elif servable:
-        _take_added(snapshot, engines[servable.role], servable, world)
+        whole = _take_added(snapshot, engines[servable.role], servable, world)
     for role, engine in engines.items():
-        _take_parts(snapshot, role, engine, whole if servable and role == servable.role else set(), world.rank)
+        _take_parts(snapshot, role, engine, whole if servable and role == servable.role else set(), kinds, world.rank)
     return snapshot
 
 
@@ -79,54 +92,77 @@ def _take_model(snapshot: Snapshot, engine: Engine, servable: Servable, world: W
     owners: dict[str, int] = {}
     mine: dict[str, tuple[str, Tensor]] = {}
     streamed: set[str] = set()
+    passing = Passing()
     for name, tensor in engine.stream_weights():
-        if name.startswith(HEADS) or (key := servable.adapter.base_name(name)) is None:
-            continue
-        streamed.add(name)
-        owners[key] = loads.index(min(loads))
-        loads[owners[key]] += tensor.nbytes
-        if owners[key] == world.rank:
-            mine[name] = key, _copy(tensor)
+        passing.count(tensor)
+        if _took_head(snapshot, name, tensor, servable, world):
+            streamed.add(name)
+        elif (key := servable.adapter.base_name(name)) is not None:
+            streamed.add(name)
+            owners[key] = loads.index(min(loads))
+            loads[owners[key]] += tensor.nbytes
+            if owners[key] == world.rank:
+                mine[name] = key, _copy(tensor)
     files = _model_files(1 + max(owners.values(), default=0))
     snapshot.model_bytes = sum(loads)
     snapshot.placed = {key: files[owner] for key, owner in owners.items()}
     for name, (key, tensor) in mine.items():
-        shape = tuple(tensor.shape)
-        piece = Piece(f"model/{snapshot.placed[key]}", (0,) * tensor.ndim, shape)
-        entry = Entry(key, shape, TYPES[tensor.dtype], StateKind.LIKE, [piece])
-        snapshot.add((servable.role, name, "weight"), entry, tensor)
+        _add_whole(snapshot, servable.role, name, key, tensor, f"model/{snapshot.placed[key]}")
     return streamed
 
 
-def _take_added(snapshot: Snapshot, engine: Engine, servable: Servable, world: World) -> None:
+def _take_added(snapshot: Snapshot, engine: Engine, servable: Servable, world: World) -> set[str]:
     """What `Adapter.save` needs, on the one rank that calls it; all ranks stream, for that is collective."""
     trained = engine.trained()
+    heads: set[str] = set()
     for name, tensor in engine.stream_weights(lambda name: name in trained or servable.adapter.base_name(name) is None):
-        if world.leads:
+        if _took_head(snapshot, name, tensor, servable, world):
+            heads.add(name)
+        elif world.leads:
             snapshot.added[name] = _copy(tensor)
+    return heads
 
 
-def _take_parts(snapshot: Snapshot, role: str, engine: Engine, whole: set[str], rank: int) -> None:
+def _took_head(snapshot: Snapshot, name: str, tensor: Tensor, servable: Servable, world: World) -> bool:
+    """True for a scalar head, which lies beside the weights under the name that a `WeightSource` knows it by."""
+    if name.startswith(HEADS) and world.leads:
+        _add_whole(snapshot, servable.role, name, name, _copy(tensor), f"{servable.folder}/{HEADS_FILE}")
+    return name.startswith(HEADS)
+
+
+def _add_whole(snapshot: Snapshot, role: str, name: str, key: str, tensor: Tensor, file: str) -> None:
+    shape = tuple(tensor.shape)
+    entry = Entry(key, shape, TYPES[tensor.dtype], StateKind.LIKE, [Piece(file, (0,) * tensor.ndim, shape)])
+    snapshot.add((role, name, "weight"), entry, tensor)
+
+
+def _take_parts(
+    snapshot: Snapshot, role: str, engine: Engine, whole: set[str], kinds: Mapping[str, StateKind], rank: int
+) -> None:
     boxes: Counter[str] = Counter()
     for shard in engine.shards():
         # A key is once in a file: the second box of a parameter goes into a second file, and so on.
         file = f"optimizer/{role}-{rank:05d}{f'.{boxes[shard.name]}' if boxes[shard.name] else ''}.safetensors"
         boxes[shard.name] += 1
-        for tensor_name, tensor in shard.tensors.items():
+        for tensor_name, kind in {"weight": StateKind.LIKE, **kinds}.items():
             if tensor_name == "weight" and shard.name in whole:
                 continue
-            extent = tuple(shard.tensors["weight"].shape)
-            kind = _kind(tensor, extent)
-            box = ((), ()) if kind is StateKind.SCALAR else (shard.offset, extent)
-            shape = () if kind is StateKind.SCALAR else shard.shape
-            entry = Entry(f"{shard.name}/{tensor_name}", shape, TYPES[tensor.dtype], kind, [Piece(file, *box)])
-            snapshot.add((role, shard.name, tensor_name), entry, _copy(tensor))
+            name, key = (role, shard.name, tensor_name), f"{shard.name}/{tensor_name}"
+            if (tensor := shard.tensors.get(tensor_name)) is None:
+                snapshot.index.setdefault(name, nothing(key))
+                continue
+            snapshot.add(name, _part(shard, key, tensor, kind, file), _copy(tensor))
+        undeclared = shard.tensors.keys() - {"weight", *kinds}
+        assert not undeclared, f"{shard.name} has {sorted(undeclared)}, which its optimizer does not declare"
 
 
-def _kind(tensor: Tensor, extent: Shape) -> StateKind:
-    if tuple(tensor.shape) == extent:
-        return StateKind.LIKE
-    return StateKind.OPAQUE if tensor.ndim else StateKind.SCALAR
+def _part(shard: ParameterShard, key: str, tensor: Tensor, kind: StateKind, file: str) -> Entry:
+    if kind is StateKind.SCALAR:
+        return Entry(key, (), TYPES[tensor.dtype], kind, [Piece(file, (), ())])
+    extent = tuple(shard.tensors["weight"].shape)
+    fits = kind is StateKind.OPAQUE or tuple(tensor.shape) == extent
+    assert fits, f"{key} is declared to be like its parameter: it has shape {tuple(tensor.shape)}, the part {extent}"
+    return Entry(key, shard.shape, TYPES[tensor.dtype], kind, [Piece(file, shard.offset, extent)])
 
 
 def _model_files(count: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,32 @@ from loomtune.compose.composition import Composition
 from loomtune.compose.loader import Loader
 from loomtune.compose.origins import origins
 from loomtune.compose.requests import quoted
+from loomtune.contracts import Data, Model
+from loomtune.errors import Fault, UserError
 from loomtune.plan import Plan
 
 __all__ = ["compose", "explain", "quoted"]
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
-    """The plan of these overrides. Raises UserError of all faults together, each with its cure."""
+    """The plan of these overrides. Raises UserError of all faults together, files that are missing among them."""
     folders = _absolute(config_dirs)
-    settings = Composition(installed(), _loader(folders), overrides).settings()
+    composition = Composition(installed(), _loader(folders), overrides)
+    try:
+        settings = composition.settings()
+    except UserError as error:
+        raise UserError(*error.faults, *_absences(composition.sound(["model", "data"]))) from error
     return Plan(settings, installed().versions(), 0, tuple(overrides), folders)
+
+
+def _absences(sound: Mapping[str, Any]) -> Iterator[Fault]:
+    """Files that are not there, said beside what did not compose: only what needs neither network nor tokenizer."""
+    for axis, settings in sound.items():
+        try:
+            part: Model | Data = installed().build(axis, settings["name"], settings)
+            part.find() if isinstance(part, Model) else part.check()
+        except UserError as error:
+            yield from error.faults
 
 
 def explain(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[tuple[str, Any, str]]:

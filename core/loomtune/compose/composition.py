@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -11,12 +11,15 @@ from omegaconf import DictConfig, OmegaConf, grammar_parser
 from omegaconf.errors import OmegaConfBaseException
 
 from loomtune.catalogue import Catalogue, is_many, typed
-from loomtune.compose.keys import Keys, leaves
+from loomtune.compose.keys import Keys
 from loomtune.compose.loader import Loader
-from loomtune.compose.requests import AXIS_NAMES, Requests, text_of
+from loomtune.compose.requests import AXIS_NAMES, Requests, subject, text_of
 from loomtune.errors import Fault, UserError, near
 from loomtune.offers import Arity, axis
-from loomtune.settings import ROOT_KEYS, Settings
+from loomtune.settings import ROOT_KEYS, Settings, leaves
+
+About = tuple[Fault, str]
+"""A fault, and the axis or root key that it is about; empty where it is about everything."""
 
 
 class Composition:
@@ -25,29 +28,38 @@ class Composition:
     def __init__(self, catalogue: Catalogue, loader: Loader, overrides: Sequence[str]) -> None:
         self.catalogue, self.loader = catalogue, loader
         self.requests = Requests.read(overrides)
-        self.faults: list[Fault] = [*self.loader.faults, *self.requests.faults]
+        self.faults: dict[Fault, str] = dict.fromkeys(loader.faults, "") | self.requests.faults
         self.texts: list[str] = []
 
     def settings(self) -> dict[str, Any]:
         """The whole tree as plain data, checked. Raises UserError."""
         if self.loader.faults:
-            self._stop_if_faulty()
+            self._refuse()
         config = self._config()
-        self.faults += _calls_and_targets(config)
-        self._stop_if_faulty()
-        self.faults += _dangling(config)
-        self._stop_if_faulty()
-        self.faults += [Fault(f"{key} has no value", f"set {key}=<value>") for key in OmegaConf.missing_keys(config)]
-        self._stop_if_faulty()
+        for stage in (_calls_and_targets, _dangling, _missing):  # each relies on what those before it refuse
+            self._refuse(stage(config))
         settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)  # type: ignore[assignment]
-        self.faults += self._unfitting(settings)
-        self._stop_if_faulty()
+        self._refuse(self._unfitting(settings))
         return {key: value for key, value in settings.items() if value not in ({}, None)}
+
+    def sound(self, axes: Sequence[str]) -> dict[str, Any]:
+        """Settings of those axes that no fault is about, once `settings` has refused; plain, and without references."""
+        doubted = set(self.faults.values())
+        if doubted & {"", "recipe"}:
+            return {}
+        try:
+            config = self.loader.load(self.texts)
+        except UserError:
+            return {}
+        plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+        plain = {axis: plain[axis] for axis in axes if axis not in doubted and plain[axis]}
+        whole = {axis: tree for axis, tree in plain.items() if not any("${" in text for text in _texts(tree))}
+        return {axis: tree for axis, tree in whole.items() if not any(self._unfitting_axis(axis, tree))}
 
     def _config(self) -> DictConfig:
         """Twice: first the choices, against which each value is checked by itself; then all of it."""
         faults = {choice.key_or_group: list(self._misnamed(choice)) for choice in self.requests.choices}
-        self.faults += [fault for found in faults.values() for fault in found]
+        self.faults |= {fault: group for group, found in faults.items() for fault in found}
         faulty = {group for group, found in faults.items() if found}
         sound = [text_of(choice) for choice in self.requests.choices if choice.key_or_group not in faulty]
         self.texts = [text for text in sound if text]
@@ -56,10 +68,10 @@ class Composition:
             if self._depends_on(override, faulty):
                 continue
             if fault := keys.fault(override):
-                self.faults.append(fault)
+                self.faults[fault] = subject(override.key_or_group)
             else:
                 self.texts.append(text_of(override, new=keys.is_new(override.key_or_group)))
-        self._stop_if_faulty()
+        self._refuse()
         return self.loader.load(self.texts)
 
     def _depends_on(self, override: Override, faulty: set[str]) -> bool:
@@ -68,7 +80,7 @@ class Composition:
 
     def _misnamed(self, override: Override) -> Iterator[Fault]:
         group, asked = override.key_or_group, override.value()
-        many, options = group in AXIS_NAMES and is_many(group), self.loader.options(group)
+        many, options = is_many(group), self.loader.options(group)
         names = asked if isinstance(asked, list) else [asked]
         if isinstance(asked, list) and not many:
             yield Fault(f"{override.input_line}: a run has one {group}, not a list", f"set {group}=<one name>")
@@ -80,43 +92,50 @@ class Composition:
             if name is not None and str(name) not in options:
                 yield self.catalogue.unknown(group, str(name), options)
 
-    def _unfitting(self, settings: dict[str, Any]) -> Iterator[Fault]:
+    def _unfitting(self, settings: dict[str, Any]) -> Iterator[About]:
         """Every key that arrived, from whatever file, is one that a schema knows."""
         yield from _fault_of(Settings, {key: value for key, value in settings.items() if key in ROOT_KEYS}, "the root")
         for kind in AXIS_NAMES:
-            node, names = settings.get(kind) or {}, self.catalogue.names(kind)
-            for key, choice in (node if is_many(kind) else {kind: node} if node else {}).items():
-                if not isinstance(choice, dict) or choice.get("name") not in names:
-                    cure = f"let it begin with `defaults: [NAME, _self_]`, NAME being one of {', '.join(names)}"
-                    yield Fault(f"the config chosen for {kind} does not say which {kind} it sets", cure)
-                else:
-                    schema = self.catalogue.find(kind, choice["name"]).offer.schema
-                    yield from _fault_of(schema, choice, f"{kind}={key}" if is_many(kind) else kind)
+            yield from self._unfitting_axis(kind, settings.get(kind) or {})
         for key in settings.keys() - {*ROOT_KEYS, *AXIS_NAMES}:
-            yield Fault(f"'{key}' is no key of loomtune.{near(key, [*ROOT_KEYS, *AXIS_NAMES])}", "remove it")
+            yield Fault(f"'{key}' is no key of loomtune.{near(key, [*ROOT_KEYS, *AXIS_NAMES])}", "remove it"), key
 
-    def _stop_if_faulty(self) -> None:
+    def _unfitting_axis(self, kind: str, node: dict[str, Any]) -> Iterator[About]:
+        names = self.catalogue.names(kind)
+        for key, choice in (node if is_many(kind) else {kind: node} if node else {}).items():
+            if not isinstance(choice, dict) or choice.get("name") not in names:
+                cure = f"let it begin with `defaults: [NAME, _self_]`, NAME being one of {', '.join(names)}"
+                yield Fault(f"the config chosen for {kind} does not say which {kind} it sets", cure), kind
+            else:
+                schema = self.catalogue.find(kind, choice["name"]).offer.schema
+                yield from _fault_of(schema, choice, f"{kind}={key}" if is_many(kind) else kind)
+
+    def _refuse(self, found: Iterable[About] = ()) -> None:
+        self.faults |= found
         if self.faults:
-            raise UserError(*dict.fromkeys(self.faults))
+            raise UserError(*self.faults)
 
 
-def _fault_of(schema: type, settings: Any, where: str) -> Iterator[Fault]:
+def _fault_of(schema: type, settings: Any, where: str) -> Iterator[About]:
     try:
         typed(schema, settings)
     except OmegaConfBaseException as error:
         known = ", ".join(field.name for field in dataclasses.fields(schema)) or "no settings"
-        yield Fault(f"{where}: {str(error).splitlines()[0]}", f"mend or remove that key; there are: {known}")
+        yield (
+            Fault(f"{where}: {str(error).splitlines()[0]}", f"mend or remove that key; there are: {known}"),
+            subject(where),
+        )
 
 
-def _calls_and_targets(config: DictConfig) -> Iterator[Fault]:
+def _calls_and_targets(config: DictConfig) -> Iterator[About]:
     """Anything in the settings that asks for code: `${resolver:...}` and Hydra's `_target_`."""
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if any(part in ("_target_", "_partial_", "_recursive_") for part in key.split(".")):
-            yield Fault(f"{key}: a config names offers, never code", "remove it")
+            yield Fault(f"{key}: a config names offers, never code", "remove it"), subject(key)
         for text in _texts(value):
             for name in _resolvers(text):
                 cure = "write the value itself; `${other.key}` refers to another setting"
-                yield Fault(f"{key} calls the resolver '{name}', which is not let in", cure)
+                yield Fault(f"{key} calls the resolver '{name}', which is not let in", cure), subject(key)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -143,7 +162,7 @@ def _resolvers(text: str) -> list[str]:
     return found
 
 
-def _dangling(config: DictConfig) -> Iterator[Fault]:
+def _dangling(config: DictConfig) -> Iterator[About]:
     """References that lead nowhere, in a circle, or to a value of another type."""
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if any("${" in text for text in _texts(value)):
@@ -153,4 +172,10 @@ def _dangling(config: DictConfig) -> Iterator[Fault]:
                     OmegaConf.to_container(found, resolve=True)
             except (OmegaConfBaseException, RecursionError) as error:
                 told = str(error).splitlines()[0]
-                yield Fault(f"{key}={value} cannot be resolved: {told}", "refer to a setting that has a value")
+                what = f"{key}={value} cannot be resolved: {told}"
+                yield Fault(what, "refer to a setting that has a value"), subject(key)
+
+
+def _missing(config: DictConfig) -> Iterator[About]:
+    for key in OmegaConf.missing_keys(config):
+        yield Fault(f"{key} has no value", f"set {key}=<value>"), subject(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loomtune.catalogue import Catalogue, is_many
-from loomtune.compose.requests import AXIS_NAMES
+from loomtune.compose.requests import AXIS_NAMES, names_choice, subject
 from loomtune.errors import Fault, near
-from loomtune.settings import type_name
+from loomtune.settings import leaves, type_name
 
 
 class Keys:
@@ -26,9 +25,8 @@ class Keys:
     def fault(self, override: Override) -> Fault | None:
         """What is wrong with an override; None where it can be applied."""
         key = override.key_or_group
-        axis, _, rest = key.partition(".")
-        if axis in AXIS_NAMES and rest.count(".") == is_many(axis) and key.endswith(".name"):
-            return Fault(f"{key} names the choice itself", f"set {axis}={override.get_value_string()}")
+        if names_choice(key):
+            return Fault(f"{key} names the choice itself", f"set {subject(key)}={override.get_value_string()}")
         if self.exists(key):
             return self._mistyped(override)
         return None if self.is_new(key) else self._unknown(key)
@@ -100,13 +98,3 @@ class Keys:
                 key, choice = (f"{name}.{field.name}", f"[...,{name}]") if is_many(axis) else (field.name, name)
                 owners.setdefault(key, []).append(f"{axis}={choice}")
         return owners
-
-
-def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf; an empty mapping is one."""
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{path}.")
-        else:
-            yield path, value

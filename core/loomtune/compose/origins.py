@@ -7,10 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from loomtune.catalogue import is_many
 from loomtune.compose.composition import Composition
-from loomtune.compose.keys import leaves
-from loomtune.compose.requests import AXIS_NAMES
+from loomtune.compose.requests import AXIS_NAMES, names_choice, subject
+from loomtune.settings import leaves
 
 TYPED = "command line"
 
@@ -36,7 +35,7 @@ def _setters(composition: Composition) -> dict[str, str]:
     for override in composition.requests.values:
         for key, _ in leaves({override.key_or_group: override.value()}):
             _put(setters, key, TYPED)
-    return {key: _chooser(key, choosers) or setter for key, setter in setters.items()}
+    return {key: choosers[subject(key)] if names_choice(key) else setter for key, setter in setters.items()}
 
 
 def _put(setters: dict[str, str], key: str, setter: str) -> None:
@@ -44,10 +43,3 @@ def _put(setters: dict[str, str], key: str, setter: str) -> None:
     for part in [known for known in setters if known.startswith(f"{key}.")]:
         del setters[part]
     setters[key] = setter
-
-
-def _chooser(key: str, choosers: dict[str, str]) -> str | None:
-    """Who made the choice that a `name` tells."""
-    axis, _, rest = key.partition(".")
-    is_name = axis in AXIS_NAMES and rest.rpartition(".")[2] == "name" and rest.count(".") == is_many(axis)
-    return choosers[axis] if is_name else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -23,11 +25,11 @@ DEFAULT_RECIPE = "sql_quiz"
 
 @dataclass(slots=True)
 class Requests:
-    """Overrides in the order typed, the default recipe first where it applies."""
+    """Overrides in the order typed, the default recipe first where it applies. faults: each with what it is about."""
 
     choices: list[Override] = field(default_factory=list)
     values: list[Override] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: dict[Fault, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, texts: Sequence[str]) -> Requests:
@@ -37,13 +39,13 @@ class Requests:
             try:
                 override = OverridesParser.create().parse_override(text)
             except HydraException:
-                requests.faults.append(_unread(text))
+                requests.faults[_unread(text)] = subject(text)
                 continue
             if fault := _refused(override, text):
-                requests.faults.append(fault)
+                requests.faults[fault] = subject(override.key_or_group)
             else:
                 (requests.choices if override.key_or_group in GROUPS else requests.values).append(override)
-        requests.faults += _contradictions([*requests.choices, *requests.values])
+        requests.faults |= _contradictions([*requests.choices, *requests.values])
         requests.choices = [*_default_recipe(requests.choices), *requests.choices]
         return requests
 
@@ -60,8 +62,20 @@ def text_of(override: Override, *, new: bool = False) -> str:
     key = override.key_or_group
     if key in GROUPS and override.value() is None:
         nothing = "" if key == "recipe" else f"~{key}"
-        return f"{key}=[]" if key in AXIS_NAMES and is_many(key) else nothing
+        return f"{key}=[]" if is_many(key) else nothing
     return ("++" if new else "") + (override.input_line or "").lstrip("+")
+
+
+def subject(text: str) -> str:
+    """The axis that a key, perhaps a misspelt one, is about; its own first word where it is about none."""
+    word = re.split(r"[.=@/]", text.lstrip("+~"), maxsplit=1)[0]
+    return next(iter(get_close_matches(word, GROUPS, n=1)), word)
+
+
+def names_choice(key: str) -> bool:
+    """True for the `name` in an axis' settings, or in those of one of many choices: a group sets it, never a key."""
+    axis, _, rest = key.partition(".")
+    return axis in AXIS_NAMES and rest.rpartition(".")[2] == "name" and rest.count(".") == is_many(axis)
 
 
 def quoted(text: str) -> str:
@@ -78,7 +92,7 @@ def _unread(text: str) -> Fault:
 
 def _refused(override: Override, text: str) -> Fault | None:
     key = override.key_or_group
-    many = key in AXIS_NAMES and is_many(key)
+    many = is_many(key)
     if override.is_delete():
         return Fault(f"'{text}' takes a key away", f"set {key}={'[]' if many else 'null'} where nothing is wanted")
     if override.is_sweep_override():
@@ -89,13 +103,15 @@ def _refused(override: Override, text: str) -> Fault | None:
     return None
 
 
-def _contradictions(overrides: Sequence[Override]) -> Iterator[Fault]:
+def _contradictions(overrides: Sequence[Override]) -> Iterator[tuple[Fault, str]]:
     """Keys that are set to two values: one of them would be without effect."""
     first: dict[str, Override] = {}
     for override in overrides:
-        before = first.setdefault(override.key_or_group, override)
+        key = override.key_or_group
+        before = first.setdefault(key, override)
         if text_of(before) != text_of(override):
-            yield Fault(f"'{before.input_line}' and '{override.input_line}' set the same key", "leave one of them out")
+            what = f"'{before.input_line}' and '{override.input_line}' set the same key"
+            yield Fault(what, "leave one of them out"), subject(key)
 
 
 def _default_recipe(choices: Sequence[Override]) -> list[Override]:

@@ -93,11 +93,17 @@ class Drawn:
 class Placement:
     """One micro-batch before it has tensors: which samples, by their number in the order of the run.
 
-    numbers: unique for each visit of a row (a row visited in two epochs has two), the same on any world size; they seed
-        dropout. Empty where a rank takes part in a micro-batch without rows of its own.
+    rows: the samples of each row; several where samples are packed. A number is unique for each visit of a row of the
+        data (one visited in two epochs has two), the same on any world size; it seeds dropout. Empty where a rank takes
+        part in a micro-batch without rows of its own.
     """
 
-    numbers: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All samples, row by row."""
+        return tuple(number for row in self.rows for number in row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,4 +19,9 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, model: Model, tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-        """Writes merged tensors, one at a time, with everything that a server needs beside them."""
+        """Writes everything that a server needs into an empty folder, which gets its name once this returns.
+
+        tensors: fp32, whole and on the CPU, under the names that the model's skeleton has for them (tied ones once),
+        with the adapter merged in; each is read when it is asked for, so what is let go of costs no memory.
+        Scalar heads come as `heads.<name>.weight` `(1, width)`.
+        """

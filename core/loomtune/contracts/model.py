@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loomtune.contracts.batch import Batch
+from loomtune.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from loomtune.toolkit.sequence import Exchange
 
 Head = str
 """Name of an output head of a network: `lm` for next-token logits; others are scalar heads that a role asks for."""
@@ -66,6 +69,10 @@ class Model(ABC):
 
     family: ClassVar[str] = "causal_lm"
 
+    def find(self) -> None:
+        """Raises UserError where named files are missing, without a tokenizer and without asking a network."""
+        return
+
     @abstractmethod
     def check(self) -> None:
         """Raises UserError at once, without torch, where files are missing or settings make no sense."""
@@ -112,7 +119,35 @@ class Model(ABC):
         """Last hidden states `(rows, length, width)`, before any head. attention: what the kernel made of the batch.
 
         extras: takes up what the model says besides, such as router logits.
+        Where attention exchanges, the batch is this rank's stretch of each row, and `attention` was made of whole rows.
         """
+
+    def check_sequence(self, ranks: int, tensor: int = 1) -> None:
+        """Raises UserError, as here, where rows cannot be cut over so many ranks, each a stretch; without torch.
+
+        tensor: ranks over which layers are cut besides, so that each has some of the heads already.
+        """
+        raise UserError.of(
+            f"{type(self).__name__} does not say where its attention is, so its rows cannot be cut over ranks",
+            "set sharding.sequence=1",
+        )
+
+    def exchange_attention(self, module: nn.Module, exchange: Exchange | None) -> None:
+        """Makes every attention of the module work on whole rows of some heads, where `hidden` gets a stretch of each
+        row; None undoes it. Raises UserError, as here, where that is not known."""
+        if exchange is not None:
+            self.check_sequence(exchange.size)
+
+    def check_tensor(self, ranks: int) -> None:
+        """Raises UserError, as here, where layers cannot be cut over so many tensor-parallel ranks; without torch."""
+        raise UserError.of(f"{type(self).__name__} does not say how its layers are cut", "set sharding.tensor=1")
+
+    def tensor_plan(self, module: nn.Module, ranks: int) -> Mapping[str, str]:
+        """Names of modules to how each is cut over tensor-parallel ranks, in transformers' words: `colwise`, `rowwise`,
+        `colwise_gather_output`, `rowwise_split_input`, `embedding_rowwise`, `replicated_with_grad_allreduce`; what is
+        not named stays whole. Raises UserError, as here, where that is not known."""
+        self.check_tensor(ranks)
+        return {}
 
     @abstractmethod
     def head(self, module: nn.Module) -> nn.Module:

@@ -138,6 +138,10 @@ class Sharding(ABC):
     def check(self, world_size: int) -> None:
         """Raises UserError where the strategy cannot run on so many ranks, naming the nearest that it can."""
 
+    def suits(self, model: Model) -> None:
+        """Raises UserError where the model cannot be laid out so; without torch, before any process exists."""
+        return
+
     @abstractmethod
     def replicas(self, world: World) -> tuple[int, int]:
         """(this rank's index, how many) among those that get different rows; tensor-parallel ranks share theirs."""

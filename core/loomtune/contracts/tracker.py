@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loomtune.run import Run
 
 
@@ -20,3 +22,7 @@ class Tracker(ABC):
     @abstractmethod
     def describe(self, run: Run) -> str:
         """One line on where the record can be seen, shown at the end of a run."""
+
+    def redraw(self, folder: Path) -> Path | None:
+        """Makes a report anew from the files of a run's folder, for `loomtune report`; None where it draws none."""
+        return None

@@ -10,23 +10,29 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from loomtune.catalogue import Entry, Source
 from loomtune.errors import UserError
 from loomtune.offers import Offer, Trait, axis
+from loomtune.plan import Plan
 
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "peft")
 
 
 def check_offer(kind: str, offer: Offer[Any]) -> None:
-    """Checks one offer of an axis: name, words, settings, traits, and that its class meets the axis' contract.
+    """Checks one offer of an axis: name, words, settings, traits, variants, and that its class meets the contract.
 
     The class is built from its default settings, which it may refuse only with a UserError.
     """
     asked = f"{kind}={offer.name}"
     assert re.fullmatch(r"[a-z0-9][a-z0-9_]*", offer.name), f"{asked}: a name has lower-case letters, digits and _"
     assert offer.summary and "\n" not in offer.summary, f"{asked} needs a summary of one line"
-    for trait in offer.provides | offer.needs:
+    for trait in offer.provides | offer.needs | offer.excludes.keys():
         assert trait in set(Trait) or re.fullmatch(r"\w+:\w+", trait), f"{asked}: a trait of your own is prefix:{trait}"
+    for trait, reason in offer.excludes.items():
+        assert reason and "\n" not in reason, f"{asked} excludes {trait} without a reason of one line"
+        assert trait not in offer.needs, f"{asked} both needs and excludes {trait}"
     _check_schema(asked, offer.schema)
+    _check_variants(kind, offer)
     module, _, attribute = offer.build.partition(":")
     built: Any = getattr(import_module(module), attribute)
     contract_module, _, contract = axis(kind).contract.partition(":")
@@ -47,6 +53,26 @@ def _check_schema(asked: str, schema: type) -> None:
         assert field.name != "name", f"{asked}: `name` is reserved for the offer's own"
         assert field.metadata.get("help"), f"{asked}: {field.name} needs its help; use loomtune.settings.option"
     OmegaConf.structured(schema)  # raises where a type is none that a config can hold
+
+
+def _check_variants(kind: str, offer: Offer[Any]) -> None:
+    """Every variant has a name and settings of the offer's own axis that its schema takes, unlike any other's."""
+    from loomtune.matrix import settings_of  # composes, by Hydra
+
+    entry = Entry(axis(kind), offer, Source("", "", ""))
+    seen: dict[str, str] = {}
+    for name, typed in offer.variants.items():
+        asked = f"the variant {name!r} of {entry}"
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_ ]*", name), (
+            f"{asked}: a name has lower-case letters, digits, _ and spaces"
+        )
+        strange = [text for text in typed if not re.match(rf"{kind}\.[\w.]+=", text)]
+        assert typed and not strange, f"{asked} sets {strange or 'nothing'}; a variant sets {kind}.<key>=<value>"
+        try:
+            settings = str(settings_of(entry, typed, Plan({}, {})))
+        except UserError as error:
+            raise AssertionError(f"{asked} does not compose: {error}") from error
+        assert seen.setdefault(settings, name) == name, f"{asked} is the same as {seen[settings]!r}"
 
 
 def check_light(modules: Sequence[str]) -> None:

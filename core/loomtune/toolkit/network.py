@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, Reader, View
-from loomtune.toolkit.dropout import replace_dropout
+from loomtune.errors import UserError
+from loomtune.toolkit.dropout import dropout_keys, replace_dropout
 from loomtune.toolkit.linear import quicken
+from loomtune.toolkit.sequence import Exchange
 from loomtune.world import derive
 
 PREFIX = "module."
@@ -19,9 +23,18 @@ PREFIX = "module."
 class Network(nn.Module):
     """What runs inside an engine's forward. All that needs whole parameters happens in `forward`, heads included."""
 
-    def __init__(self, spec: EngineSpec, birth: AbstractContextManager[Any] | None = None) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        birth: AbstractContextManager[Any] | None = None,
+        sequence: dist.ProcessGroup | None = None,
+    ) -> None:
         """Builds the skeleton and weaves the adapter in. birth: the context in which parameters are made; without one
-        they have no storage (torch's meta device)."""
+        they have no storage (torch's meta device).
+
+        sequence: the ranks that compute the same rows, each a stretch of them. Each then has a part of every gradient,
+        and the sum over all of them is the true one. Raises UserError where the model cannot be cut so.
+        """
         super().__init__()
         self.spec = spec
         with birth or torch.device("meta"):
@@ -33,6 +46,9 @@ class Network(nn.Module):
         replace_dropout(self.module, spec.seed)
         quicken(self.module)
         self._freeze()
+        self.exchange = Exchange(sequence) if sequence is not None else None
+        if self.exchange is not None:
+            spec.model.exchange_attention(self.base, self.exchange)
 
     def _freeze(self) -> None:
         """Nothing of a frozen network is trained, nor an `lm` head that nobody reads: its gradient would never come."""
@@ -56,13 +72,42 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch, reader: Reader, adapter: bool) -> Any:
         """What the reader makes of the hidden states `(targets, width)` at the positions that predict."""
+        with nullcontext() if adapter else self.spec.adapter.off(self.module):
+            if self.exchange is not None:
+                return self._in_stretches(batch, reader, self.exchange)
+            return reader(self._view(batch, batch, slice(None)))
+
+    def _in_stretches(self, batch: Batch, reader: Reader, exchange: Exchange) -> Any:
+        """The same, where this rank computes a stretch of each row; the reader sees the targets predicted there."""
+        share = exchange.share(batch)
+        with dropout_keys(share.mine):
+            view = self._view(share.whole, share.mine, share.index)
+        if view.extras:
+            raise UserError.of(
+                f"the model's {', '.join(view.extras)} cannot be put together from stretches of rows",
+                "set sharding.sequence=1",
+            )
+        return share.join(reader(view), view.states)
+
+    def _view(self, whole: Batch, batch: Batch, index: slice | Tensor) -> View:
+        """whole: the batch that attention sees. batch: what is computed here."""
         spec, extras = self.spec, dict[str, Tensor]()
-        with nullcontext() if adapter else spec.adapter.off(self.module):
-            attention = spec.kernel.attention(batch, self.compute_dtype)
-            hidden = spec.model.hidden(self.base, batch, attention, extras)
+        attention = spec.kernel.attention(whole, self.compute_dtype)
+        hidden = spec.model.hidden(self.base, batch, attention, extras)
         predicting = hidden.flatten(0, 1).index_select(0, batch.predict_from)
-        heads = {"lm": spec.model.head(self.base), **self.heads}
-        return reader(View(predicting, slice(None), heads, extras))
+        return View(predicting, index, {"lm": spec.model.head(self.base), **self.heads}, extras)
+
+    @contextmanager
+    def plain(self) -> Iterator[nn.Module]:
+        """Within it the base computes whole rows by itself, for generation."""
+        if self.exchange is None:
+            yield self.base
+            return
+        self.spec.model.exchange_attention(self.base, None)
+        try:
+            yield self.base
+        finally:
+            self.spec.model.exchange_attention(self.base, self.exchange)
 
     def initial(self, name: str, where: tuple[slice, ...] | None) -> Tensor:
         """A parameter's or saved buffer's first values, or a slice of them, by its name in this module."""

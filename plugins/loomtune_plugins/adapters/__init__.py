@@ -23,6 +23,6 @@ def adapters() -> Sequence[Offer[Adapter]]:
             build="loomtune_plugins.adapters.lora:Lora",
             schema=LoraSettings,
             summary="trains low-rank additions to linear layers (LoRA, rsLoRA, LoRA+, DoRA) in peft's format",
-            provides=frozenset({Trait.ADAPTER_OFF}),
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
         ),
     )

@@ -11,6 +11,9 @@ PREFIX = "base_model.model."
 BASE = ".base_layer."
 """What peft puts between a wrapped layer and its own parameters."""
 
+HEADS = "heads."
+"""How scalar heads begin, which lie outside of what peft wraps."""
+
 _ADDED = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)\.default\.weight")
 
 
@@ -29,6 +32,8 @@ def added(name: str) -> Added | None:
 
 def woven_name(name: str, layers: Iterable[str]) -> str:
     """The name of a base tensor in the woven module. layers: the wrapped ones."""
+    if name.startswith(HEADS):
+        return name
     layer, _, leaf = name.rpartition(".")
     return f"{PREFIX}{layer}{BASE}{leaf}" if layer in layers else f"{PREFIX}{name}"
 

@@ -65,7 +65,7 @@ def _sums(
         found = run.objective.loss(run.roles, batch, totals, statistics)
         mine += [(f"term:{name}", float(value), 0.0) for name, value in found.terms.items()]
         mine += [(name, float(total), float(weight)) for name, (total, weight) in found.metrics.items()]
-    everyone = _added(entry for part in run.world.gather(list(mine)) for entry in part)
+    everyone = _added(entry for part in run.world.gather(mine if run.world.counts else []) for entry in part)
     return {name: everyone.pop(f"term:{name}", (0.0, 0.0))[0] for name in names}, everyone
 
 

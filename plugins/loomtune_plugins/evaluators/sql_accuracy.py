@@ -45,7 +45,7 @@ class SQLAccuracy(Evaluator):
         mine = range(run.world.rank, len(rows), run.world.size)  # generated everywhere, executed once
         same = sum(self._same(rows[i], queries[i], gold(rows[i]) or "") for i in mine)
         ran = sum(self._runs(rows[i], queries[i]) for i in mine)
-        right, valid = run.world.sum([same, ran])
+        right, valid = run.world.total([same, ran])
         return {"sql_accuracy": right / max(1, len(rows)), "sql_valid": valid / max(1, len(rows))}
 
     def _queries(self, run: Run, rows: Sequence[Row]) -> list[str]:

@@ -1,10 +1,13 @@
 """Attention back-ends."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from loomtune import hookimpl
 from loomtune.contracts import Kernel
 from loomtune.offers import Offer, Trait
+from loomtune.plan import Finding, Plan
 from loomtune_plugins.kernels.settings import SDPASettings
 
 
@@ -20,3 +23,18 @@ def kernels() -> Sequence[Offer[Kernel]]:
             provides=frozenset({Trait.ISOLATED_SEGMENTS}),
         ),
     )
+
+
+@hookimpl
+def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
+    """Packed samples need a kernel that keeps them apart, in an attention that takes its mask."""
+    if not plan.root.packing:
+        return []
+    if Trait.ISOLATED_SEGMENTS not in provided:
+        what = f"packing=true needs `{Trait.ISOLATED_SEGMENTS}`, which no chosen kernel provides"
+        return [Finding(what, "set packing=false, or kernel=[sdpa]")]
+    attention = str(plan.chosen("model").get("attention", ""))
+    if attention.startswith("flash_attention") and "sdpa" in plan.choices("kernel"):
+        what = f"packing=true needs a mask of its own for each row, which model.attention={attention} does not take"
+        return [Finding(what, "set packing=false, or model.attention=sdpa")]
+    return []

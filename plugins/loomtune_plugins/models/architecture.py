@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loomtune.contracts import Batch
 from loomtune.errors import UserError
 
 UNSEEDED = re.compile(r"(attn|attention).*drop|layerdrop|jitter")
@@ -105,20 +104,21 @@ def blocks(module: Any) -> list[nn.Module]:
     return [block for block in longest if block in found] or list(longest)
 
 
-def masks(config: Any, batch: Batch, attention: Mapping[str, Any]) -> Mapping[str, Any]:
+def masks(config: Any, positions: Tensor, attention: Mapping[str, Any], chosen: str = "") -> Mapping[str, Any]:
     """Fits a 4-D mask `(rows, 1, length, length)` to the model, since transformers takes one as it is.
 
     Eager attention adds its mask, so a boolean one becomes numbers. A layer's sliding window is cut out of it.
+    positions: `(rows, length)`. chosen: the attention; empty: as the config says.
     """
     mask, text = attention.get("attention_mask"), config.get_text_config()
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         return attention
-    if mask.dtype == torch.bool and text._attn_implementation == "eager":
+    if mask.dtype == torch.bool and (chosen or text._attn_implementation) == "eager":
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
     window = getattr(text, "sliding_window", None)
-    if not window or batch.tokens.shape[1] <= window:
+    if not window or positions.shape[1] <= window:
         return {**attention, "attention_mask": mask}
-    near = (batch.positions[:, None, :, None] - batch.positions[:, None, None, :]) < window
+    near = (positions[:, None, :, None] - positions[:, None, None, :]) < window
     narrow = mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
     kinds = getattr(text, "layer_types", None)
     if kinds is None:

@@ -17,6 +17,8 @@ from loomtune_plugins.models.tokenizer import HuggingFaceTokenizer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from loomtune.toolkit.sequence import Exchange
+
 ATTENTIONS = ("", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
@@ -115,16 +117,47 @@ class CausalLM(Model):
         self, module: nn.Module, batch: Batch, attention: Mapping[str, Any], extras: dict[str, Tensor] | None = None
     ) -> Tensor:
         """Last hidden states `(rows, length, width)` after the final norm."""
-        from loomtune_plugins.models.architecture import masks
+        from loomtune_plugins.models import architecture, exchange
 
         model: Any = module
+        exchanged = exchange.of(model)
+        if exchanged is None:
+            fitted = architecture.masks(model.config, batch.positions, attention)
+        else:
+            fitted = exchange.whole_masks(model, exchanged, batch, attention)
         output = model.get_decoder()(
             input_ids=batch.tokens,
             position_ids=batch.positions,
             use_cache=False,  # with a cache, position_ids alone would not keep packed samples apart
-            **masks(model.config, batch, attention),
+            **fitted,
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def check_sequence(self, ranks: int, tensor: int = 1) -> None:
+        """By the attention, the kind of positions and the number of heads."""
+        from loomtune_plugins.models import stretches
+
+        heads = int(self._value("num_attention_heads", "n_head"))
+        stretches.check(self.described(), self.attention, heads, ranks, tensor)
+
+    def exchange_attention(self, module: nn.Module, exchange: Exchange | None) -> None:
+        """Through transformers' registry of attention functions."""
+        from loomtune_plugins.models.exchange import install
+
+        super().exchange_attention(module, exchange)
+        install(module, exchange)
+
+    def check_tensor(self, ranks: int) -> None:
+        """By the plan of the family, and the numbers of heads."""
+        from loomtune_plugins.models import tensor_plan
+
+        tensor_plan.check(self.config(), ranks)
+
+    def tensor_plan(self, module: nn.Module, ranks: int) -> Mapping[str, str]:
+        """The plan that transformers has for the family, with the names of this module."""
+        from loomtune_plugins.models import tensor_plan
+
+        return tensor_plan.resolve(module, ranks)
 
     def head(self, module: nn.Module) -> nn.Module:
         """From `(..., width)` to logits, with the scaling or capping that the family does."""
@@ -139,12 +172,13 @@ class CausalLM(Model):
         return architecture.blocks(module)
 
     def save_config(self, folder: Path) -> None:
-        """Writes `config.json` for fp32 weights under the module's names."""
-        config = self.config()
-        config.architectures = [type(self.ghost()).__name__]
+        """Writes `config.json` for fp32 weights under the module's names, and with which tokens generation ends."""
+        config, module = self.config(), self.ghost()
+        config.architectures = [type(module).__name__]
         config.dtype = "float32"
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder)
+        module.generation_config.save_pretrained(folder)
 
 
 def fingerprint(*parts: object) -> str:

@@ -14,6 +14,8 @@ TINY = Path(__file__).parent / "tiny"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")
+HEADS = "heads.safetensors"
+"""Scalar heads that a run left beside the model's own weights."""
 HASHED_WHOLE = 256 * 2**20
 
 
@@ -22,12 +24,17 @@ def resolve(path: str, checkpoint: str = "latest", revision: str = "", trusted: 
 
     Raises UserError where there is no such thing; a hub id is downloaded, or found in the cache.
     """
+    return locate(path, checkpoint) or _download(path, revision, trusted)
+
+
+def locate(path: str, checkpoint: str = "latest") -> Path | None:
+    """The folder of a model on this machine; None for a hub id. Raises UserError where `resolve` would."""
     here = Path(path).expanduser() if path else TINY
     if here.is_dir():
         return _trained(here, checkpoint)
     # `runs/x` with a folder `runs` at hand is a misspelt folder, not somebody's repository.
     if HUB_ID.fullmatch(path) and not Path(path).parent.is_dir():
-        return _download(path, revision, trusted)
+        return None
     raise UserError.of(f"there is no model folder '{here}'.{_nearest(here)}", "set model.path to a folder or a hub id")
 
 

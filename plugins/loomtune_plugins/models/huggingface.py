@@ -30,6 +30,13 @@ class HuggingFace(CausalLM):
         chosen = self._settings
         return folders.resolve(chosen.path, chosen.checkpoint, chosen.revision, chosen.trust_remote_code)
 
+    def find(self) -> None:
+        """Finds the files and reads the config of what is no hub id."""
+        if folder := folders.locate(self._settings.path, self._settings.checkpoint):
+            folders.read_config(folder)
+            folders.weight_files(folder)
+        folders.locate(self._settings.tokenizer)
+
     def check(self) -> None:
         """Finds the files and reads the config; downloads a hub id."""
         if self.trusted:
@@ -62,13 +69,15 @@ class HuggingFace(CausalLM):
     def fingerprint(self) -> str:
         """Digest of config and weights, wherever they lie."""
         files = [self.folder / "config.json", *folders.weight_files(self.folder)]
+        files += [heads] if (heads := self.folder / folders.HEADS).is_file() else []
         return fingerprint([folders.digest(file) for file in files])
 
     def weights(self, seed: int) -> WeightSource:
         """What the files hold; nothing is drawn."""
         from loomtune_plugins.models.stored import StoredWeights
 
-        return StoredWeights(folders.weight_files(self.folder), self.ghost())
+        heads = self.folder / folders.HEADS
+        return StoredWeights(folders.weight_files(self.folder), self.ghost(), heads if heads.is_file() else None)
 
     def _set_generation(self, settings: Any) -> None:
         super()._set_generation(settings)

@@ -25,12 +25,17 @@ class Random(CausalLM):
 
     def check(self) -> None:
         """Checks that there is a shape, and that it and the tokenizer go together."""
+        self.find()
+        super().check()
+
+    def find(self) -> None:
+        """Reads the shape, and finds the tokenizer where it is no hub id."""
         if not self.described().get("model_type"):
             raise UserError.of(
                 "no architecture is named for drawn weights",
                 "choose a named shape such as model=llama_35m, or set model.config=FILE or model.shape.model_type",
             )
-        super().check()
+        folders.locate(self._settings.tokenizer)
 
     @cached_property
     def _shape(self) -> dict[str, Any]:

@@ -24,14 +24,18 @@ class StoredWeights(WeightSource):
     """The weights of a model's files.
 
     files: safetensors. module: the skeleton on the meta device, which says what names and shapes are wanted.
+    heads: a file of scalar heads that were trained before, if there is one.
     Raises UserError where files and module do not agree.
     """
 
-    def __init__(self, files: Sequence[Path], module: Any) -> None:
+    def __init__(self, files: Sequence[Path], module: Any, heads: Path | None = None) -> None:
         pieces = {name: Stored(file, name) for file in map(OpenFile, files) for name in file.handle.keys()}  # noqa: SIM118
         self._pieces = _renamed(pieces, module)
         self._aliases = _tie(self._pieces, module.all_tied_weights_keys)
         _compare(self._pieces, self._aliases, module)
+        if heads is not None:
+            file = OpenFile(heads)
+            self._pieces |= {name: Stored(file, name) for name in file.handle.keys()}  # noqa: SIM118
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor once: of tied names, the one that the others are tied to."""

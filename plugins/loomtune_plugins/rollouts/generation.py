@@ -24,7 +24,7 @@ def generate(
     with role.engine.evaluating(), role.engine.gathered() as module, _own_defaults(module), torch.no_grad():
         for start in range(0, len(by_length), batch):
             chosen = by_length[start : start + batch]
-            noise = RowNoise(seed, [world.rank + world.size * i for i in chosen])
+            noise = RowNoise(seed, [world.replica + world.replicas * i for i in chosen])
             done = _continued(module, [prompts[i] for i in chosen], sampling, noise, world.device)
             for i, tokens in zip(chosen, done, strict=True):
                 completions[i] = tokens

@@ -5,7 +5,10 @@ from __future__ import annotations
 from loomtune import hookimpl
 from loomtune.contracts import Sharding
 from loomtune.offers import Offer, Trait
-from loomtune_plugins.shardings.settings import DDPSettings, FSDPSettings, SingleSettings
+from loomtune_plugins.shardings.rules import preflight
+from loomtune_plugins.shardings.settings import DDPSettings, FSDPSettings, SingleSettings, ZeroSettings
+
+__all__ = ["preflight", "shardings"]
 
 
 @hookimpl
@@ -24,6 +27,7 @@ def shardings() -> list[Offer[Sharding]]:
             schema=DDPSettings,
             summary="every process holds everything; gradients are summed (torch DDP)",
             provides=frozenset({Trait.STREAMED_BIRTH, Trait.MANY_PROCESSES}),
+            variants={"sequence": ("sharding.sequence=2",)},
         ),
         Offer(
             name="fsdp",
@@ -31,5 +35,24 @@ def shardings() -> list[Offer[Sharding]]:
             schema=FSDPSettings,
             summary="parameters, gradients and optimizer state sharded by block (torch FSDP2, HSDP)",
             provides=frozenset({Trait.STREAMED_BIRTH, Trait.MANY_PROCESSES, Trait.SHARDED_WEIGHTS}),
+            variants={
+                "hsdp": ("sharding.replicate=2",),
+                "offload": ("sharding.offload=true",),
+                "tensor": ("sharding.tensor=2",),
+                "sequence": ("sharding.sequence=2",),
+            },
+        ),
+        Offer(
+            name="zero",
+            build="loomtune_plugins.shardings.zero:Zero",
+            schema=ZeroSettings,
+            summary="optimizer state, gradients and parameters in parts (DeepSpeed ZeRO stages 1 to 3), with offload",
+            provides=frozenset({Trait.STREAMED_BIRTH, Trait.MANY_PROCESSES, Trait.SHARDED_WEIGHTS}),
+            variants={
+                "stage 1": ("sharding.stage=1",),
+                "stage 2": ("sharding.stage=2",),
+                "stage 3": ("sharding.stage=3",),
+                "offload": ("sharding.offload=all",),
+            },
         ),
     ]

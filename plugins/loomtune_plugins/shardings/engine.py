@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
 from torch.utils.checkpoint import checkpoint
 
 from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
@@ -19,7 +19,7 @@ from loomtune.toolkit.dropout import SeededDropout, dropout_keys, recompute_keys
 from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
 from loomtune_plugins.shardings.groups import parameter_groups
-from loomtune_plugins.shardings.norms import total_norm
+from loomtune_plugins.shardings.norms import scale_down, total_norm
 
 Region = tuple[slice, ...]
 
@@ -63,7 +63,7 @@ class Layout(ABC):
         return device
 
     @abstractmethod
-    def answers_for(self, index: int, sizes: list[int]) -> bool:
+    def answers_for(self, parameter: nn.Parameter, index: int, sizes: list[int]) -> bool:
         """True where this rank writes its part of the index-th trained parameter. sizes: bytes of all of them."""
 
     @property
@@ -75,9 +75,17 @@ class Layout(ABC):
 class TorchEngine(Engine):
     """Birth on the meta device, weights read region by region, torch's optimizer, exact sums."""
 
-    def __init__(self, spec: EngineSpec, world: World, layout: Layout, *, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        world: World,
+        layout: Layout,
+        *,
+        recompute: bool = False,
+        sequence: dist.ProcessGroup | None = None,
+    ) -> None:
         self.spec, self.world, self.layout = spec, world, layout
-        self.network = Network(spec)
+        self.network = Network(spec, sequence=sequence)
         if recompute:
             _recompute(spec.model.blocks(self.network.base))
         self._set_dtypes()
@@ -136,7 +144,7 @@ class TorchEngine(Engine):
         norm = total_norm(gradients)
         if proceed(float(norm)):
             if clip > 0:
-                clip_grads_with_norm_(list(self.trainable.values()), clip, norm)
+                scale_down(gradients, clip, norm)
             for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
                 group["lr"] = rate * scale
             self.optimizer.step()
@@ -158,8 +166,8 @@ class TorchEngine(Engine):
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
-        with self.evaluating():
-            yield self.network.base if self.layout.whole else self._twin()
+        with self.evaluating(), self.network.plain() as base:
+            yield base if self.layout.whole else self._twin()
 
     def _twin(self) -> nn.Module:
         """A plain network with the weights of this one, whole on every rank for as long as it is used."""
@@ -189,7 +197,7 @@ class TorchEngine(Engine):
         sizes = [parameter.numel() for parameter in self.trainable.values()]
         for index, (name, parameter) in enumerate(self.trainable.items()):
             region = self.layout.region(parameter)
-            if not self.layout.answers_for(index, sizes) or any(part.start >= part.stop for part in region):
+            if not self.layout.answers_for(parameter, index, sizes) or any(part.start >= part.stop for part in region):
                 continue
             tensors = {"weight": self.layout.local(parameter.detach()), **self._state_of(parameter)}
             offset = tuple(part.start for part in region)
@@ -242,7 +250,7 @@ class TorchEngine(Engine):
     def close(self) -> None:
         self.optimizer = None
         self.named, self.trainable = {}, {}
-        del self.wrapped, self.network
+        del self.wrapped, self.network, self.layout
 
 
 def _recompute(blocks: list[nn.Module]) -> None:

@@ -1,14 +1,16 @@
-"""Fully sharded data parallelism (torch FSDP2)."""
+"""Fully sharded data parallelism (torch FSDP2), with tensor parallelism inside its shards."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Engine, EngineSpec, Sharding
+from loomtune.contracts import Engine, EngineSpec, Model, Sharding
 from loomtune.errors import UserError
+from loomtune_plugins.shardings.grid import Grid
 from loomtune_plugins.shardings.settings import FSDPSettings
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
     from torch.distributed.device_mesh import DeviceMesh
 
     from loomtune.world import World
@@ -19,32 +21,51 @@ class FSDP(Sharding):
 
     def __init__(self, settings: FSDPSettings) -> None:
         self.settings = settings
+        self._mesh: DeviceMesh | None = None
+        self._sequence: dist.ProcessGroup | None = None
 
     def check(self, world_size: int) -> None:
-        replicate = self.settings.replicate
-        if replicate < 1 or world_size % replicate:
-            fits = [n for n in range(1, world_size + 1) if world_size % n == 0]
-            nearest = min(fits, key=lambda n: abs(n - replicate))
+        grid = self._grid(world_size)
+        if self.settings.prefetch < 0:
+            raise UserError.of(f"sharding.prefetch={self.settings.prefetch} is less than 0", "set sharding.prefetch=0")
+        if world_size and not isinstance(self.settings.reshard, bool):
+            self._check_regrouping(self.settings.reshard, grid.shard * grid.sequence)
+
+    def _check_regrouping(self, group: int, sharers: int) -> None:
+        if self.settings.tensor > 1:
             raise UserError.of(
-                f"{world_size} processes cannot be divided into {replicate} copies",
-                f"set sharding.replicate={nearest}, or launch a multiple of {max(replicate, 1)} processes",
+                f"sharding.reshard={group} cannot regroup parameters that sharding.tensor={self.settings.tensor} cuts",
+                "set sharding.reshard to true or false",
+            )
+        if not 1 < group < sharers or sharers % group:
+            inner = [n for n in range(2, sharers) if sharers % n == 0]
+            nearest = min(inner, key=lambda n: abs(n - group), default="true")
+            raise UserError.of(
+                f"sharding.reshard={group} is no group within the {sharers} ranks that share the parameters",
+                f"set sharding.reshard={nearest}",
             )
 
+    def suits(self, model: Model) -> None:
+        if self.settings.tensor > 1:
+            model.check_tensor(self.settings.tensor)
+        if self.settings.sequence > 1:
+            model.check_sequence(self.settings.sequence, self.settings.tensor)
+
     def replicas(self, world: World) -> tuple[int, int]:
-        return world.rank, world.size
+        return self._grid(world.size).replica(world.rank)
+
+    def _grid(self, world_size: int) -> Grid:
+        chosen = self.settings
+        return Grid.of(world_size, replicate=chosen.replicate, sequence=chosen.sequence, tensor=chosen.tensor)
 
     def engine(self, spec: EngineSpec, world: World) -> Engine:
         from loomtune_plugins.shardings.engine import TorchEngine
+        from loomtune_plugins.shardings.meshes import parameter_mesh, sequence_group
         from loomtune_plugins.shardings.sharded import Sharded
 
-        mesh = self._mesh(world)
-        layout = Sharded(self.settings, mesh, spec.precision)
-        return TorchEngine(spec, world, layout, recompute=self.settings.activation_checkpointing)
-
-    def _mesh(self, world: World) -> DeviceMesh:
-        from torch.distributed.device_mesh import init_device_mesh
-
-        copies, kind = self.settings.replicate, world.device.type
-        if copies == 1:
-            return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
-        return init_device_mesh(kind, (copies, world.size // copies), mesh_dim_names=("replicate", "shard"))
+        if self._mesh is None:  # one for all roles: each new mesh makes process groups
+            grid, kind = self._grid(world.size), world.device.type
+            self._mesh, self._sequence = parameter_mesh(grid, kind), sequence_group(grid, kind)
+        layout = Sharded(self.settings, self._mesh, spec.precision)
+        recompute = self.settings.activation_checkpointing
+        return TorchEngine(spec, world, layout, recompute=recompute, sequence=self._sequence)

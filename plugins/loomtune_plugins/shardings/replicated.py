@@ -48,7 +48,7 @@ class Replicated(Layout):
             return nullcontext()
         return self.ddp.no_sync()
 
-    def answers_for(self, index: int, sizes: list[int]) -> bool:
+    def answers_for(self, parameter: nn.Parameter, index: int, sizes: list[int]) -> bool:
         """Replicas share the writing: a parameter falls to the rank in whose equal part of the bytes it begins."""
         before, total = sum(sizes[:index]), sum(sizes)
         return before * self.world.size // max(total, 1) == self.world.rank

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from loomtune.toolkit.network import Network
+from loomtune_plugins.shardings.collectives import joined
 from loomtune_plugins.shardings.engine import Layout, Region
 from loomtune_plugins.shardings.settings import FSDPSettings
+from loomtune_plugins.shardings.tensor import cut
 
 
 class Sharded(Layout):
-    """Every parameter cut along its first dimension over the ranks of a shard group."""
+    """Every parameter cut along its first dimension over the ranks of a shard group.
+
+    mesh: of the dimensions `replicate`, `shard` and `tensor`, the last one's cut coming first; `shard` is always there.
+    """
 
     autocasts = False
 
@@ -28,8 +36,10 @@ class Sharded(Layout):
 
     def shard(self, network: Network) -> None:
         self.network = network
-        model = network.spec.model
-        for block in model.blocks(network.base):
+        if "tensor" in self._names:
+            cut(network, self.mesh["tensor"])
+        blocks = network.spec.model.blocks(network.base)
+        for block in blocks:
             self._fully_shard(block, self.settings.reshard)
         # Used last in forward and first in backward, the root's parameters stay, unless there is no backward.
         self._fully_shard(network, network.spec.optimizer is None)
@@ -37,13 +47,29 @@ class Sharded(Layout):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
                 module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
+        self._prefetch(network, blocks)
 
-    def _fully_shard(self, module: nn.Module, reshard: bool) -> None:
+    def _prefetch(self, network: Any, blocks: Sequence[Any]) -> None:
+        ahead = self.settings.prefetch
+        if ahead:  # without, torch gathers the next block while one computes, as far as its streams let it
+            network.set_modules_to_forward_prefetch(blocks[:ahead])
+            for i, block in enumerate(blocks):
+                block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + ahead])
+                block.set_modules_to_backward_prefetch(blocks[max(i - ahead, 0) : i][::-1])
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        names = self.mesh.mesh_dim_names
+        assert names is not None, "dimensions are known by their names"
+        return names
+
+    def _fully_shard(self, module: nn.Module, reshard: bool | int) -> None:
         compute = torch.bfloat16 if self.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
         on_gpu = self.mesh.device_type != "cpu"
         offload = CPUOffloadPolicy(pin_memory=on_gpu) if self.settings.offload else OffloadPolicy()
-        fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
+        mesh = self.mesh[tuple(name for name in self._names if name != "tensor")]
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
 
     def wrap(self, network: Network) -> nn.Module:
         return network
@@ -59,7 +85,14 @@ class Sharded(Layout):
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def full(self, tensor: Tensor) -> Tensor:
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not isinstance(tensor, DTensor):
+            return tensor
+        mesh, whole = tensor.device_mesh, tensor.to_local()
+        cuts = {i: place.dim for i, place in enumerate(tensor.placements) if isinstance(place, Shard | _StridedShard)}
+        for i, dim in cuts.items():  # the last dimension of the mesh made the first cut
+            before = math.prod(mesh.size(other) for other in cuts if other > i and cuts[other] == dim)
+            whole = joined(whole, dim, tensor.shape[dim] // before, mesh.get_group(i))
+        return whole
 
     def settle(self) -> None:
         if self.network is not None:
@@ -76,9 +109,12 @@ class Sharded(Layout):
         self.network.set_is_last_backward(last)  # type: ignore[operator]
         yield
 
-    def answers_for(self, index: int, sizes: list[int]) -> bool:
-        """Of several copies of a shard, the first copy's ranks write."""
-        return self.settings.replicate == 1 or self.mesh.get_local_rank("replicate") == 0
+    def answers_for(self, parameter: nn.Parameter, index: int, sizes: list[int]) -> bool:
+        """Of several copies of a part, the first one's rank writes."""
+        assert isinstance(parameter, DTensor)
+        placed = dict(zip(parameter.device_mesh.mesh_dim_names or (), parameter.placements, strict=True))
+        copied = [name for name in self._names if name not in placed or placed[name].is_replicate()]
+        return all(self.mesh.get_local_rank(name) == 0 for name in copied)
 
     @property
     def whole(self) -> bool:

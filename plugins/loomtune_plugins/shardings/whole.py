@@ -31,7 +31,7 @@ class Whole(Layout):
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def answers_for(self, index: int, sizes: list[int]) -> bool:
+    def answers_for(self, parameter: nn.Parameter, index: int, sizes: list[int]) -> bool:
         return True
 
     @property

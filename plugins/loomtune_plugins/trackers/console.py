@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
 from loomtune.errors import UserError
-from loomtune.metrics import read
 from loomtune_plugins.trackers.measured import BEFORE, Measured, before_and_after, by_step
+from loomtune_plugins.trackers.metrics import read
 from loomtune_plugins.trackers.settings import ConsoleSettings
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
-from loomtune.metrics import MetricsLog
+from loomtune_plugins.trackers.metrics import MetricsLog
 from loomtune_plugins.trackers.settings import JsonlSettings
 
 if TYPE_CHECKING:

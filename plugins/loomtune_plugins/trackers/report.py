@@ -13,10 +13,10 @@ import yaml
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
 from loomtune.errors import UserError
-from loomtune.metrics import read
 from loomtune_plugins.trackers import page
 from loomtune_plugins.trackers.charts import bars, curves
 from loomtune_plugins.trackers.measured import BEFORE, OF_THE_LOOP, before_and_after, by_step, evaluations
+from loomtune_plugins.trackers.metrics import read
 from loomtune_plugins.trackers.secrets import without_secrets
 from loomtune_plugins.trackers.settings import ReportSettings
 
@@ -40,7 +40,16 @@ class Report(Tracker):
     def run_finished(self, run: Run, status: str) -> None:
         """Writes `RUN/report.html`, unless the run ended before its first step."""
         if read(run.folder):
-            (run.folder / "report.html").write_text(self.render(run.folder, status), encoding="utf-8")
+            self._write(run.folder, status)
+
+    def redraw(self, folder: Path) -> Path:
+        """Writes `report.html` again."""
+        return self._write(folder)
+
+    def _write(self, folder: Path, status: str = "") -> Path:
+        path = folder / "report.html"
+        path.write_text(self.render(folder, status), encoding="utf-8")
+        return path
 
     def describe(self, run: Run) -> str:
         """Where the page is."""

@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 
 from loomtune.checkpoint import Saver, Servable
-from loomtune.contracts import ParameterShard
+from loomtune.contracts import ParameterShard, StateKind
 
 Network = dict[str, dict[str, Tensor]]
+KINDS = {
+    "exp_avg": StateKind.LIKE,
+    "exp_avg_sq": StateKind.LIKE,
+    "step": StateKind.SCALAR,
+    "quantised": StateKind.OPAQUE,
+}
 Cut = Callable[[tuple[int, ...]], tuple[slice, ...] | None]
 
 
@@ -143,7 +149,8 @@ def on_ranks(size: int, work: Callable[[ThreadWorld], Any]) -> list[Any]:
 
 
 def saver(folder: Path, world: Any = None, **more: Any) -> Saver:
-    return Saver(folder, world or Alone(), run="run-hash", attempt="a1", **{"background": False, **more})
+    settings = {"background": False, "kinds": KINDS, **more}
+    return Saver(folder, world or Alone(), run="run-hash", attempt="a1", **settings)
 
 
 def save(folder: Path, step: int, engine: FakeEngine | None = None, **more: Any) -> Path:

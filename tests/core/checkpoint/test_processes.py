@@ -18,7 +18,7 @@ RANK = """
 import shutil, sys
 from pathlib import Path
 import torch
-from checkpoint_fakes import FakeEngine, full, rows
+from checkpoint_fakes import KINDS, FakeEngine, full, rows
 from safetensors.torch import load_file
 from loomtune import world
 from loomtune.checkpoint import Reader, Saver
@@ -27,7 +27,7 @@ from loomtune.signals import end
 folder = Path(sys.argv[1])
 tensors = {n: {"weight": w, "exp_avg": w * 2} for n, w in load_file(folder / "model.safetensors").items()}
 here = world.join()
-saver = Saver(folder / "checkpoints", here, run="r", attempt="a", background=True)
+saver = Saver(folder / "checkpoints", here, run="r", attempt="a", background=True, kinds=KINDS)
 engine = FakeEngine(tensors, rows(here.rank, [1, 2]))
 saver.start(3, {"policy": engine}, {"samples": 24}, full(describe=lambda to: shutil.copy(folder / "config.json", to)))
 for parameter in tensors.values():

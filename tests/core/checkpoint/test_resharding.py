@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_fakes import FakeEngine, full, network, on_ranks, rows, saver
+from checkpoint_fakes import FakeEngine, full, network, on_ranks, rows, save, saver
 
-from loomtune.checkpoint import Reader
+from loomtune.checkpoint import Manifest, Reader
 from loomtune.checkpoint.reader import MissingTensorError
 from loomtune.errors import CheckpointError
 
@@ -124,3 +124,52 @@ def test_opaque_state_is_read_under_its_own_layout_and_refused_under_another(tmp
     for region in (None, (slice(0, 3),), (slice(2, 6),)):
         with pytest.raises(CheckpointError, match="only under the layout that wrote it"):
             read("w", "quantised", region)
+
+
+def test_what_a_tensor_is_its_optimizer_says_not_its_shape(tmp_path: Path) -> None:
+    """Codes of a quantised moment may have the shape of their parameter and still mean nothing elsewhere."""
+
+    def work(world: Any) -> Any:
+        one = saver(tmp_path, world)
+        tensors = {"w": {"weight": torch.arange(8.0), "quantised": torch.arange(8, dtype=torch.uint8)}}
+        one.start(1, {"policy": FakeEngine(tensors, rows(world.rank, [1, 1]))}, {})  # type: ignore[dict-item]
+        return one.finish()
+
+    read = Reader(on_ranks(2, work)[0]).read("policy")
+    assert len(read("w", "quantised", (slice(0, 4),))) == 4
+    with pytest.raises(CheckpointError, match="only under the layout that wrote it"):
+        read("w", "quantised", None)
+
+
+def test_state_of_another_shape_than_was_declared_is_not_saved(tmp_path: Path) -> None:
+    tensors = {"w": {"weight": torch.arange(8.0), "exp_avg": torch.zeros(5)}}
+    with pytest.raises(AssertionError, match="w/exp_avg is declared to be like its parameter"):
+        save(tmp_path, 1, FakeEngine(tensors))
+    with pytest.raises(AssertionError, match=r"w has \['momentum'\], which its optimizer does not declare"):
+        save(tmp_path, 1, FakeEngine({"w": {"weight": torch.arange(8.0), "momentum": torch.zeros(8)}}))
+
+
+def test_state_that_was_still_to_be_made_is_told_from_state_that_is_lost(tmp_path: Path) -> None:
+    """An expert that met no token yet has no moments, which is no fault; the moments of another that are gone are."""
+    tensors = network() | {"expert.weight": {"weight": torch.ones(2, 2)}}
+    path = save(tmp_path, 1, FakeEngine(tensors))
+    with pytest.raises(MissingTensorError, match=r"no exp_avg of policy's expert\.weight; what it holds there: weight"):
+        Reader(path).read("policy")("expert.weight", "exp_avg", None)
+    manifest = Manifest.read(path)
+    del manifest.index["policy", "norm.bias", "exp_avg"]
+    (path / "manifest.json").unlink()
+    manifest.write(path)
+    with pytest.raises(CheckpointError, match=r"no exp_avg of policy's norm\.bias") as caught:
+        Reader(path).read("policy")("norm.bias", "exp_avg", None)
+    assert not isinstance(caught.value, KeyError), "an engine would begin anew without a word"
+
+
+def test_ranks_without_a_part_do_not_hide_what_others_have(tmp_path: Path) -> None:
+    def work(world: Any) -> Any:
+        one = saver(tmp_path, world)
+        tensors = network() if world.rank else {"scale": {"weight": network()["scale"]["weight"]}}
+        one.start(1, {"policy": FakeEngine(tensors, rows(world.rank, [0, 1]))}, {})  # type: ignore[dict-item]
+        return one.finish()
+
+    read = Reader(on_ranks(2, work)[0]).read("policy")
+    assert torch.equal(read("embed.weight", "exp_avg", None), network()["embed.weight"]["exp_avg"])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_fakes import Alone, FakeEngine, equal, full, network, on_ranks, rows, save, saver
+from checkpoint_fakes import Alone, FakeAdapter, FakeEngine, equal, full, network, on_ranks, rows, save, saver
 from safetensors.torch import load_file
 
-from loomtune.checkpoint import Reader, latest
+from loomtune.checkpoint import Reader, Servable, latest
 from loomtune.checkpoint import saver as saver_module
 from loomtune.errors import CheckpointError, LeaseLost
 
@@ -115,20 +115,29 @@ def test_weights_are_stored_once(tmp_path: Path) -> None:
     assert len(list((path / "model").glob("*.safetensors"))) == 2
 
 
-def test_scalar_heads_are_kept_out_of_the_model_and_come_back(tmp_path: Path) -> None:
-    tensors = network() | {"heads.value.weight": {"weight": torch.ones(1, 3)}}
-    one = saver(tmp_path)
-    one.start(5, {"policy": FakeEngine(tensors)}, {}, full())  # type: ignore[dict-item]
-    path = one.finish() or tmp_path
-    assert "heads.value.weight" not in load_file(path / "model" / "model.safetensors")
-    assert torch.equal(Reader(path).read("policy")("heads.value.weight", "weight", None), torch.ones(1, 3))
+@pytest.mark.parametrize("saves_base", [True, False], ids=["beside the model", "beside the adapter"])
+def test_scalar_heads_lie_in_a_file_of_their_own_and_come_back(tmp_path: Path, saves_base: bool) -> None:
+    tensors = network() | {"heads.value.weight": {"weight": torch.ones(1, 3), "exp_avg": torch.full((1, 3), 2.0)}}
+    servable = Servable(role="policy", adapter=FakeAdapter(saves_base), base="base", describe=lambda folder: None)  # type: ignore[arg-type]
+
+    def work(world: Any) -> Any:
+        one = saver(tmp_path, world)
+        one.start(5, {"policy": FakeEngine(tensors, rows(world.rank, [0, 1]))}, {}, servable)  # type: ignore[dict-item]
+        return one.finish()
+
+    path = on_ranks(2, work)[0]
+    folder = path / ("model" if saves_base else "adapter")
+    assert torch.equal(load_file(folder / "heads.safetensors")["heads.value.weight"], torch.ones(1, 3))
+    others = {
+        key for file in path.rglob("*.safetensors") if file.name != "heads.safetensors" for key in load_file(file)
+    }
+    assert {key for key in others if "heads" in key} == {"heads.value.weight/exp_avg"}, "each number is stored once"
+    read = Reader(path).read("policy")
+    assert torch.equal(read("heads.value.weight", "weight", None), torch.ones(1, 3))
+    assert torch.equal(read("heads.value.weight", "exp_avg", None), torch.full((1, 3), 2.0))
 
 
 def test_an_adapter_gets_what_it_added_and_trained_and_no_other_part_of_the_base(tmp_path: Path) -> None:
-    from checkpoint_fakes import FakeAdapter
-
-    from loomtune.checkpoint import Servable
-
     trained = {name: {"weight": torch.ones(2, 2)} for name in ("woven.q.lora_A", "woven.embed.weight")}
     frozen = {"woven.q.weight": torch.ones(4, 4), "woven.q.lora_frozen": torch.ones(1)}
     one = saver(tmp_path)

@@ -41,7 +41,7 @@ class Sft:
 class Alone:
     rank, size = 0, 1
 
-    def sum(self, numbers: list[float]) -> list[float]:
+    def total(self, numbers: list[float]) -> list[float]:
         return list(numbers)
 
 
@@ -121,7 +121,7 @@ def test_each_rank_executes_its_share() -> None:
         def __init__(self, rank: int) -> None:
             self.rank = rank
 
-        def sum(self, numbers: list[float]) -> list[float]:
+        def total(self, numbers: list[float]) -> list[float]:
             shares.append(list(numbers))
             return list(numbers)
 

@@ -9,6 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loomtune.errors import UserError
+from loomtune.testing import toy
+from loomtune.toolkit.network import Network
+from loomtune_plugins.adapters.full import Full
+from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.settings import FullSettings, LoraSettings
 from loomtune_plugins.models.huggingface import HuggingFace, Tiny
 from loomtune_plugins.models.settings import HuggingFaceSettings, TinySettings
 from plugins.models.conftest import SHARED, batch, born, causal
@@ -93,6 +98,19 @@ def test_several_files_with_an_index_are_one_source(saved, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     weights = model(tmp_path).weights(0)
     assert all(torch.equal(weights.read(name), tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("adapter", [Full(FullSettings()), Lora(LoraSettings(rank=2))], ids=["full", "lora"])
+def test_a_scalar_head_that_a_run_left_beside_the_weights_is_the_next_ones_first_value(saved, tmp_path, adapter):
+    folder = shutil.copytree(saved("llama"), tmp_path / "scored")
+    trained = torch.arange(float(json.loads((folder / "config.json").read_text())["hidden_size"]))[None]
+    before = model(folder).fingerprint()
+    save_file({"heads.reward.weight": trained}, folder / "heads.safetensors")
+    network = Network(replace(toy.spec(model(folder), heads=("reward", "value")), adapter=adapter))
+    assert torch.equal(network.initial("heads.reward.weight", None), trained)
+    assert torch.equal(network.initial("heads.reward.weight", (slice(0, 1), slice(2, 4))), trained[:, 2:4])
+    assert not torch.equal(network.initial("heads.value.weight", None), trained), "this one is drawn"
+    assert model(folder).fingerprint() != before
 
 
 def test_missing_and_unexpected_weights_are_named(saved, tmp_path):

@@ -93,3 +93,11 @@ def test_the_config_that_is_saved_has_the_shape(words, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["hidden_size"] == 32
+
+
+def test_an_end_of_generation_is_saved_with_the_config(words, tmp_path):
+    model = drawn("llama", words)
+    model.save_config(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == model.tokenizer().eos_id
+    assert saved["pad_token_id"] == model.tokenizer().pad_id

@@ -11,7 +11,7 @@ import pytest
 from loomtune.contracts import Sample
 from loomtune.contracts.role import View
 from loomtune.errors import UserError
-from loomtune.samples import prepare
+from loomtune.samples import Source, chain, prepare
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.jsonl import Jsonl
 from loomtune_plugins.models.tokenizer import HuggingFaceTokenizer
@@ -181,7 +181,8 @@ def test_gsm8k_becomes_samples_that_end_and_learn_the_answer_alone(tmp_path: Pat
         path=str(SHARED / "data" / "gsm8k" / "train.jsonl"), prompt="question", completion="answer", limit=200
     )
     data, tokenizer = Jsonl(settings), HuggingFaceTokenizer(SHARED / "models" / "stories260k")
-    samples = prepare(data, Sft(SftSettings(separator="\n")), tokenizer, "train", 512, tmp_path, 512)
+    source = Source(data, Sft(SftSettings(separator="\n")), tokenizer, "train", 512)
+    samples = prepare(source, tmp_path, 512)
     assert len(samples) == 200
     for index, row in enumerate(data.rows("train")):
         sample = samples[index]
@@ -190,7 +191,7 @@ def test_gsm8k_becomes_samples_that_end_and_learn_the_answer_alone(tmp_path: Pat
             assert tokenizer.decode(targets(sample), special=True) == f"{row['completion']}</s>"
     whole = [ids(samples[index])[-1] == tokenizer.eos_id for index in range(200)]
     assert samples.cut == whole.count(False) > 0
-    assert samples.chains.tolist() == samples.lengths.tolist()
+    assert [chain(sample) for sample in samples] == samples.lengths.tolist()
 
 
 def test_rows_become_samples_without_torch() -> None:

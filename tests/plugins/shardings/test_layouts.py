@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,10 @@ from loomtune.testing import toy
 from loomtune.toolkit import log_probs
 from loomtune.world import World
 from loomtune_plugins.shardings.replicated import Replicated
-from loomtune_plugins.shardings.settings import FSDPSettings
-from loomtune_plugins.shardings.sharded import Sharded
 from toys import sample
 
 NAMES = ["single", "ddp", "fsdp"]
+PARAMETER = nn.Parameter(torch.zeros(1))
 
 
 def sharding(name: str, **settings: Any) -> Sharding:
@@ -40,20 +40,15 @@ def world(rank: int, size: int) -> World:
 def test_replicas_write_every_parameter_once(size: int, sizes: list[int]) -> None:
     replicas = [Replicated(world(rank, size), 25) for rank in range(size)]
     for index in range(len(sizes)):
-        assert sum(one.answers_for(index, sizes) for one in replicas) == 1
+        assert sum(one.answers_for(PARAMETER, index, sizes) for one in replicas) == 1
 
 
 def test_replicas_share_the_writing_out_evenly() -> None:
     sizes = [10] * 16
-    shares = [sum(Replicated(world(rank, 4), 25).answers_for(i, sizes) for i in range(16)) for rank in range(4)]
+    shares = [
+        sum(Replicated(world(rank, 4), 25).answers_for(PARAMETER, i, sizes) for i in range(16)) for rank in range(4)
+    ]
     assert shares == [4, 4, 4, 4]
-
-
-@pytest.mark.parametrize(("replicate", "copy", "writes"), [(1, 0, True), (2, 0, True), (2, 1, False)])
-def test_of_several_copies_of_a_shard_the_first_writes(replicate: int, copy: int, writes: bool) -> None:
-    mesh = SimpleNamespace(get_local_rank=lambda name: copy)
-    layout = Sharded(FSDPSettings(replicate=replicate), mesh, "fp32")  # type: ignore[arg-type]
-    assert layout.answers_for(0, [1]) is writes
 
 
 def test_one_process_is_all_that_single_takes() -> None:
@@ -76,6 +71,29 @@ def test_a_world_that_cannot_be_divided_is_refused_with_the_nearest_that_can(
 def test_a_world_that_can_be_divided_is_taken(replicate: int) -> None:
     sharding("fsdp", replicate=replicate).check(8)
     sharding("ddp").check(8)
+
+
+@pytest.mark.parametrize(("reshard", "cure"), [(3, "reshard=2"), (8, "reshard=4"), (0, "reshard=2"), (1, "reshard=2")])
+def test_a_group_to_keep_parameters_in_must_divide_the_ranks_that_share_them(reshard: int, cure: str) -> None:
+    with pytest.raises(UserError, match=rf"set .*{cure}"):
+        sharding("fsdp", reshard=reshard).check(8)
+    with pytest.raises(UserError, match=r"set sharding\.reshard=true"):
+        sharding("fsdp", reshard=2, replicate=4).check(8)
+
+
+def test_parameters_that_are_cut_twice_are_not_regrouped() -> None:
+    with pytest.raises(UserError, match=r"sharding\.reshard=2 cannot regroup parameters that sharding\.tensor=2 cuts"):
+        sharding("fsdp", reshard=2, tensor=2).check(8)
+
+
+@pytest.mark.parametrize("reshard", [True, False, 2, 4])
+def test_reshard_takes_a_switch_or_a_group(reshard: Any) -> None:
+    sharding("fsdp", reshard=reshard).check(8)
+
+
+def test_fewer_than_no_blocks_ahead_are_refused() -> None:
+    with pytest.raises(UserError, match=r"set sharding\.prefetch=0"):
+        sharding("fsdp", prefetch=-1).check(2)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
@@ -162,3 +180,15 @@ def test_dropout_is_off_within_a_measurement_and_on_again_afterwards(name: str, 
         assert torch.equal(log_probs(role, batch), log_probs(Role("policy", without), batch))
     after = log_probs(role, batch)
     assert torch.equal(before, after) and not torch.allclose(before, log_probs(Role("policy", without), batch))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_closed_engine_holds_no_parameter_gradient_or_state(name: str, alone: World) -> None:
+    engine: Any = sharding(name).engine(toy.spec(), alone)
+    norm(engine, rows("warp", "a weft"))
+    engine.backward(-log_probs(Role("policy", engine), rows("warp")).sum())
+    held = [weakref.ref(parameter) for parameter in engine.trainable.values()]
+    held += [weakref.ref(parameter.grad) for parameter in engine.trainable.values()]
+    engine.close()
+    gc.collect()
+    assert engine is not None and [one() for one in held if one() is not None] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loomtune_plugins.shardings.norms import total_norm
+from loomtune_plugins.shardings.norms import scale_down, total_norm
 
 
 def test_a_large_tensor_has_the_norm_that_float64_gives_it() -> None:
@@ -28,3 +28,20 @@ def test_tensors_of_all_shapes_count() -> None:
 
 def test_no_gradients_have_a_norm_of_zero() -> None:
     assert float(total_norm([])) == 0.0
+
+
+@pytest.mark.parametrize("most", [0.5, 3.0, 1e6])
+def test_gradients_are_scaled_as_torch_scales_them(most: float) -> None:
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), ())]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape)
+    gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+    norm = total_norm(gradients)
+    scale_down(gradients, most, norm)
+    torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    assert all(torch.equal(ours, p.grad) for ours, p in zip(gradients, parameters, strict=True) if p.grad is not None)
+
+
+def test_nothing_is_scaled_where_there_is_nothing() -> None:
+    scale_down([], 1.0, torch.zeros(()))

@@ -1,7 +1,7 @@
 """The tracker that owns metrics.jsonl."""
 
-from loomtune.metrics import read
 from loomtune_plugins.trackers.jsonl import Jsonl
+from loomtune_plugins.trackers.metrics import read
 from loomtune_plugins.trackers.settings import JsonlSettings
 
 

@@ -36,7 +36,7 @@ if sys.argv[1] != "well":
 def test_the_rank_that_failed_first_is_heard(how: str, code: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     torchrun = ["--standalone", "--nproc-per-node=2", "--redirects=1:3", str(tmp_path / "rank.py"), how]
-    command = [sys.executable, "-m", "loomtune.agent", str(tmp_path / "logs"), *torchrun]
+    command = [sys.executable, "-m", "loomtune_launchers.agent", str(tmp_path / "logs"), *torchrun]
     done = subprocess.run(
         command,
         capture_output=True,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from loomtune.metrics import MetricsLog, read
+from loomtune_plugins.trackers.metrics import MetricsLog, read
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from loomtune.metrics import MetricsLog
+from loomtune_plugins.trackers.metrics import MetricsLog
 log = MetricsLog(Path(sys.argv[1]))
 for step in range(1, 4):
     log.append({"step": step, "loss": 1 / step})

@@ -1,6 +1,6 @@
 """torchrun as launchers start it: its own agent, with a short word in place of its report when a rank fails.
 
-`python -m loomtune.agent LOGS torchrun-arguments...`: what ranks other than the node's first print goes to LOGS.
+`python -m loomtune_launchers.agent LOGS torchrun-arguments...`: LOGS gets what ranks print, but for the node's first.
 """
 
 from __future__ import annotations

@@ -1,0 +1,94 @@
+"""Who computes which samples of a step, in which micro-batch and row. Nothing here may change the maths."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loomtune.contracts import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class MicroLimit:
+    """How much a rank computes at once: at most so many rows, and (0: any number) so many tokens, padding included.
+
+    packed: tokens of a row into which several samples are laid; 0: each sample has a row of its own.
+    """
+
+    rows: int
+    tokens: int = 0
+    packed: int = 0
+
+
+def place(numbers: Sequence[int], lengths: Sequence[int], replicas: int, limit: MicroLimit) -> list[list[Placement]]:
+    """Micro-batches of every replica: rows sorted by length, so that little is padded, and dealt out evenly.
+
+    numbers, lengths: of the step's samples. Every replica gets equally many micro-batches, some of them empty: a
+    sharded engine's collectives must meet. Pure, and the same on every rank.
+    """
+    by_length = sorted(range(len(numbers)), key=lambda i: (-lengths[i], numbers[i]))
+    rows = _packed(by_length, lengths, limit.packed, replicas) if limit.packed else [[i] for i in by_length]
+    filled = [sum(lengths[i] for i in row) for row in rows]
+    share = max(1, -(-len(rows) // replicas))
+    longest_first = sorted(range(len(rows)), key=lambda row: -filled[row])
+    groups = _groups(longest_first, filled, MicroLimit(min(limit.rows, share), limit.tokens))
+    rounds = max(1, -(-len(groups) // replicas))
+    placed: list[list[Placement]] = [[Placement() for _ in range(rounds)] for _ in range(replicas)]
+    for i, group in enumerate(groups):
+        turn, seat = divmod(i, replicas)
+        replica = seat if turn % 2 == 0 else replicas - 1 - seat  # to and fro: the long ones do not all meet one rank
+        placed[replica][turn] = Placement(tuple(tuple(numbers[j] for j in rows[row]) for row in group))
+    return placed
+
+
+def _packed(order: Sequence[int], lengths: Sequence[int], width: int, replicas: int) -> list[list[int]]:
+    """Rows of several samples, as few as fit; then spread over what makes the replicas' shares equal.
+
+    order: of falling length. A sample longer than `width` (one of many answers to a prompt, say) has a row of its own.
+    """
+    fewest = _fitted(order, lengths, width)
+    even = min(len(order), -(-len(fewest) // replicas) * replicas)
+    spread = _spread(order, lengths, width, even)
+    return spread if len(spread) <= even else fewest
+
+
+def _fitted(order: Sequence[int], lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Each sample into the fullest row that has room for it (best-fit decreasing: at most 11/9 of the fewest rows)."""
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # of each row: tokens left, its number; sorted
+    for i in order:
+        at = bisect_left(rooms, (lengths[i], -1))
+        room, row = rooms.pop(at) if at < len(rooms) else (width, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        insort(rooms, (room - lengths[i], row))
+    return rows
+
+
+def _spread(order: Sequence[int], lengths: Sequence[int], width: int, count: int) -> list[list[int]]:
+    """Each sample into the emptiest of `count` rows, or into one more where none has room: rows of like length."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]  # a heap
+    for i in order:
+        tokens, row = filled[0] if filled else (0, len(rows))
+        if not filled or (tokens and tokens + lengths[i] > width):
+            rows.append([i])
+            heapq.heappush(filled, (lengths[i], len(rows) - 1))
+        else:
+            rows[row].append(i)
+            heapq.heapreplace(filled, (tokens + lengths[i], row))
+    return [row for row in rows if row]
+
+
+def _groups(order: Sequence[int], lengths: Sequence[int], limit: MicroLimit) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for i in order:  # the first of a group is its longest: the others are padded to it
+        room = groups and len(groups[-1]) < limit.rows
+        if room and (not limit.tokens or (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= limit.tokens):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -1,0 +1,297 @@
+"""The engine of ZeRO: DeepSpeed's partitions behind the contract that every engine keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
+from loomtune.contracts.sharding import StateReader
+from loomtune.errors import UserError
+from loomtune.toolkit.dropout import SeededDropout, dropout_keys
+from loomtune.toolkit.network import Network, saved_name
+from loomtune.world import World
+from loomtune_plugins.shardings import deepspeed_state as state
+from loomtune_plugins.shardings.engine import _recompute, _swapping
+from loomtune_plugins.shardings.groups import parameter_groups
+from loomtune_plugins.shardings.norms import scale_down, total_norm
+from loomtune_plugins.shardings.settings import ZeroSettings
+from loomtune_plugins.shardings.zero_config import Configuration, configuration
+
+Fragments = list[tuple[str, state.Fragment]]
+
+
+class ZeroEngine(Engine):
+    """Birth a parameter at a time, torch's optimizer on flat masters, exact sums.
+
+    Stages 1 and 2 of a frozen network have nothing to partition: it then computes without DeepSpeed.
+    """
+
+    def __init__(self, spec: EngineSpec, world: World, settings: ZeroSettings) -> None:
+        self.spec, self.world, self.settings = spec, world, settings
+        state.join(world, disk=bool(settings.nvme))
+        self.network = Network(spec)
+        if settings.activation_checkpointing:
+            _recompute(spec.model.blocks(self.network.base))
+        self.named = dict(self.network.named_parameters())
+        self.trainable = {name: p for name, p in self.named.items() if p.requires_grad}
+        # Before birth: afterwards DeepSpeed's parameters have one dimension, and none would decay.
+        self.groups = parameter_groups(self.trainable, spec.adapter)
+        config = configuration(settings, spec.precision, world.device.type)
+        self._materialise(config)
+        self.partitions: state.Partitions | None = None
+        self.deepspeed = self._start(config)
+        self._call_last(True)
+        self.network.train()
+
+    @torch.no_grad()
+    def _materialise(self, config: Configuration) -> None:
+        """Gives storage and values to every tensor, one at a time; parameters in the type of computation."""
+        network, device = self.network, self.world.device
+        birth = state.Birth(config, self.world) if self.settings.stage == 3 else partial(_born_whole, device)
+        for name, parameter in network.named_parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(network.compute_dtype)
+            birth(parameter, partial(network.initial, name))
+        _realise_buffers(network, device)
+        saved = network.state_dict().keys()
+        for name, buffer in network.named_buffers():
+            if name in saved:
+                buffer.copy_(network.initial(name, None))
+        self.spec.model.restore_buffers(network.base)
+
+    def _start(self, config: Configuration) -> Any:
+        """DeepSpeed's engine, where there is something to partition."""
+        optimizer = None
+        if self.spec.optimizer is not None:
+            optimizer = self.spec.optimizer.build(self.groups)
+        elif self.settings.stage < 3:
+            return None
+        engine = state.start(self.network, optimizer, config, self.world)
+        if optimizer is not None:
+            kind = state.Stage3 if self.settings.stage == 3 else state.Stages12
+            self.partitions = kind(engine, self.world)
+            if self.network.compute_dtype != torch.float32:
+                self._read_masters(self.network.initial)
+        return engine
+
+    def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
+        with dropout_keys(batch):
+            return self.network(batch, reader, adapter)
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        self._call_last(last)
+        try:
+            yield
+        finally:
+            self._call_last(True)
+
+    def _call_last(self, last: bool) -> None:
+        """Says whether the gradients of this step are all there after the next backward pass."""
+        if self.partitions is not None:
+            self.deepspeed.set_gradient_accumulation_boundary(last and not self.partitions.late)
+
+    def backward(self, loss: Tensor) -> None:
+        state.backward(self.deepspeed, loss, self.world)
+
+    @torch.no_grad()
+    def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
+        assert self.partitions is not None, "a frozen role takes no steps"
+        gradients = self.partitions.gradients()
+        norm = self._norm(gradients)
+        if proceed(float(norm)):
+            if clip > 0:
+                scale_down(gradients, clip, norm)
+            for options, group in zip(self.partitions.torch.param_groups, self.groups, strict=True):
+                options["lr"] = rate * group.learning_rate_scale
+            self.partitions.deliver()
+            self.deepspeed.set_gradient_accumulation_boundary(True)
+            self.deepspeed.step()
+        self.partitions.forget()
+        self._call_last(True)
+        return float(norm)
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """Norm `()` fp32 of all ranks' gradients; each rank has a part of its own."""
+        squares = total_norm(gradients).double().square().to(self.world.device)
+        dist.all_reduce(squares)
+        return squares.sqrt().float()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        active = [m for m in self.network.modules() if isinstance(m, SeededDropout | nn.Dropout) and m.training]
+        for module in active:
+            module.training = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in active:
+                module.training = True
+            if self.deepspeed is not None:
+                state.settle(self.deepspeed)
+
+    @contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        with self.evaluating(), self.network.plain() as base:
+            yield base if self.settings.stage < 3 else self._twin()
+
+    def _twin(self) -> nn.Module:
+        """A plain network with the weights of this one, whole on every rank for as long as it is used."""
+        twin = Network(self.spec)
+        twin.requires_grad_(False)
+        with _swapping():
+            twin.to_empty(device=self.world.device)
+        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
+        for name, tensor in self._stream():
+            tensors[name].copy_(tensor)
+        self.spec.model.restore_buffers(twin.base)
+        return twin.eval().base
+
+    @torch.no_grad()
+    def _stream(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
+        saved = self.network.state_dict().keys()
+        for name, parameter in self.named.items():
+            if wanted is None or wanted(saved_name(name)):
+                yield name, self._whole(parameter)
+        for name, buffer in self.network.named_buffers():
+            if name in saved and (wanted is None or wanted(saved_name(name))):
+                yield name, buffer
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        """The master of a trained parameter, a frozen one in the type of computation."""
+        if parameter.requires_grad and self.partitions is not None:
+            return self.partitions.whole(parameter)
+        with state.gathered(parameter, self.world) as tensor:
+            return tensor  # keeps its storage, which the parameter lets go here
+
+    def stream_weights(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._stream(wanted):
+            yield saved_name(name), tensor.float()
+
+    def shards(self) -> Iterator[ParameterShard]:
+        for group, fragments in self._fragments():
+            assert self.partitions is not None and self.spec.optimizer is not None
+            flat, kept = self.partitions.flats[group].detach(), self.partitions.state(group)
+            declared = {key: torch.as_tensor(kept[key]) for key in self.spec.optimizer.state() if key in kept}
+            scalars = {key: value for key, value in declared.items() if value.shape != flat.shape}
+            likes = {"weight": flat} | {key: value for key, value in declared.items() if key not in scalars}
+            for name, fragment in fragments:
+                for cuts in zip(*(fragment.cut(tensor) for tensor in likes.values()), strict=True):
+                    tensors = dict(zip(likes, (values for _, values in cuts), strict=True)) | scalars
+                    yield ParameterShard(saved_name(name), state.shape(fragment.parameter), cuts[0][0].offset, tensors)
+
+    def _fragments(self) -> Iterator[tuple[int, Fragments]]:
+        """What this rank holds of each group, by the parameters' names in the network; it is in memory meanwhile."""
+        if self.partitions is None:
+            return
+        names = {parameter: name for name, parameter in self.trainable.items()}
+        held = [fragment for fragment in self.partitions.fragments() if fragment.begin < fragment.end]
+        for group in range(len(self.partitions.groups)):
+            with self.partitions.resident(group):
+                yield group, [(names[part.parameter], part) for part in held if part.group == group]
+
+    @torch.no_grad()
+    def load(self, read: StateReader, *, optimizer: bool) -> None:
+        if self.partitions is None:
+            return
+        self._read_masters(lambda name, region: read(saved_name(name), "weight", region))
+        self.partitions.publish()
+        if optimizer:
+            for group, fragments in self._fragments():
+                self._read_state(read, group, fragments)
+
+    @torch.no_grad()
+    def _read_masters(self, read: Callable[[str, tuple[slice, ...]], Tensor]) -> None:
+        for group, fragments in self._fragments():
+            assert self.partitions is not None
+            for name, fragment in fragments:
+                for box, values in fragment.cut(self.partitions.flats[group]):
+                    values.copy_(read(name, box.region))
+
+    def _read_state(self, read: StateReader, group: int, fragments: Fragments) -> None:
+        """Makes the state of a flat tensor, which a fresh engine has none of."""
+        assert self.partitions is not None and self.spec.optimizer is not None
+        kept, kinds = self.partitions.state(group), self.spec.optimizer.state()
+        kept.clear()
+        for key, kind in kinds.items():
+            like = kind is StateKind.LIKE
+            found = self._read_like(read, group, fragments, key) if like else self._read_scalar(read, group, key)
+            if found is not None:
+                kept[key] = found
+        if any(kind is StateKind.SCALAR and key not in kept for key, kind in kinds.items()):
+            kept.clear()  # before the first step there is none of it
+
+    def _read_like(self, read: StateReader, group: int, fragments: Fragments, key: str) -> Tensor | None:
+        """None where nothing is stored, as momentum is not before the first step that needs it."""
+        assert self.partitions is not None
+        tensor = torch.zeros_like(self.partitions.flats[group])
+        found = not fragments  # a rank that holds nothing but padding goes along
+        for name, fragment in fragments:
+            for box, values in fragment.cut(tensor):
+                try:
+                    values.copy_(read(saved_name(name), key, box.region))
+                    found = True
+                except KeyError:
+                    continue
+        return tensor if found else None
+
+    def _read_scalar(self, read: StateReader, group: int, key: str) -> Tensor | None:
+        assert self.partitions is not None
+        members = set(self.partitions.groups[group])
+        names = [saved_name(name) for name, parameter in self.trainable.items() if parameter in members]
+        values = {}
+        for name in names:
+            try:
+                values[name] = read(name, key, None)
+            except KeyError:
+                continue
+        if not values:
+            return None
+        if len({float(value) for value in values.values()}) > 1 or len(values) < len(names):
+            raise UserError.of(
+                f"the {key} of the optimizer differs from parameter to parameter, and ZeRO keeps one for many",
+                "resume with the sharding that wrote the checkpoint",
+            )
+        near = self.partitions.counts_nearby(group)
+        return next(iter(values.values())).to(self.partitions.flats[group].device if near else "cpu")
+
+    def trained(self) -> Mapping[str, tuple[int, ...]]:
+        return {saved_name(name): state.shape(parameter) for name, parameter in self.trainable.items()}
+
+    def state_bytes(self) -> int:
+        if self.partitions is None or self.spec.optimizer is None:
+            return 0
+        like = sum(kind is StateKind.LIKE for kind in self.spec.optimizer.state().values())
+        return like * 4 * sum(fragment.end - fragment.begin for fragment in self.partitions.fragments())
+
+    def close(self) -> None:
+        if self.deepspeed is not None:
+            state.destroy(self.deepspeed)
+        self.deepspeed = self.partitions = None
+        self.named, self.trainable, self.groups = {}, {}, []
+        del self.network
+
+
+def _born_whole(device: torch.device, parameter: nn.Parameter, read: state.Read) -> None:
+    """Storage and values for a parameter, which stays the same object: it may be tied."""
+    whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+    whole.copy_(read(tuple(slice(0, size) for size in parameter.shape)))
+    born = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+    torch.utils.swap_tensors(parameter, born)  # type: ignore[no-untyped-call]
+
+
+def _realise_buffers(network: nn.Module, device: torch.device) -> None:
+    """Storage for buffers. `to_empty` would give parameters another one as well."""
+    real: dict[Tensor, Tensor] = {}
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            real.setdefault(buffer, torch.empty_like(buffer, device=device))
+            module._buffers[name] = real[buffer]

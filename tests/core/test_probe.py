@@ -1,0 +1,91 @@
+"""Before a run that packs begins, the samples of a row are shown not to see each other; a leak is never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from loomtune.contracts import Batch, Kernel
+from loomtune.errors import UserError
+from loomtune.probe import check_isolation
+from loomtune.settings import Settings
+from loomtune.testing import toy
+from toys import Toy, TwoNetworks, made
+
+REFUSED = r"see each other with this model and kernel\n    cure: set packing=false"
+
+
+class Leaking(Kernel):
+    """Plain causal attention over the whole row: what comes without a mask of one's own."""
+
+    def attention(self, batch: Batch, dtype: Any) -> Mapping[str, Any]:
+        length = batch.tokens.shape[1]
+        return {"visible": torch.ones(length, length, dtype=torch.bool).tril()}
+
+
+class Foreseeing(toy.ToyKernel):
+    """Keeps samples apart, but for one token, which sees the last of the row."""
+
+    def attention(self, batch: Batch, dtype: Any) -> Mapping[str, Any]:
+        visible = super().attention(batch, dtype)["visible"]
+        visible[:, 0, -2] = True
+        return {"visible": visible}
+
+
+class Blind(toy.ToyModel):
+    """Computes the same whatever the tokens are."""
+
+    def hidden(self, module: Any, batch: Batch, attention: Any, extras: Any = None) -> torch.Tensor:
+        same = SimpleNamespace(**{name: getattr(batch, name) for name in batch.__slots__})
+        same.tokens = torch.zeros_like(batch.tokens)
+        states: torch.Tensor = super().hidden(module, same, attention, extras)  # type: ignore[arg-type]
+        return states
+
+
+def packing(folder: Path, **parts: Any) -> Toy:
+    toy_run = made(folder, settings=Settings(packing=True), **parts)
+    toy_run.assembly.build_roles()
+    return toy_run
+
+
+def test_a_kernel_that_keeps_samples_apart_passes_and_nothing_of_the_probe_is_left(tmp_path: Path) -> None:
+    probed = packing(tmp_path / "probed")
+    before, drawn = probed.weights(), torch.random.get_rng_state()
+    check_isolation(probed.run)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in probed.weights().items())
+    assert torch.equal(torch.random.get_rng_state(), drawn) and torch.is_grad_enabled()
+    assert all(p.grad is None for p in probed.run.policy.engine.network.parameters())  # type: ignore[attr-defined]
+    assert probed.train() == packing(tmp_path / "not").train() == "completed"
+
+
+@pytest.mark.parametrize("kernel", [Leaking(), Foreseeing()], ids=["leaks onward", "leaks backward"])
+def test_a_kernel_that_leaks_is_refused_with_the_cure(kernel: Kernel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=REFUSED):
+        check_isolation(packing(tmp_path, kernel=kernel).run)
+
+
+def test_what_cannot_be_shown_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=REFUSED):
+        check_isolation(packing(tmp_path, model=Blind()).run)
+
+
+def test_every_network_is_probed(tmp_path: Path) -> None:
+    toy_run = packing(tmp_path, objective=TwoNetworks())
+    toy_run.run.roles["value"].engine.network.spec = toy.spec()  # type: ignore[attr-defined]
+    check_isolation(toy_run.run)
+    spec = toy_run.run.roles["value"].engine.network.spec  # type: ignore[attr-defined]
+    object.__setattr__(spec, "kernel", Leaking())
+    with pytest.raises(UserError, match=REFUSED):
+        check_isolation(toy_run.run)
+
+
+def test_a_leak_that_another_rank_saw_ends_this_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = packing(tmp_path).run
+    monkeypatch.setattr(type(run.world), "total", lambda self, numbers: [number + 1.0 for number in numbers])
+    with pytest.raises(UserError, match=REFUSED):
+        check_isolation(run)

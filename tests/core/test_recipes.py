@@ -1,0 +1,126 @@
+"""The recipes of large models: they compose, fit the worlds of their commands, and are one run in four layouts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loomtune import api, cli
+from loomtune.errors import UserError
+from loomtune.plan import Plan
+from support import ROOT
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "fsdp": {"name": "fsdp", "offload": False},
+    "hsdp": {"name": "fsdp", "offload": False},
+    "zero3": {"name": "zero", "stage": 3, "offload": "none"},
+    "zero3_offload": {"name": "zero", "stage": 3, "offload": "all"},
+}
+WORLDS = {"70b": 64, "8b": 8}
+COPIES = {"70b": 8, "8b": 2}
+EVERY = pytest.mark.parametrize(("size", "layout"), [(size, layout) for size in WORLDS for layout in LAYOUTS])
+
+
+@cache
+def composed(size: str, layout: str, *more: str, world: int = 0) -> Plan:
+    typed = [f"recipe=llama3_{size}_full_{layout}", "data.path=rows.jsonl", *more]
+    return api.compose(typed, processes=world or WORLDS[size])
+
+
+@EVERY
+def test_a_recipe_composes_and_passes_every_check_for_a_world_that_is_elsewhere(size: str, layout: str) -> None:
+    assert api.check(composed(size, layout), simulated=True) == []
+
+
+@EVERY
+def test_a_recipe_says_what_its_name_says(size: str, layout: str) -> None:
+    plan = composed(size, layout)
+    sharding = plan.chosen("sharding")
+    assert {key: sharding[key] for key in LAYOUTS[layout]} == LAYOUTS[layout]
+    assert sharding["activation_checkpointing"] is True
+    assert sharding.get("replicate", 1) == (COPIES[size] if layout == "hsdp" else 1)
+    assert plan.chosen("adapter")["name"] == "full"
+    assert plan.chosen("model")["path"] == f"meta-llama/Meta-Llama-3-{size.upper()}"
+    assert (plan.root.precision, plan.root.batch.size % WORLDS[size]) == ("bf16", 0)
+    assert plan.root.checkpoint.every > 0
+
+
+@pytest.mark.parametrize("size", WORLDS)
+def test_the_four_of_a_size_are_the_same_run_so_that_one_goes_on_where_another_stopped(size: str) -> None:
+    assert len({composed(size, layout).hash for layout in LAYOUTS}) == 1
+
+
+def test_a_model_of_one_s_own_takes_the_place_of_the_hub_s() -> None:
+    assert composed("70b", "zero3", "model.path=/models/llama").chosen("model")["path"] == "/models/llama"
+
+
+@pytest.mark.parametrize(("size", "world", "nearest"), [("70b", 12, 6), ("70b", 20, 10), ("8b", 7, 1)])
+def test_a_world_that_copies_do_not_divide_is_refused_with_the_nearest_that_do(
+    size: str, world: int, nearest: int
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"(?s){world} processes cannot be divided.*set sharding\.replicate={nearest}, "
+    ):
+        api.check(composed(size, "hsdp", world=world), simulated=True)
+
+
+def test_other_faults_are_found_for_a_world_elsewhere_too() -> None:
+    with pytest.raises(UserError) as refused:
+        api.check(composed("70b", "zero3", "sharding.stage=0", "batch.size=0"), simulated=True)
+    assert "sharding.stage=0" in str(refused.value) and "batch.size=0" in str(refused.value)
+
+
+def test_files_are_asked_for_where_the_run_is_to_start_here(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        api.check(composed("8b", "fsdp", f"model.path={tmp_path / 'absent'}"))
+    assert "no model folder" in str(refused.value) and "rows.jsonl" in str(refused.value)
+
+
+def called(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return int(ended.value.code or 0)
+
+
+def test_a_dry_run_shows_a_recipe_for_a_world_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("train", "recipe=llama3_70b_full_hsdp", "--dry-run", "--world", "64") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "sharding.replicate=8  # recipe=llama3_70b_full_hsdp" in lines
+    assert "precision=bf16  # recipe=llama3_70b_full_fsdp" in lines
+    assert not any("would run" in line for line in lines), "the launcher of this machine starts no world elsewhere"
+
+
+def test_a_dry_run_refuses_a_world_elsewhere_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("train", "recipe=llama3_70b_full_hsdp", "--dry-run", "--world", "12") == 2
+    assert "set sharding.replicate=6" in capsys.readouterr().err
+
+
+def test_nothing_starts_on_a_world_that_is_only_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("train", "--world", "64") == 2
+    assert "add --dry-run" in capsys.readouterr().err
+
+
+def documented() -> dict[str, tuple[int, list[str]]]:
+    """Recipe to (world size, overrides) of every torchrun command in docs/recipes.md."""
+    text = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^ *(torchrun .*)$", text, re.MULTILINE)]
+    found = {}
+    for command in commands:
+        flags = {flag: command[command.index(flag) + 1] for flag in ("--nnodes", "--nproc-per-node", "--rdzv-endpoint")}
+        overrides = command[command.index("loomtune.train") + 1 :]
+        recipe = next(text.removeprefix("recipe=") for text in overrides if text.startswith("recipe="))
+        found[recipe] = (int(flags["--nnodes"]) * int(flags["--nproc-per-node"]), overrides)
+    return found
+
+
+@EVERY
+def test_the_documented_command_of_a_recipe_passes_every_check(size: str, layout: str) -> None:
+    world, overrides = documented()[f"llama3_{size}_full_{layout}"]
+    assert world == WORLDS[size]
+    assert {text.partition("=")[0] for text in overrides} >= {"model.path", "data.path", "run.dir"}
+    assert api.check(api.compose(overrides, processes=world), simulated=True) == []

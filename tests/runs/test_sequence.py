@@ -1,0 +1,133 @@
+"""Rows cut over ranks give the curve of one process, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loomtune.errors import UserError
+from runs.curves import LOSS, agree, largest
+from runs.worlds import Outcome, Worlds
+
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "ddp on 2": (2, ["sharding=ddp", "sharding.sequence=2"]),
+    "fsdp on 2": (2, ["sharding=fsdp", "sharding.sequence=2"]),
+    "fsdp on 2, recomputed": (
+        2,
+        ["sharding=fsdp", "sharding.sequence=2", "sharding.activation_checkpointing=true", "batch.micro=2"],
+    ),
+    "ddp on 2, micro-batches of 1": (2, ["sharding=ddp", "sharding.sequence=2", "batch.micro=1"]),
+    "fsdp on 2 x 2": (4, ["sharding=fsdp", "sharding.sequence=2"]),
+    "ddp on 2 x 2": (4, ["sharding=ddp", "sharding.sequence=2", "batch.micro=2"]),
+    "fsdp on 1 x 4": (4, ["sharding=fsdp", "sharding.sequence=4"]),
+    "hsdp on 2 x 1 x 2": (4, ["sharding=fsdp", "sharding.sequence=2", "sharding.replicate=2"]),
+    "fsdp on 2 x 2 cuts": (4, ["sharding=fsdp", "sharding.sequence=2", "sharding.tensor=2"]),
+}
+
+Train = Callable[..., Outcome]
+DROPOUT = ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """The run on one process that others are compared with, made once for each set of settings."""
+    made: dict[tuple[str, ...], Outcome] = {}
+
+    def of(*settings: str) -> Outcome:
+        if settings not in made:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            made[settings] = worlds.train(1, [*settings, "sharding=single"], folder)
+        return made[settings]
+
+    return of
+
+
+def training_only(outcome: Outcome) -> list[dict[str, object]]:
+    """Its steps without what evaluations measured."""
+    steps = [line for line in outcome.lines if line["step"]]
+    return [{k: v for k, v in line.items() if not k.startswith(("heldout", "sql"))} for line in steps]
+
+
+def layouts(everyday: str, *slow: str) -> pytest.MarkDecorator:
+    """One in the everyday suite, the others behind `-m slow`; without names, all others."""
+    rest = [name for name in slow or LAYOUTS if name != everyday]
+    return pytest.mark.parametrize("layout", [everyday, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)])
+
+
+@layouts("ddp on 2")
+def test_rows_in_stretches_give_the_curve_of_one_process(
+    layout: str, train: Train, alone: Train, tiny: list[str]
+) -> None:
+    size, how = LAYOUTS[layout]
+    agree(train(size, [*tiny, "steps=40", *how]), alone(*tiny, "steps=40"))
+
+
+@layouts("fsdp on 2, recomputed", *(name for name in LAYOUTS if "cuts" not in name))  # LoRA wraps what would be cut
+def test_dropout_and_lora_draw_alike_in_stretches(layout: str, train: Train, alone: Train, tiny: list[str]) -> None:
+    size, how = LAYOUTS[layout]
+    agree(train(size, [*tiny, *DROPOUT, "steps=40", *how]), alone(*tiny, *DROPOUT, "steps=40"))
+
+
+@pytest.mark.slow
+@layouts("ddp on 2", "fsdp on 2", "fsdp on 2 x 2")
+def test_a_pretrained_model_learns_real_rows_in_stretches(
+    layout: str, train: Train, alone: Train, real: list[str]
+) -> None:
+    size, how = LAYOUTS[layout]
+    agree(train(size, [*real, "steps=40", *how]), alone(*real, "steps=40"))
+
+
+def test_packed_rows_are_cut_too(train: Train, alone: Train, tiny: list[str]) -> None:
+    size, how = LAYOUTS["ddp on 2"]
+    agree(train(size, [*tiny, "steps=40", "packing=true", *how]), alone(*tiny, "steps=40"))
+
+
+@pytest.mark.slow
+def test_bf16_stays_near_bf16_on_one_process(train: Train, alone: Train, tiny: list[str]) -> None:
+    size, how = LAYOUTS["fsdp on 2"]
+    settings = (*tiny, "steps=20", "precision=bf16")
+    assert largest(train(size, [*settings, *how]).series("loss"), alone(*settings).series("loss")) < 5e-3
+
+
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_an_evaluation_in_stretches_is_that_of_one_process_and_leaves_no_trace(
+    how: str, train: Train, tiny: list[str]
+) -> None:
+    settings = [*tiny, *DROPOUT, "steps=6", "data.holdout_rows=5"]
+    often = ["evaluator=[heldout]", "evaluate.every=2", "evaluate.before=true"]
+    cut = [f"sharding={how}", "sharding.sequence=2"]
+    measured = train(2, [*settings, *often, *cut], folder="measured")
+    without = train(2, [*settings, *cut], folder="without")
+    expected = train(1, [*settings, *often, "sharding=single"], folder="alone")
+    assert largest(measured.series("heldout_loss"), expected.series("heldout_loss")) < LOSS
+    trained = [
+        {k: v for k, v in line.items() if not k.startswith("heldout")} for line in measured.lines if line["step"]
+    ]
+    assert trained == without.lines
+
+
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_run_goes_on_from_stretches_on_one_process(
+    how: str, worlds: Worlds, train: Train, alone: Train, tiny: list[str], tmp_path: Path
+) -> None:
+    cut = [f"sharding={how}", "sharding.sequence=2"]
+    train(2, [*tiny, "steps=10", "stop_after=4", *cut], folder="cut")
+    agree(worlds.resume(1, tmp_path / "cut", "sharding=single"), alone(*tiny, "steps=10"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_generation_in_the_midst_of_a_run_leaves_no_trace(how: str, train: Train) -> None:
+    rows = ["data=sql_quiz", "data.train=64", "data.validation=8", "data.test=8", "batch.size=8", "steps=4"]
+    settings = [*rows, *DROPOUT, f"sharding={how}", "sharding.sequence=2", "tracker=[jsonl]"]
+    measured = train(2, settings, "evaluator=[sql_accuracy]", "evaluate.every=2", folder="measured")
+    without = train(2, settings, "evaluator=[]", folder="without")
+    assert len(measured.series("sql_accuracy")) == 2
+    assert training_only(measured) == training_only(without)
+
+
+def test_heads_that_cannot_be_dealt_out_are_refused_before_a_process_starts(train: Train, tiny: list[str]) -> None:
+    with pytest.raises(UserError, match=r"(?s)4 attention heads.*set sharding\.sequence to 1 or 2 or 4"):
+        train(3, [*tiny, "steps=1", "sharding=ddp", "sharding.sequence=3"])
