@@ -19,7 +19,7 @@ from runs.driver import PRELOADED
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(PRELOADED)
 
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 
 def together(size: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:

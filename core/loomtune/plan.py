@@ -231,6 +231,8 @@ def _own(plan: Plan) -> Iterator[Finding]:
     yield from _micro(root.batch)
     if root.steps == 0 and root.epochs <= 0:
         yield Finding(f"steps=0 and epochs={root.epochs}: nothing would be trained", "set steps= or epochs=")
+    if len(kernels := list(plan.choices("kernel"))) != 1:
+        yield Finding(f"kernel=[{', '.join(kernels)}]: a run attends by one", "name one kernel, such as kernel=[sdpa]")
     if root.evaluate.patience and not root.evaluate.best:
         yield Finding("evaluate.patience is set, but no metric decides", "set evaluate.best=<metric>")
     if (root.evaluate.best or root.evaluate.every) and not plan.choices("evaluator"):

@@ -32,7 +32,8 @@ def asks(text: str, extra: str = "fast", also: str = "") -> str:
 
 
 def test_what_is_not_installed_is_named_with_the_version_asked_for(installed: Installed) -> None:
-    installed("acme-loom", "1.0", "Requires-Dist: acme-never", asks("acme-warp>=2"), asks("acme-weft"))
+    own = ["Requires-Dist: acme-never", "Requires-Dist: acme-nor; python_version > '3'"]  # of no extra
+    installed("acme-loom", "1.0", *own, asks("acme-warp>=2"), asks("acme-weft"))
     assert lacking("acme-loom", "fast") == (
         "acme-warp>=2, which is not installed",
         "acme-weft, which is not installed",

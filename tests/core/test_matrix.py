@@ -136,6 +136,15 @@ def test_the_table_names_each_reason_once() -> None:
         assert f"\n{' '.join(choice)}  " in lines
 
 
+def test_reasons_are_numbered_and_a_cell_may_have_several() -> None:
+    found = list(cells(["sharding=fsdp"], processes=3))
+    lines = list(shown(found))
+    told = [line.split("] ")[0].lstrip("[") for line in lines if line.startswith("[")]
+    assert told == [str(number + 1) for number in range(len({fault for cell in found for fault in cell.faults}))]
+    (tensor,) = [line for line in lines if line.startswith("sharding=fsdp sharding.tensor=2 ")]
+    assert re.search(r"refused \[(\d)\] +refused \[\1,\d\]$", tensor)
+
+
 def test_the_command_prints_it_and_json_holds_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["matrix", "adapter=lora", "--processes", "4", "--json"])

@@ -147,6 +147,10 @@ def test_patience_without_a_metric_is_a_fault(own: Plan) -> None:
     assert faults(own, "evaluate.patience=2") == ["evaluate.patience is set, but no metric decides"]
 
 
+def test_a_run_has_one_kernel(own: Plan) -> None:
+    assert faults(own, "kernel=[]") == ["kernel=[]: a run attends by one"]
+
+
 def test_every_fault_is_told_at_once_with_its_cure() -> None:
     plan = compose(
         ["recipe=null", "batch.size=2", "batch.micro=3", "precision=fp8", "tracker=[report]", "rollout=null"]

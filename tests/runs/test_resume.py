@@ -141,8 +141,18 @@ PLACES = {
     "zero 3 on 4": (4, "sharding=zero sharding.stage=3"),
 }
 QUICK = [("tied", "ddp on 2", "fsdp on 4"), ("odd", "fsdp on 4", "ddp on 2"), ("odd", "fsdp on 2", "zero 3 on 4")]
-ODD = "{model_type:llama,hidden_size:35,intermediate_size:53,num_hidden_layers:2,num_attention_heads:3,"
-ODD += "num_key_value_heads:1,head_dim:6,vocab_size:1467,max_position_embeddings:256,tie_word_embeddings:false}"
+ODD = {
+    "model_type": "llama",
+    "hidden_size": 35,
+    "intermediate_size": 53,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "vocab_size": 1467,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": "false",
+}
 Halves = Callable[[str, str], Outcome]
 
 
@@ -155,8 +165,10 @@ def pairs() -> list[Any]:
 @pytest.fixture(scope="module")
 def learners(real: list[str], mixed_data: Path) -> dict[str, list[str]]:
     """Settings of a pretrained model with tied embeddings on real rows, and of one that nothing divides evenly."""
-    drawn = ["model=random", f"model.shape={ODD}", "data=jsonl", f"data.path={mixed_data}", "optimizer.lr=1e-3"]
-    return {"tied": real, "odd": [*drawn, "tracker=[jsonl]", "checkpoint.background=false"]}
+    shape = [f"model.shape.{key}={value}" for key, value in ODD.items()]
+    source = ["data=jsonl", f"data.path={mixed_data}", "optimizer.lr=1e-3"]
+    odd = ["model=random", *shape, *source, "tracker=[jsonl]", "checkpoint.background=false"]
+    return {"tied": real, "odd": odd}
 
 
 @pytest.fixture(scope="module")

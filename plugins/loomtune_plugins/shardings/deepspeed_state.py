@@ -10,8 +10,8 @@ whole is cut into equal parts, in stage 3 each parameter is. What DeepSpeed does
 
 - A fresh engine has no optimizer state: it is made for a flat tensor, which is the key that torch looks it up by.
 - Masters and the parameters that compute are different tensors: who changes masters must `publish` them.
-- Stage 3 copies the gradients of a step's first micro-batch over those of the last step, and adds later ones. A
-  parameter that is first used in the second micro-batch would get the last step's gradient as well: hence `forget`.
+- Stage 3, and 2 offloaded, copy the first micro-batch's gradients over those of the last step, and add later ones. A
+  parameter that is first used in the second would get the last step's gradient as well: hence `forget`.
 - Offloaded, stages 2 and 3 give the optimizer only gradients of parameters that the last micro-batch used. So none is
   called the last (`late`), and all that came together is handed over before the step.
 - It finds out that a backward pass begins by hooks on what `DeepSpeedEngine.forward` gives, which must be tensors in
@@ -30,7 +30,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -40,7 +39,7 @@ from torch import Tensor, nn
 
 from loomtune.errors import UserError
 from loomtune.world import World
-from loomtune_plugins.shardings.flat import Box, boxes
+from loomtune_plugins.shardings.flat import Fragment, boxes
 from loomtune_plugins.shardings.zero_config import Configuration
 
 TRIED = "0.19.8"
@@ -110,27 +109,8 @@ def start(network: nn.Module, optimizer: torch.optim.Optimizer | None, config: C
         def _broadcast_model(self) -> None:
             """Every rank has read the same weights."""
 
-    parsed = deepspeed.DeepSpeedConfig(config)
-    return ZeroOnly(None, network, optimizer, dist_init_required=False, config=config, config_class=parsed)
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """The stretch `[begin, end)` of a flattened parameter that this rank holds.
-
-    group: which flat tensor it lies in. at: where it begins there.
-    """
-
-    parameter: nn.Parameter
-    begin: int
-    end: int
-    group: int
-    at: int
-
-    def cut(self, flat: Tensor) -> Iterator[tuple[Box, Tensor]]:
-        """Boxes of the parameter, and their values as views of a flat tensor like the master."""
-        for box in boxes(shape(self.parameter), self.begin, self.end):
-            yield box, flat.narrow(0, self.at + box.begin - self.begin, box.numel).view(box.extent)
+    told = {"config": config, "config_class": deepspeed.DeepSpeedConfig(config), "dist_init_required": False}
+    return ZeroOnly(None, network, optimizer, **told)
 
 
 def shape(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -142,13 +122,11 @@ class Partitions(ABC):
     """What this rank holds of the trained parameters of a ZeRO optimizer."""
 
     GROUPS: str
-    """Attribute of the ZeRO optimizer: the parameters of each flat tensor."""
     FLATS: str
-    """The masters, fp32, padded at the end."""
     OFFLOADS: str
-    """True where gradients wait for the step in host memory."""
+    """Attributes of the ZeRO optimizer that `groups`, `flats` and `offloads` are read from."""
     KNOWN: tuple[str, ...]
-    """What else is relied upon."""
+    """Others that are relied upon."""
 
     def __init__(self, engine: Any, world: World) -> None:
         self.zero, self.torch, self.world = engine.optimizer, engine.basic_optimizer, world
@@ -165,7 +143,7 @@ class Partitions(ABC):
 
     @property
     def flats(self) -> list[Tensor]:
-        """The masters."""
+        """The masters, fp32, padded at the end."""
         return list(getattr(self.zero, self.FLATS))
 
     @abstractmethod
@@ -219,8 +197,7 @@ class Partitions(ABC):
 
     def state(self, group: int) -> dict[str, Any]:
         """What torch's optimizer keeps for a flat tensor, to be read and changed."""
-        state: dict[str, Any] = self.torch.state[self.flats[group]]
-        return state
+        return self.torch.state[self.flats[group]]  # type: ignore[no-any-return]
 
     def counts_nearby(self, group: int) -> bool:
         """True where torch's kernel wants the count of steps on the device of the parameters."""
@@ -251,7 +228,8 @@ class Stages12(Partitions):
             for parameter in parameters:
                 if (linked := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
                     begin, count = linked.lp_fragment_address.start, linked.lp_fragment_address.numel
-                    yield Fragment(parameter, begin, begin + count, group, linked.hp_fragment_address.start)
+                    at = linked.hp_fragment_address.start
+                    yield Fragment(parameter, shape(parameter), begin, begin + count, group, at)
 
     @property
     def late(self) -> bool:
@@ -270,7 +248,8 @@ class Stages12(Partitions):
         for group in range(len(self.groups)):
             self.zero.averaged_gradients[group] = self.zero.all_grad_tensors[group] = None
         if self.offloads:
-            self.zero._offload_accumulated_param_ids = set()
+            for gradient in self.zero.accumulated_grads_in_cpu.values():
+                gradient.zero_()
 
     def publish(self) -> None:
         self.zero.update_lp_params()
@@ -279,8 +258,7 @@ class Stages12(Partitions):
     def whole(self, parameter: nn.Parameter) -> Tensor:
         if parameter.dtype == torch.float32:
             return parameter.detach()
-        full: Tensor = parameter.get_full_hp_param()  # type: ignore[attr-defined]
-        return full
+        return parameter.get_full_hp_param()  # type: ignore[attr-defined, no-any-return]
 
 
 class Stage3(Partitions):
@@ -299,7 +277,7 @@ class Stage3(Partitions):
             for parameter in parameters:
                 size, numel = parameter.partition_numel(), parameter.ds_numel  # type: ignore[attr-defined]
                 begin = min(self.world.rank * size, numel)
-                yield Fragment(parameter, begin, min(begin + size, numel), group, at)
+                yield Fragment(parameter, shape(parameter), begin, min(begin + size, numel), group, at)
                 at += size
 
     def gradients(self) -> list[Tensor]:
@@ -335,8 +313,7 @@ class Stage3(Partitions):
         self.zero.checkpoint_event_epilogue()
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
-        full: Tensor = self.zero.get_full_hp_param(parameter)
-        return full
+        return self.zero.get_full_hp_param(parameter)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -361,8 +338,7 @@ def backward(engine: Any, loss: Tensor, world: World) -> None:
 
 def settle(engine: Any) -> None:
     """Frees what a forward pass without a backward pass left gathered."""
-    if hasattr(engine.optimizer, "empty_partition_cache"):
-        engine.optimizer.empty_partition_cache()
+    getattr(engine.optimizer, "empty_partition_cache", int)()  # stages 1 and 2 gather nothing
 
 
 def destroy(engine: Any) -> None:
@@ -370,7 +346,5 @@ def destroy(engine: Any) -> None:
     from deepspeed.runtime.zero import parameter_offload
 
     engine.destroy()
-    engine.module_forward_pre_hook.remove()
-    engine.module_forward_post_hook.remove()
     stack = parameter_offload.FWD_MODULE_STACK  # every network of stage 3 stays at its bottom
     stack[:] = [module for module in stack if module is not engine.module]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Box(NamedTuple):
@@ -49,3 +53,23 @@ def _inside(shape: Sequence[int], row: int, begin: int, end: int) -> Iterator[Bo
     base = row * prod(shape[1:])
     for box in boxes(shape[1:], begin - base, end - base):
         yield Box((row, *box.offset), (1, *box.extent), box.begin + base)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The stretch `[begin, end)` of a flattened parameter that a rank holds, as a part of a flat tensor of many.
+
+    shape: of the whole parameter. group: which flat tensor it lies in. at: where it begins there.
+    """
+
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    group: int
+    at: int
+
+    def cut(self, flat: Tensor) -> Iterator[tuple[Box, Tensor]]:
+        """Boxes of the parameter, and their values as views of a tensor that is laid out as the flat one is."""
+        for box in boxes(self.shape, self.begin, self.end):
+            yield box, flat.narrow(0, self.at + box.begin - self.begin, box.numel).view(box.extent)

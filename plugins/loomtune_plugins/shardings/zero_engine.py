@@ -19,12 +19,13 @@ from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
 from loomtune_plugins.shardings import deepspeed_state as state
 from loomtune_plugins.shardings.engine import _recompute, _swapping
+from loomtune_plugins.shardings.flat import Fragment
 from loomtune_plugins.shardings.groups import parameter_groups
 from loomtune_plugins.shardings.norms import scale_down, total_norm
 from loomtune_plugins.shardings.settings import ZeroSettings
 from loomtune_plugins.shardings.zero_config import Configuration, configuration
 
-Fragments = list[tuple[str, state.Fragment]]
+Fragments = list[tuple[str, Fragment]]
 
 
 class ZeroEngine(Engine):
@@ -186,7 +187,7 @@ class ZeroEngine(Engine):
             for name, fragment in fragments:
                 for cuts in zip(*(fragment.cut(tensor) for tensor in likes.values()), strict=True):
                     tensors = dict(zip(likes, (values for _, values in cuts), strict=True)) | scalars
-                    yield ParameterShard(saved_name(name), state.shape(fragment.parameter), cuts[0][0].offset, tensors)
+                    yield ParameterShard(saved_name(name), fragment.shape, cuts[0][0].offset, tensors)
 
     def _fragments(self) -> Iterator[tuple[int, Fragments]]:
         """What this rank holds of each group, by the parameters' names in the network; it is in memory meanwhile."""
