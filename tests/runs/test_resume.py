@@ -163,23 +163,29 @@ def pairs() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def learners(real: list[str], mixed_data: Path) -> dict[str, list[str]]:
-    """Settings of a pretrained model with tied embeddings on real rows, and of one that nothing divides evenly."""
-    shape = [f"model.shape.{key}={value}" for key, value in ODD.items()]
-    source = ["data=jsonl", f"data.path={mixed_data}", "optimizer.lr=1e-3"]
-    odd = ["model=random", *shape, *source, "tracker=[jsonl]", "checkpoint.background=false"]
-    return {"tied": real, "odd": odd}
+def learner(request: pytest.FixtureRequest, mixed_data: Path) -> Callable[[str], list[str]]:
+    """Settings of a pretrained model with tied embeddings on real rows, or of one that nothing divides evenly."""
+
+    def of(model: str) -> list[str]:
+        if model == "tied":
+            real: list[str] = request.getfixturevalue("real")
+            return real
+        shape = [f"model.shape.{key}={value}" for key, value in ODD.items()]
+        source = ["data=jsonl", f"data.path={mixed_data}", "optimizer.lr=1e-3"]
+        return ["model=random", *shape, *source, "tracker=[jsonl]", "checkpoint.background=false"]
+
+    return of
 
 
 @pytest.fixture(scope="module")
-def halves(worlds: Worlds, learners: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Halves:
+def halves(worlds: Worlds, learner: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Halves:
     """The first ten of twenty steps at a place, or all of them where none is named; each made once."""
     made: dict[tuple[str, str], Outcome] = {}
 
     def of(model: str, place: str) -> Outcome:
         if (model, place) not in made:
             size, how = placed(place or "single")
-            settings = [*learners[model], *how, "steps=20", *(["stop_after=10"] if place else [])]
+            settings = [*learner(model), *how, "steps=20", *(["stop_after=10"] if place else [])]
             made[model, place] = worlds.train(size, settings, tmp_path_factory.mktemp("half") / "run")
         return made[model, place]
 
