@@ -23,6 +23,21 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "ddp on 2 x 2": (4, ["sharding=ddp", "sharding.sequence=2", "batch.micro=2"]),
     "fsdp on 1 x 4": (4, ["sharding=fsdp", "sharding.sequence=4"]),
     "hsdp on 2 x 1 x 2": (4, ["sharding=fsdp", "sharding.sequence=2", "sharding.replicate=2"]),
+    "zero 1 on 2": (2, ["sharding=zero", "sharding.stage=1", "sharding.sequence=2", "batch.micro=2"]),
+    "zero 2 on 2": (2, ["sharding=zero", "sharding.stage=2", "sharding.sequence=2"]),
+    "zero 2 on 2, offloaded": (
+        2,
+        ["sharding=zero", "sharding.stage=2", "sharding.offload=optimizer", "sharding.sequence=2", "batch.micro=2"],
+    ),
+    "zero 3 on 2": (2, ["sharding=zero", "sharding.persist=0", "sharding.sequence=2"]),
+    "zero 3 on 2, recomputed": (
+        2,
+        [
+            *("sharding=zero", "sharding.persist=0", "sharding.sequence=2", "batch.micro=2"),
+            "sharding.activation_checkpointing=true",
+        ],
+    ),
+    "zero 3 on 2 x 2": (4, ["sharding=zero", "sharding.persist=0", "sharding.sequence=2"]),
     "fsdp on 2 x 2 cuts": (4, ["sharding=fsdp", "sharding.sequence=2", "sharding.tensor=2"]),
 }
 
@@ -56,7 +71,10 @@ def layouts(everyday: str, *slow: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("layout", [everyday, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)])
 
 
-@layouts("ddp on 2")
+@pytest.mark.parametrize(
+    "layout",
+    ["ddp on 2", "zero 2 on 2", "zero 3 on 2", *(pytest.param(n, marks=pytest.mark.slow) for n in REST)],
+)
 def test_rows_in_stretches_give_the_curve_of_one_process(
     layout: str, train: Train, alone: Train, tiny: list[str]
 ) -> None:
