@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from loomtune.errors import UserError
 from runs.curves import LOSS, agree, largest
 from runs.worlds import Outcome, Worlds
+from support import write_rows
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "ddp on 2": (2, ["sharding=ddp", "sharding.sequence=2"]),
@@ -65,16 +67,13 @@ def training_only(outcome: Outcome) -> list[dict[str, object]]:
     return [{k: v for k, v in line.items() if not k.startswith(("heldout", "sql"))} for line in steps]
 
 
-def layouts(everyday: str, *slow: str) -> pytest.MarkDecorator:
-    """One in the everyday suite, the others behind `-m slow`; without names, all others."""
-    rest = [name for name in slow or LAYOUTS if name != everyday]
-    return pytest.mark.parametrize("layout", [everyday, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)])
+def layouts(everyday: tuple[str, ...], *slow: str) -> pytest.MarkDecorator:
+    """Some in the everyday suite, the others behind `-m slow`; without names, all others."""
+    rest = [pytest.param(name, marks=pytest.mark.slow) for name in slow or LAYOUTS if name not in everyday]
+    return pytest.mark.parametrize("layout", [*everyday, *rest])
 
 
-@pytest.mark.parametrize(
-    "layout",
-    ["ddp on 2", "zero 2 on 2", "zero 3 on 2", *(pytest.param(n, marks=pytest.mark.slow) for n in REST)],
-)
+@layouts(("ddp on 2", "zero 2 on 2", "zero 3 on 2"))
 def test_rows_in_stretches_give_the_curve_of_one_process(
     layout: str, train: Train, alone: Train, tiny: list[str]
 ) -> None:
@@ -82,14 +81,14 @@ def test_rows_in_stretches_give_the_curve_of_one_process(
     agree(train(size, [*tiny, "steps=40", *how]), alone(*tiny, "steps=40"))
 
 
-@layouts("fsdp on 2, recomputed", *(name for name in LAYOUTS if "cuts" not in name))  # LoRA wraps what would be cut
+@layouts(("fsdp on 2, recomputed",), *(name for name in LAYOUTS if "cuts" not in name))  # LoRA wraps what would be cut
 def test_dropout_and_lora_draw_alike_in_stretches(layout: str, train: Train, alone: Train, tiny: list[str]) -> None:
     size, how = LAYOUTS[layout]
     agree(train(size, [*tiny, *DROPOUT, "steps=40", *how]), alone(*tiny, *DROPOUT, "steps=40"))
 
 
 @pytest.mark.slow
-@layouts("ddp on 2", "fsdp on 2", "fsdp on 2 x 2")
+@layouts(("ddp on 2",), "fsdp on 2", "fsdp on 2 x 2", "zero 2 on 2", "zero 3 on 2")
 def test_a_pretrained_model_learns_real_rows_in_stretches(
     layout: str, train: Train, alone: Train, real: list[str]
 ) -> None:
@@ -102,14 +101,49 @@ def test_packed_rows_are_cut_too(train: Train, alone: Train, tiny: list[str]) ->
     agree(train(size, [*tiny, "steps=40", "packing=true", *how]), alone(*tiny, "steps=40"))
 
 
+@pytest.fixture(scope="module")
+def long(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a run whose micro-batches have about as many targets as the head takes at once: some more, some less.
+
+    In stretches, nearly all of them are predicted from the second one.
+    """
+    draw = random.Random(3)
+    lengths = [(draw.randint(30, 60), draw.randint(2, 62)) for _ in range(200)]
+    rows = [{"prompt": "p" * before, "completion": "".join(draw.choices("weft", k=n))} for before, n in lengths]
+    path = write_rows(tmp_path_factory.mktemp("long") / "rows.jsonl", rows)
+    others = [setting for setting in tiny if not setting.startswith("data.path")]
+    return [*others, f"data.path={path}", "batch.size=64", "batch.micro=32", "steps=8"]
+
+
+SEQUENCE, RECOMPUTED = "sharding.sequence=2", "sharding.activation_checkpointing=true"
+UNEVEN = {
+    "zero 3 in stretches": ["sharding=zero", "sharding.persist=0", SEQUENCE],
+    "zero 3": ["sharding=zero", "sharding.persist=0"],
+    "zero 3, recomputed": ["sharding=zero", "sharding.persist=0", SEQUENCE, RECOMPUTED],
+    "fsdp": ["sharding=fsdp"],
+    "fsdp in stretches": ["sharding=fsdp", SEQUENCE],
+    "fsdp, recomputed": ["sharding=fsdp", SEQUENCE, RECOMPUTED],
+}
+
+
+@pytest.mark.parametrize(
+    "how", [how if how == "zero 3 in stretches" else pytest.param(how, marks=pytest.mark.slow) for how in UNEVEN]
+)
+def test_some_ranks_may_need_the_head_more_often_than_others(
+    how: str, train: Train, alone: Train, long: list[str]
+) -> None:
+    agree(train(2, [*long, *UNEVEN[how]]), alone(*long))
+
+
 @pytest.mark.slow
-def test_bf16_stays_near_bf16_on_one_process(train: Train, alone: Train, tiny: list[str]) -> None:
-    size, how = LAYOUTS["fsdp on 2"]
+@pytest.mark.parametrize("layout", ["fsdp on 2", "zero 2 on 2", "zero 3 on 2"])
+def test_bf16_stays_near_bf16_on_one_process(layout: str, train: Train, alone: Train, tiny: list[str]) -> None:
+    size, how = LAYOUTS[layout]
     settings = (*tiny, "steps=20", "precision=bf16")
     assert largest(train(size, [*settings, *how]).series("loss"), alone(*settings).series("loss")) < 5e-3
 
 
-@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["ddp", *(pytest.param(how, marks=pytest.mark.slow) for how in ("fsdp", "zero"))])
 def test_an_evaluation_in_stretches_is_that_of_one_process_and_leaves_no_trace(
     how: str, train: Train, tiny: list[str]
 ) -> None:
@@ -126,7 +160,7 @@ def test_an_evaluation_in_stretches_is_that_of_one_process_and_leaves_no_trace(
     assert trained == without.lines
 
 
-@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["ddp", *(pytest.param(how, marks=pytest.mark.slow) for how in ("fsdp", "zero"))])
 def test_a_run_goes_on_from_stretches_on_one_process(
     how: str, worlds: Worlds, train: Train, alone: Train, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -136,7 +170,7 @@ def test_a_run_goes_on_from_stretches_on_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "zero"])
 def test_generation_in_the_midst_of_a_run_leaves_no_trace(how: str, train: Train) -> None:
     rows = ["data=sql_quiz", "data.train=64", "data.validation=8", "data.test=8", "batch.size=8", "steps=4"]
     settings = [*rows, *DROPOUT, f"sharding={how}", "sharding.sequence=2", "tracker=[jsonl]"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ from loomtune.toolkit.sequence import Exchange
 from loomtune.world import derive
 
 PREFIX = "module."
+
+
+class Reading(nn.Module):
+    """Where readers run: a module of its own, called once in each pass of every rank.
+
+    How often a reader calls a head follows from how many targets there are, which differs from rank to rank. A strategy
+    that gathers parameters when their module is called gathers those of heads here.
+    """
+
+    def forward(self, states: Tensor, view: View, reader: Reader) -> Any:
+        """states: those of the view, by themselves, where hooks look for tensors."""
+        return reader(replace(view, states=states))
 
 
 class Network(nn.Module):
@@ -43,6 +56,7 @@ class Network(nn.Module):
             scalars = [name for name in spec.heads if name != "lm"]
             self.heads = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in scalars})
         self.module, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
+        self.reading = Reading()
         replace_dropout(self.module, spec.seed)
         quicken(self.module)
         self._freeze()
@@ -61,6 +75,11 @@ class Network(nn.Module):
             parameter.requires_grad_(parameter.requires_grad and names.count(id(parameter)) > 1)
 
     @property
+    def read_heads(self) -> list[nn.Module]:
+        """The heads that readers call."""
+        return [self.heads[name] if name in self.heads else self.spec.model.head(self.base) for name in self.spec.heads]
+
+    @property
     def base(self) -> nn.Module:
         """The model as its plugin made it."""
         return self.spec.adapter.base(self.module)
@@ -75,7 +94,8 @@ class Network(nn.Module):
         with nullcontext() if adapter else self.spec.adapter.off(self.module):
             if self.exchange is not None:
                 return self._in_stretches(batch, reader, self.exchange)
-            return reader(self._view(batch, batch, slice(None)))
+            view = self._view(batch, batch, slice(None))
+            return self.reading(view.states, view, reader)
 
     def _in_stretches(self, batch: Batch, reader: Reader, exchange: Exchange) -> Any:
         """The same, where this rank computes a stretch of each row; the reader sees the targets predicted there."""
@@ -87,7 +107,7 @@ class Network(nn.Module):
                 f"the model's {', '.join(view.extras)} cannot be put together from stretches of rows",
                 "set sharding.sequence=1",
             )
-        return share.join(reader(view), view.states)
+        return share.join(self.reading(view.states, view, reader), view.states)
 
     def _view(self, whole: Batch, batch: Batch, index: slice | Tensor) -> View:
         """whole: the batch that attention sees. batch: what is computed here."""

@@ -53,6 +53,7 @@ def shardings() -> list[Offer[Sharding]]:
                 "stage 2": ("sharding.stage=2",),
                 "stage 3": ("sharding.stage=3",),
                 "offload": ("sharding.offload=all",),
+                "sequence": ("sharding.sequence=2",),
             },
         ),
     ]

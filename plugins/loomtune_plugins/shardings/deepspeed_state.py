@@ -18,6 +18,7 @@ whole is cut into equal parts, in stage 3 each parameter is. What DeepSpeed does
   plain containers and of one forward pass only. So networks are called directly, and passes announced in `backward`.
 - Joining builds a C++ operator for shared memory, for a minute, and a killed build leaves a lock on which every later
   start hangs. It builds what its own table calls compatible, and nothing that is used here needs any.
+- Stage 3 wants modules called equally often, and in the same order, on every rank: heads are not (`Reading`).
 - It makes a process group of its own, with a time-out of its own, unless it finds one in `groups._WORLD_GROUP`.
 - In bf16 with gradients in fp32, stage 1 would be another optimizer, of another layout: `start` asks for ZeRO's own.
 """
@@ -38,6 +39,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from loomtune.errors import UserError
+from loomtune.toolkit.network import Network
 from loomtune.world import World
 from loomtune_plugins.shardings.flat import Fragment, boxes
 from loomtune_plugins.shardings.zero_config import Configuration
@@ -95,7 +97,7 @@ class Birth:
         parameter.partition()  # type: ignore[attr-defined]
 
 
-def start(network: nn.Module, optimizer: torch.optim.Optimizer | None, config: Configuration, world: World) -> Any:
+def start(network: Network, optimizer: torch.optim.Optimizer | None, config: Configuration, world: World) -> Any:
     """The DeepSpeedEngine of a network whose weights are there; its `optimizer` is the ZeRO optimizer.
 
     optimizer: None for a frozen network of stage 3.
@@ -110,7 +112,22 @@ def start(network: nn.Module, optimizer: torch.optim.Optimizer | None, config: C
             """Every rank has read the same weights."""
 
     told = {"config": config, "config_class": deepspeed.DeepSpeedConfig(config), "dist_init_required": False}
-    return ZeroOnly(None, network, optimizer, **told)
+    engine = ZeroOnly(None, network, optimizer, **told)
+    if engine.zero_optimization_stage() == 3:
+        _gather_when_read(network, getattr(engine.optimizer, "parameter_offload", engine.optimizer))
+    return engine
+
+
+def _gather_when_read(network: Network, offload: Any) -> None:
+    """Heads are whole while a reader runs, instead of being gathered at each call."""
+    modules = [module for head in network.read_heads for module in head.modules()]
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            _imported(parameter.device.type).zero.register_external_parameter(network.reading, parameter)
+    theirs = [id(hooks) for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    for handle in (*offload.forward_hooks, *offload.backward_hooks):
+        if id(handle.hooks_dict_ref()) in theirs:
+            handle.remove()
 
 
 def shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -57,4 +57,5 @@ class ZeroSettings:
     offload: str = option("none", "what lies in host memory between uses: none, optimizer, or all (stage 3)")
     nvme: str = option("", "a folder on a local disk, into which stage 3 offloads instead of host memory")
     bucket_mb: int = option(100, "size of the buckets in which gradients are reduced and parameters gathered ahead")
+    sequence: int = option(1, SEQUENCE)
     persist: int = option(100_000, "stage 3: parameters of at most so many numbers stay whole on every rank")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from ctypes.util import find_library
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Engine, EngineSpec, Sharding
+from loomtune.contracts import Engine, EngineSpec, Model, Sharding
 from loomtune.errors import Fault, UserError
+from loomtune_plugins.shardings.grid import Grid
 from loomtune_plugins.shardings.settings import ZeroSettings
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from loomtune.world import World
 
 OFFLOADS = ("none", "optimizer", "all")
@@ -23,18 +26,30 @@ class Zero(Sharding):
 
     def __init__(self, settings: ZeroSettings) -> None:
         self.settings = settings
+        self._sequence: dist.ProcessGroup | None = None
 
     def check(self, world_size: int) -> None:
-        if faults := [*_faults(self.settings)]:
+        if faults := _faults(self.settings):
             raise UserError(*faults)
+        self._grid(world_size)
+
+    def suits(self, model: Model) -> None:
+        if self.settings.sequence > 1:
+            model.check_sequence(self.settings.sequence)
 
     def replicas(self, world: World) -> tuple[int, int]:
-        return world.rank, world.size
+        return self._grid(world.size).replica(world.rank)
+
+    def _grid(self, world_size: int) -> Grid:
+        return Grid.of(world_size, sequence=self.settings.sequence)
 
     def engine(self, spec: EngineSpec, world: World) -> Engine:
+        from loomtune_plugins.shardings.meshes import sequence_group
         from loomtune_plugins.shardings.zero_engine import ZeroEngine
 
-        return ZeroEngine(spec, world, self.settings)
+        if self._sequence is None:  # one for all roles
+            self._sequence = sequence_group(self._grid(world.size), world.device.type)
+        return ZeroEngine(spec, world, self.settings, self._sequence)
 
 
 def _faults(settings: ZeroSettings) -> list[Fault]:

@@ -34,10 +34,12 @@ class ZeroEngine(Engine):
     Stages 1 and 2 of a frozen network have nothing to partition: it then computes without DeepSpeed.
     """
 
-    def __init__(self, spec: EngineSpec, world: World, settings: ZeroSettings) -> None:
+    def __init__(
+        self, spec: EngineSpec, world: World, settings: ZeroSettings, sequence: dist.ProcessGroup | None = None
+    ) -> None:
         self.spec, self.world, self.settings = spec, world, settings
         state.join(world, disk=bool(settings.nvme))
-        self.network = Network(spec)
+        self.network = Network(spec, sequence=sequence)
         if settings.activation_checkpointing:
             _recompute(spec.model.blocks(self.network.base))
         self.named = dict(self.network.named_parameters())
