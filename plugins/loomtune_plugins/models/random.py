@@ -26,6 +26,7 @@ class Random(CausalLM):
     def check(self) -> None:
         """Checks that there is a shape, and that it and the tokenizer go together."""
         self.find()
+        self.config()
         super().check()
 
     def find(self) -> None:
@@ -49,14 +50,16 @@ class Random(CausalLM):
 
     def config(self) -> Any:
         """The config; ids of special tokens come from the tokenizer where the shape does not say them."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         shape = dict(self._shape)
         ids = {"bos_token_id": self._tokenizer.bos_id, "eos_token_id": self._tokenizer.eos_id}
         try:
             return AutoConfig.for_model(shape.pop("model_type"), **{**ids, **shape})
-        except (ValueError, TypeError) as error:
-            raise UserError.of(f"the shape is none that transformers knows: {error}", "correct model.shape") from error
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            said = " ".join(str(error).split())
+            raise UserError.of(f"the shape is none that transformers knows: {said}", "correct model.shape") from error
 
     def tokenizer_folder(self) -> Path:
         """The one that was set, else the config's where it has one, else the shipped model's."""

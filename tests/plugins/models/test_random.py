@@ -101,3 +101,9 @@ def test_an_end_of_generation_is_saved_with_the_config(words, tmp_path):
     saved = json.loads((tmp_path / "generation_config.json").read_text())
     assert saved["eos_token_id"] == model.tokenizer().eos_id
     assert saved["pad_token_id"] == model.tokenizer().pad_id
+
+
+@pytest.mark.parametrize("wrong", [{"hidden_size": "wide"}, {"num_attention_heads": 7}])
+def test_a_shape_that_transformers_refuses_is_told_before_the_run(words, wrong):
+    with pytest.raises(UserError, match="the shape is none that transformers knows"):
+        drawn("llama", words, **wrong).check()
