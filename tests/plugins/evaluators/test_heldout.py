@@ -20,7 +20,9 @@ from loomtune_plugins.evaluators.settings import HeldoutSettings
 
 
 class TwoRanks:
-    """A world of two ranks that hold the same."""
+    """A world of two ranks that hold the same, each for itself."""
+
+    counts = True
 
     def sum(self, numbers: list[float]) -> list[float]:
         return [2 * number for number in numbers]

@@ -62,7 +62,7 @@ def module() -> LlamaForCausalLM:
 
 
 def world(rank: int = 0, size: int = 1) -> World:
-    return World(rank, size, 0, torch.device("cpu"))
+    return World(rank, size, 0, torch.device("cpu"), replica=rank, replicas=size)
 
 
 def generate(
