@@ -19,9 +19,10 @@ from loomtune.contracts import Data, Launcher, Model, Objective, Tracker
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
 from loomtune.plan import Finding, Plan
-from loomtune.settings import ROOT_KEYS, leaves
+from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, leaves
 
-KEYS_OF_RESUME = "launcher, sharding, tracker, guard, checkpoint, batch.micro, packing and stop_after"
+ALONE = ("sharding=single", "launcher=local", "launcher.procs=1")
+"""How a run's model is opened to be measured or talked to, however it was trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), proc
 def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
     """Warnings about a plan. Raises UserError of every fault that can be found without starting a process.
 
-    simulated: the plan is for a world elsewhere, so no file and no device of this machine is asked about.
+    simulated: the plan is for a world elsewhere, so no file and no device of this machine is asked about;
+        whether the model can be laid out so is, where its config is at hand.
     """
     catalogue = installed()
     found = plans.findings(plan, catalogue)
@@ -73,8 +75,9 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
     for part in () if simulated else (parts["model"], parts["data"]):
         if part is not None:
             tried(part.check)
-    if not faults and not simulated:
+    if not faults and (not simulated or tried(parts["model"].at_hand)):
         tried(sharding.suits, parts["model"])
+    if not faults and not simulated:
         for evaluator in parts["evaluator"].values():
             tried(evaluator.check, parts["data"])
     if faults:
@@ -117,7 +120,7 @@ def _same_run(folder: Path, plan: Plan) -> None:
         changed = ", ".join(_differences(before, plan)) or "defaults of this version"
         raise UserError.of(
             f"{folder} holds another run; these settings differ: {changed}",
-            f"choose another run.dir; a run goes on with other values of {KEYS_OF_RESUME} only",
+            f"choose another run.dir; a run goes on with other values of {', '.join(NOT_PART_OF_THE_MATHS)} only",
         )
 
 
@@ -172,7 +175,7 @@ def train(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Res
 
 
 def resume(folder: Path | str, overrides: Sequence[str] = ()) -> Result:
-    """Goes on with a run, under other values of the keys that may change (see `KEYS_OF_RESUME`)."""
+    """Goes on with a run, under other values of the keys that may change (`settings.NOT_PART_OF_THE_MATHS`)."""
     plan = resumed(Path(folder), overrides)
     warn(check(plan))
     return launch(plan, prepare(plan))
@@ -199,7 +202,7 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), *, best: bool = 
     """Measures a run's latest (or best) checkpoint with its evaluators, on one process, and gives their metrics."""
     from loomtune.session import opened
 
-    plan = resumed(Path(folder), ["sharding=single", "launcher=local", "launcher.procs=1", *overrides])
+    plan = resumed(Path(folder), [*ALONE, *overrides])
     with opened(plan, Path(folder), best=best) as run:
         from loomtune.evaluation import evaluate as measure
 

@@ -13,7 +13,7 @@ from loomtune.session import opened
 
 def chat(folder: Path, temperature: float, max_tokens: int) -> int:
     """Reads a prompt a line from stdin, `\\n` in it standing for a new line, until the end of input."""
-    plan = api.resumed(folder, ["sharding=single", "launcher=local", "launcher.procs=1"])
+    plan = api.resumed(folder, api.ALONE)
     with opened(plan, folder) as run:
         if sys.stdin.isatty():
             print(f"{folder.name}, step {run.step}. A line is a prompt; Ctrl-D ends.")

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="show every setting and where it came from; start nothing"
     )
     elsewhere = "with --dry-run: as on N processes elsewhere, without asking for files"
-    train.add_argument("--world", type=int, default=0, metavar="N", help=elsewhere)
+    train.add_argument("--world", type=int, metavar="N", help=elsewhere)
     train.add_argument("--config-dir", action="append", default=[], help="a folder of your own Hydra configs")
     _overrides(train)
     resume = _command(commands, "resume", _resume, "go on with a run, under any sharding and world size")
@@ -90,7 +90,7 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         return _dry_run(options)
-    if options.world:
+    if options.world is not None:
         raise UserError.of(f"--world {options.world} is a world that is not here", "add --dry-run, or leave it out")
     return _ended(api.train(options.overrides, options.config_dir))
 
@@ -101,13 +101,18 @@ def _dry_run(options: argparse.Namespace) -> int:
     from loomtune.compose import explain
     from loomtune.plan import estimates
 
-    plan = api.compose(options.overrides, options.config_dir, options.world)
-    api.warn(api.check(plan, simulated=bool(options.world)))
+    elsewhere = options.world is not None
+    if elsewhere and options.world < 1:
+        raise UserError.of(f"--world {options.world} has no process", "name at least 1")
+    plan = api.compose(options.overrides, options.config_dir, options.world or 0)
+    api.warn(api.check(plan, simulated=elsewhere))
     for key, value, origin in explain(options.overrides, options.config_dir):
         print(f"{key}={value if str(value).isprintable() else repr(value)}  # {origin}")
     for foretold in estimates(plan, installed()):
         print(f"estimate: {foretold.subject} {foretold.value:g} {foretold.unit} ({foretold.reasoning})")
-    if options.world:
+    if elsewhere:
+        if not plan.build(installed(), "model").at_hand():
+            print("not asked: whether the model can be laid out so, because its config is not at hand")
         return 0
     launcher = plan.build(installed(), "launcher")
     for command in launcher.render(launcher.spec(Path("RUN"), plan.processes)).commands:
@@ -122,8 +127,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _ended(result: Any) -> int:
-    if result.status == "failed":
-        print(f"loomtune: the run failed at step {result.step}: {result.error}", file=sys.stderr)
+    if result.status == "failed" or result.error:
+        print(f"loomtune: the run {result.status} at step {result.step}: {result.error}", file=sys.stderr)
         return 1
     return Preempted.exit_code if result.status == "preempted" else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -15,17 +16,26 @@ from loomtune import checkpoint
 from loomtune.catalogue import Catalogue, installed
 from loomtune.checkpoint.files import sync_folder
 from loomtune.contracts import Adapter, Exporter, Model
+from loomtune.contracts.saved import HEADS
 from loomtune.errors import CheckpointError, UserError
+from loomtune.events import Events
 from loomtune.plan import Plan
+from loomtune.run import Run
 
 ROLE = "policy"
-HEADS = "heads."
 
 
-def export(folder: Path, out: Path | None = None, to: str = "huggingface", which: str = "latest") -> Path:
+def export(
+    folder: Path,
+    out: Path | None = None,
+    to: str = "huggingface",
+    which: str = "latest",
+    events: Events | None = None,
+) -> Path:
     """Writes a run's model by the exporter `to` and gives the folder. out: default `RUN/export/<to>`.
 
-    which: `latest`, `best`, or a step. Nothing is there under that name until all of it is.
+    which: `latest`, `best`, or a step. events: who is told, by default every plugin. Nothing is there under that name
+    until all of it is.
     """
     plan, catalogue = Plan.load(folder), installed()
     exporter: Exporter = catalogue.build("exporter", to, plan.choices("exporter").get(to, {"name": to}))
@@ -34,10 +44,9 @@ def export(folder: Path, out: Path | None = None, to: str = "huggingface", which
     reader = checkpoint.Reader(_chosen(folder / "checkpoints", which))
     model: Model = plan.build(catalogue, "model")
     model.check()
-    final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f".{final.name}-{uuid4().hex[:8]}")
     try:
-        draft.mkdir()
+        draft.mkdir(parents=True)
         exporter.export(model, _merged(plan, catalogue, model, reader), draft)
         _sync(draft)
         draft.rename(final)
@@ -45,12 +54,33 @@ def export(folder: Path, out: Path | None = None, to: str = "huggingface", which
         cure = "choose another folder with --out, or make space"
         raise UserError.of(f"{final} cannot be written: {error}", cure) from error
     finally:
+        reader.close()
         shutil.rmtree(draft, ignore_errors=True)
+    events = events or Events((name, catalogue.manager.get_plugin(name)) for name in catalogue.sources)
+    events.tell("exported", folder=folder, path=final)
     return final
 
 
+def at_the_end(run: Run) -> str | None:
+    """Exports what a run ends with by each exporter chosen; what fails is said, and given. One process calls it.
+
+    The folder bears the step, so that one that is there already holds this very model.
+    """
+    failed = []
+    for name in run.plan.choices("exporter"):
+        out = run.folder / "export" / f"{name}-{checkpoint.name_of(run.step)}"
+        try:
+            if not out.is_dir():
+                export(run.folder, out, name, str(run.step), run.events)
+        except Exception as error:  # an exporter may fail in any manner, and the run is complete all the same
+            failed.append(f"exporter={name} failed: {type(error).__name__}: {error}")
+            print(f"loomtune: {failed[-1]}", file=sys.stderr, flush=True)  # noqa: T201
+    return "; ".join(failed) or None
+
+
 def _check_free(final: Path) -> None:
-    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+    # `Path.exists` would raise where a folder on the way may not be entered, which is told where the draft is made
+    if os.path.exists(final) and not (final.is_dir() and not any(final.iterdir())):  # noqa: PTH110
         what = "is not empty" if final.is_dir() else "is a file"
         raise UserError.of(f"{final} {what}, and nothing is overwritten", "choose another folder with --out")
 
@@ -63,9 +93,9 @@ def _chosen(checkpoints: Path, which: str) -> Path:
         path = checkpoint.best(checkpoints)
     else:
         step = which.removeprefix("step-")
-        path = checkpoints / checkpoint.name_of(int(step)) if step.isdigit() else None
+        path = checkpoints / checkpoint.name_of(int(step)) if step.isdecimal() else None
     if path is None or not path.is_dir():
-        there = sorted(found.name for found in checkpoints.glob("step-*") if found.name[5:].isdigit())
+        there = sorted(found.name for found in checkpoints.glob("step-*") if found.name[5:].isdecimal())
         cure = f"set --checkpoint to latest or to one of {', '.join(there)}" if there else "train it first"
         raise UserError.of(f"{checkpoints.parent} has no {which} checkpoint", cure)
     return path

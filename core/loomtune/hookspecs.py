@@ -144,7 +144,10 @@ def estimate(plan: Plan) -> Sequence[Estimate]:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def resume_point(run: Run) -> Path | None:
-    """Answers from which checkpoint folder to go on; the first plugin that knows decides. None: the latest valid."""
+    """Answers from which checkpoint folder to go on; the first plugin that knows decides. None: the latest valid.
+
+    It may lie anywhere, but has to be of this run: one whose manifest names another run's hash is refused.
+    """
 
 
 @hookspec
@@ -188,8 +191,11 @@ def checkpoint_saved(run: Run, path: Path, step: int) -> None:
 
 
 @hookspec
-def exported(run: Run, path: Path) -> None:
-    """Tells that a model left in a servable form."""
+def exported(folder: Path, path: Path) -> None:
+    """Tells that a model left in a servable form: at a run's end, and of `loomtune export`, which no tracker hears.
+
+    folder: the run's. path: the folder that the model is in.
+    """
 
 
 @hookspec(firstresult=True)

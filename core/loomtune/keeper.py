@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from loomtune import checkpoint
 from loomtune.checkpoint import Reader, Saver, Servable
 from loomtune.contracts import Adapter, Engine
-from loomtune.errors import LeaseLost
+from loomtune.errors import CheckpointError, LeaseLost
 from loomtune.lease import Lease
 from loomtune.run import Run
 
@@ -68,22 +69,25 @@ class Keeper:
         self.finish()
         run = self.run
         answer = run.events.ask("resume_point", run=run)
-        path = (
-            run.world.broadcast(answer or checkpoint.latest(self.folder))
-            if run.world.leads
-            else run.world.broadcast(None)
-        )
+        path = run.world.broadcast((answer or checkpoint.latest(self.folder)) if run.world.leads else None)
         if path is None:
             return False
         self.load(Path(path))
         return True
 
     def load(self, path: Path) -> None:
-        """Sets every trained engine and the run's step from a checkpoint."""
-        run, reader = self.run, Reader(path, self.run.world)
-        for role, engine in self._engines().items():
-            engine.load(reader.read(role), optimizer=True)
-        self.state = dict(reader.state)
+        """Sets every trained engine and the run's step from a checkpoint of this run, wherever it lies.
+
+        Raises CheckpointError where it is of a run of other maths, whose moments, schedule and rows mean nothing here.
+        """
+        run = self.run
+        with closing(Reader(path, run.world)) as reader:
+            if reader.manifest.run != run.plan.hash:
+                what = f"{path} is of run {reader.manifest.run}, this is run {run.plan.hash}: other maths"
+                raise CheckpointError(f"{what}\n    cure: name a checkpoint of this run, or set model.path={path}")
+            for role, engine in self._engines().items():
+                engine.load(reader.read(role), optimizer=True)
+            self.state = dict(reader.state)
         run.step = reader.step
         run.events.tell("checkpoint_loaded", run=run, path=path, step=run.step)
 

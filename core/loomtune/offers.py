@@ -29,8 +29,6 @@ class Trait(StrEnum):
     PROMPTS = "prompts"  # rows whose prompt alone is used
     DATABASES = "databases"  # rows that carry an SQL database to execute queries on
     MANY_PROCESSES = "many_processes"  # the sharding strategy runs on more than one process
-    SHARDED_WEIGHTS = "sharded_weights"  # no rank holds all weights
-    STREAMED_BIRTH = "streamed_birth"  # weights are read slice by slice into a skeleton without storage
     GENERATION = "generation"  # completions can be generated in the middle of training
     ADAPTER_OFF = "adapter_off"  # the adapter can be switched off, which makes a frozen reference for free
     WRAPPED_LINEARS = "wrapped_linears"  # linear layers are replaced by the adapter's own modules around them

@@ -155,25 +155,27 @@ def between(plan: Plan, catalogue: Catalogue) -> Iterator[Finding]:
     yield from _libraries(entries)
     yield from _needs(entries)
     yield from _excludes(entries, catalogue)
-    for answer, failure in _asked(catalogue, "preflight", plan=plan, provided=_provided(entries)):
+    sources = {entry.source.plugin for entry in entries}
+    for answer, plugin, failure in _asked(catalogue, "preflight", plan=plan, provided=_provided(entries)):
         yield from answer
         if failure:
-            yield Finding(f"a check before the run is left out: {failure}", "tell its author", fatal=False)
+            told = f"a check before the run is left out: the plugin {plugin} failed: {failure}"
+            yield Finding(told, f"mend {plugin}, or tell its author", fatal=plugin in sources)
 
 
 def estimates(plan: Plan, catalogue: Catalogue) -> list[Estimate]:
     """Everything that the plugins foretell about a plan; one that fails foretells nothing."""
-    return [one for answer, _ in _asked(catalogue, "estimate", plan=plan) for one in answer]
+    return [one for answer, *_ in _asked(catalogue, "estimate", plan=plan) for one in answer]
 
 
-def _asked(catalogue: Catalogue, hook: str, **given: Any) -> Iterator[tuple[Sequence[Any], str]]:
-    """(answer, why there is none) of each plugin, in their order. One that raises must not take the others' with it."""
+def _asked(catalogue: Catalogue, hook: str, **given: Any) -> Iterator[tuple[Sequence[Any], str, str]]:
+    """(answer, plugin, why there is none) of each in their order. One that raises must not take the others' with it."""
     for implementation in getattr(catalogue.manager.hook, hook).get_hookimpls():
         arguments = [given[name] for name in implementation.argnames]
         try:
-            yield list(implementation.function(*arguments)), ""
+            yield list(implementation.function(*arguments)), implementation.plugin_name, ""
         except Exception as error:
-            yield [], f"the plugin {implementation.plugin_name} failed: {type(error).__name__}: {error}"
+            yield [], implementation.plugin_name, f"{type(error).__name__}: {error}"
 
 
 def refuse(found: list[Finding]) -> list[Finding]:

@@ -68,7 +68,7 @@ class Run:
         return list(dict.fromkeys(role.engine for name, role in self.roles.items() if wanted[name].trained))
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
-        """Around one micro-batch: gradients of every trained engine are reduced over ranks in the last one only."""
+        """Around one micro-batch: after the last, gradients of every trained engine are reduced over ranks."""
         stack = ExitStack()
         for engine in self.trained_engines():
             stack.enter_context(engine.accumulating(last))

@@ -13,6 +13,7 @@ from loomtune.catalogue import installed
 from loomtune.errors import UserError
 from loomtune.lease import Lease
 from loomtune.plan import Plan
+from loomtune.probe import check_isolation
 from loomtune.run import Run
 
 
@@ -30,6 +31,8 @@ def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
         assembly = assemble(plan, folder, installed(), world, Lease(folder, "reading"), observed=False)
         assembly.build_roles()
         assembly.keeper.load(path)
+        if plan.root.packing:
+            check_isolation(assembly.run)
         yield assembly.run
     finally:
         worlds.leave()

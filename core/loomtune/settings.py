@@ -107,5 +107,6 @@ NOT_PART_OF_THE_MATHS = (
     "stop_after",
     "batch.micro",
     "packing",
+    "exporter",
 )
 """Keys that the plan's hash leaves out: a run may go on with other values of them."""

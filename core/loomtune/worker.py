@@ -40,7 +40,7 @@ def guarded(work: Any) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-    return Preempted.exit_code if result["status"] == "preempted" else 0
+    return Preempted.exit_code if result["status"] == "preempted" else int(result["error"] is not None)
 
 
 def execute(plan: Plan, folder: Path, world: World | None = None) -> Result:
@@ -67,13 +67,15 @@ def execute(plan: Plan, folder: Path, world: World | None = None) -> Result:
 
 def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: Lease, stop: StopRequest) -> Result:
     from loomtune.assembly import assemble
+    from loomtune.export import at_the_end
     from loomtune.loop import Loop
     from loomtune.micro import token_budget
     from loomtune.probe import check_isolation
 
     assembly = assemble(plan, folder, catalogue, world, lease)
     run, keeper = assembly.run, assembly.keeper
-    status, error = "failed", None
+    status: str = "failed"
+    error: BaseException | str | None = None  # a text where the run is complete and something after it failed
     try:
         run.events.tell("run_started", run=run)
         assembly.build_roles()
@@ -92,6 +94,8 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
     finally:
         for guard in run.guards:
             guard.finished(run)
+        if status == "completed" and world.leads:
+            error = at_the_end(run)  # after the guards, one of which would take it for a stall
         result = _result(status, run.step, run.metrics, error)
         if world.leads and not isinstance(error, LeaseLost):
             replace_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
@@ -99,8 +103,8 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
     return result
 
 
-def _result(status: str, step: int, metrics: dict[str, Any], error: BaseException | None) -> Result:
-    said = None if error is None else f"{type(error).__name__}: {error}"
+def _result(status: str, step: int, metrics: dict[str, Any], error: BaseException | str | None) -> Result:
+    said = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return {"status": status, "step": step, "metrics": finite, "error": said}
 

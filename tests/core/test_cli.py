@@ -204,6 +204,7 @@ def test_settings_may_stand_after_options(monkeypatch: pytest.MonkeyPatch) -> No
         (LeaseLost("superseded"), 1),
         (Preempted("leaving"), 75),
         ("completed", 0),
+        ("completed, but an export failed", 1),
         ("stopped", 0),
         ("failed", 1),
         ("preempted", 75),
@@ -214,7 +215,8 @@ def test_the_exit_code_says_what_to_do(ends: Any, code: int, monkeypatch: pytest
     def train(*_: object) -> api.Result:
         if isinstance(ends, Exception):
             raise ends
-        return api.Result(Path(), ends, 3, {}, "RuntimeError: x" if ends == "failed" else None)
+        status, _, after = ends.partition(", ")
+        return api.Result(Path(), status, 3, {}, "RuntimeError: x" if after or status == "failed" else None)
 
     monkeypatch.setattr(api, "train", train)
     assert called("train") == code

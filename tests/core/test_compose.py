@@ -98,12 +98,24 @@ def test_settings_of_an_unknown_choice_are_not_also_called_wrong() -> None:
     assert "no objective is called 'foo'" in fault.what
 
 
-def test_a_recipe_whose_settings_the_choice_lacks_is_refused_naming_the_key(tmp_path: Path) -> None:
+def test_what_a_recipe_says_of_a_choice_goes_with_that_choice(tmp_path: Path) -> None:
     (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\noptimizer:\n  beta1: 0.8\n")
-    (fault,) = refused("recipe=mine", "optimizer=sgd", config_dirs=(tmp_path,)).faults
-    assert "optimizer.beta1" in fault.what or "beta1" in fault.what
-    assert compose(["recipe=mine"], [str(tmp_path)]).chosen("optimizer")["beta1"] == 0.8
+    said = "optimizer: {beta1: 0.8, lr: 0.5}\ntracker: {jsonl: {}, wandb: {project: mine}}\n"
+    text = f"# @package _global_\ndefaults:\n  - override /tracker: [jsonl, wandb]\n{said}"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    for same in ([], ["optimizer=adamw"]):
+        assert compose(["recipe=mine", *same], [str(tmp_path)]).chosen("optimizer")["beta1"] == 0.8
+    other = compose(["recipe=mine", "optimizer=sgd", "tracker=[console,wandb]"], [str(tmp_path)])
+    assert other.chosen("optimizer") == compose(["recipe=null", "optimizer=sgd"]).chosen("optimizer")
+    assert other.choices("tracker")["wandb"]["project"] == "mine" and "jsonl" not in other.choices("tracker")
+
+
+def test_a_recipe_whose_settings_its_own_choice_lacks_is_refused_naming_the_key(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /optimizer: sgd\noptimizer:\n  beta1: 0.8\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    (fault,) = refused("recipe=mine", config_dirs=(tmp_path,)).faults
+    assert "beta1" in fault.what
 
 
 @pytest.mark.parametrize(
@@ -227,7 +239,8 @@ def test_every_value_says_where_it_came_from(tmp_path: Path) -> None:
     assert origin["batch.size"] == (5, "command line")
     assert origin["batch.micro"] == ("auto", "default")
     assert origin["steps"][1] == "recipe=sql_quiz"
-    assert origin["optimizer.lr"][1] == "recipe=sql_quiz"
+    assert origin["data.train"][1] == "recipe=sql_quiz"
+    assert origin["optimizer.lr"][1] == "default", "the recipe's rate is another choice's"
     assert origin["optimizer.eps"] == (1e-7, "optimizer=gentle")
     assert origin["optimizer.clip"][1] == "default"
     assert origin["optimizer.name"] == ("adamw", "command line")

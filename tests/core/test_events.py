@@ -20,7 +20,7 @@ ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "step_finished": {"step": 2, "metrics": {"loss": 1.0}},
     "evaluated": {"step": 2, "metrics": {"accuracy": 0.5}},
     "checkpoint_saved": {"path": Path("step-2"), "step": 2},
-    "exported": {"path": Path("export")},
+    "exported": {"folder": Path("run"), "path": Path("export")},
     "run_failed": {"error": RuntimeError("no memory")},
     "run_finished": {"status": "failed"},
 }
@@ -71,8 +71,8 @@ class Recorder:
         self._hear("checkpoint_saved", run, path=path, step=step)
 
     @hookimpl
-    def exported(self, run: Any, path: Path) -> None:
-        self._hear("exported", run, path=path)
+    def exported(self, folder: Path, path: Path) -> None:
+        self._hear("exported", RUN, folder=folder, path=path)
 
     @hookimpl
     def run_failed(self, run: Any, error: BaseException) -> None:
@@ -100,7 +100,7 @@ def test_the_recorder_knows_all_events() -> None:
     from loomtune import hookspecs
 
     hooks = {name for name, spec in vars(hookspecs).items() if hasattr(spec, "loomtune_spec")}
-    told = {name for name in hooks if "run" in vars(hookspecs)[name].__annotations__}
+    told = {name for name in hooks if {"run", "folder"} & vars(hookspecs)[name].__annotations__.keys()}
     assert told == {*ARGUMENTS, "resume_point", "fault_verdict"}
 
 

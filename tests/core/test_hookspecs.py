@@ -37,7 +37,7 @@ def test_every_axis_has_a_hook_and_every_other_hook_is_about_runs_or_configs() -
     assert len(set(OFFERING)) == len(OFFERING) == len({axis.name for axis in AXES})
     others = set(hooks()) - set(OFFERING)
     assert set(OFFERING) < set(hooks())
-    assert others - {"config_sources"} == {name for name in others if set(arguments(name)) & {"run", "plan"}}
+    assert others - {"config_sources"} == {name for name in others if set(arguments(name)) & {"run", "plan", "folder"}}
 
 
 @pytest.mark.parametrize("name", sorted(hooks()))

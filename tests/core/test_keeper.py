@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from loomtune import checkpoint, hookimpl
-from loomtune.checkpoint import Reader
+from loomtune.checkpoint import Manifest, Reader
 from loomtune.contracts import RoleSpec
-from loomtune.errors import LeaseLost
+from loomtune.errors import CheckpointError, LeaseLost
 from loomtune.events import Events
 from loomtune.lease import Lease
 from toys import Plain, Toy, TwoNetworks, made
@@ -84,6 +84,36 @@ def test_a_plugin_may_name_another(tmp_path: Path) -> None:
     toy = built(tmp_path, Listener(tmp_path / "checkpoints" / "step-00000002"))
     assert toy.assembly.keeper.restore() is True
     assert toy.run.step == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused_naming_both(tmp_path: Path) -> None:
+    other = saved(tmp_path / "other", 2)
+    named = other.run.folder / "checkpoints" / "step-00000002"
+    same = built(tmp_path / "copy", Listener(named))
+    assert same.assembly.keeper.restore() is True, "a run's checkpoint may lie anywhere"
+    toy = built(tmp_path / "mine", listener := Listener(named), steps=9)
+    before = toy.weights()
+    with pytest.raises(
+        CheckpointError, match=rf"of run {other.run.plan.hash}, this is run {toy.run.plan.hash}.*\n.*cure"
+    ):
+        toy.assembly.keeper.restore()
+    assert listener.heard == [] and toy.run.step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in toy.weights().items())
+
+
+def test_a_checkpoint_without_the_optimizer_s_state_does_not_begin_its_moments_anew(tmp_path: Path) -> None:
+    toy = saved(tmp_path, 2)
+    path = tmp_path / "checkpoints" / "step-00000002"
+    manifest = Manifest.read(path)
+    lost = sorted({known[2] for known in manifest.index} - {"weight"})
+    for known in [known for known in manifest.index if known[2] in lost]:
+        del manifest.index[known]
+    (path / "manifest.json").unlink()
+    manifest.write(path)
+    with pytest.raises(CheckpointError, match=f"holds no {lost[0]} of policy's"):
+        toy.assembly.keeper.load(path)
+    (engine,) = toy.run.trained_engines()
+    engine.load(Reader(path).read("policy"), optimizer=False)  # weights alone are there
 
 
 def test_what_was_just_saved_counts_when_a_run_goes_back(tmp_path: Path) -> None:

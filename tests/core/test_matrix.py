@@ -46,7 +46,7 @@ def test_every_offer_of_three_axes_is_combined_with_every_other() -> None:
 
 def test_each_variant_has_a_row_and_one_that_is_the_default_anyway_names_it() -> None:
     assert own("fsdp") == ["fsdp", "fsdp hsdp", "fsdp offload", "fsdp tensor", "fsdp sequence"]
-    assert own("zero") == ["zero stage 1", "zero stage 2", "zero stage 3", "zero offload"]
+    assert own("zero") == ["zero stage 1", "zero stage 2", "zero stage 3", "zero offload", "zero sequence"]
     for entry in (one for axis in VARIED for one in installed().entries(axis)):
         rows = own(entry.offer.name, entry.axis.name)
         assert {f"{entry.offer.name} {variant}" for variant in entry.offer.variants} <= set(rows)
@@ -233,8 +233,8 @@ def adapters():
 
 @hookimpl
 def preflight(plan, provided):
-    if plan.choices("adapter").get("thread", {}).get("knots") == 1 and Trait.SHARDED_WEIGHTS in provided:
-        return [Finding("one knot does not hold " + provided[Trait.SHARDED_WEIGHTS], "set adapter.knots=2")]
+    if plan.choices("adapter").get("thread", {}).get("knots") == 1 and "fsdp" in provided.get(Trait.MANY_PROCESSES, ""):
+        return [Finding("one knot does not hold " + provided[Trait.MANY_PROCESSES], "set adapter.knots=2")]
     return []
 '''
 

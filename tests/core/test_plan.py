@@ -83,6 +83,7 @@ def test_the_hash_changes_with_what_decides_the_maths(plan: Plan, key: str, valu
         ("checkpoint.every", 3),
         ("batch.micro", 1),
         ("run.dir", "elsewhere"),
+        ("exporter", {"huggingface": {"name": "huggingface"}}),
     ],
 )
 def test_the_hash_leaves_out_what_is_only_how(plan: Plan, key: str, value: Any) -> None:
@@ -204,6 +205,15 @@ def test_preflight_hooks_add_findings_and_a_failing_one_takes_none_away(bare: Pl
     assert asked == [bare]
     assert found["too small"] is True
     assert found["a check before the run is left out: the plugin second failed: ZeroDivisionError: "] is False
+
+
+def test_a_failing_check_of_what_is_chosen_refuses_the_run(bare: Plan) -> None:
+    def preflight(plan: Plan) -> list[Finding]:
+        raise ZeroDivisionError("no ranks")
+
+    (fault,) = held(bare, [PLAIN], weaving("loom"), preflight=preflight)
+    assert fault.what == "a check before the run is left out: the plugin first failed: ZeroDivisionError: no ranks"
+    assert fault.cure.startswith("mend first")
 
 
 @dataclass

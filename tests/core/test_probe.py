@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,8 +47,46 @@ class Blind(toy.ToyModel):
         return states
 
 
-def packing(folder: Path, **parts: Any) -> Toy:
-    toy_run = made(folder, settings=Settings(packing=True), **parts)
+class Bent(toy.ToyModel):
+    """Hidden states `(rows, length, width)` of the toy, changed one way after the other."""
+
+    def __init__(self, *ways: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.ways = ways
+
+    def hidden(self, module: Any, batch: Batch, attention: Any, extras: Any = None) -> torch.Tensor:
+        states = super().hidden(module, batch, attention, extras)
+        for way in self.ways:
+            states = way(states)
+        return states
+
+
+def as_it_is(states: torch.Tensor) -> torch.Tensor:
+    return states
+
+
+def large(states: torch.Tensor) -> torch.Tensor:
+    """One channel is a thousand times larger than the others, as in large Llamas."""
+    return states * (1 + 999 * (torch.arange(states.shape[-1]) == 3))
+
+
+def constant(states: torch.Tensor) -> torch.Tensor:
+    """One channel holds a large number, whatever the tokens are."""
+    return states + 1000 * (torch.arange(states.shape[-1]) == 3)
+
+
+def neighbours(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Each token sees so much of the one before it, also where that is another sample's."""
+    return lambda states: states + share * states.roll(1, dims=1)
+
+
+def reordered(states: torch.Tensor) -> torch.Tensor:
+    """The last digit of every number hangs on all the row's tokens, as where a kernel sorts tokens before it adds."""
+    digit = torch.finfo(states.dtype).eps * torch.sin(1e4 * states.float().sum(1, keepdim=True)).sign()
+    return (states.float() * (1 + digit)).to(states.dtype)
+
+
+def packing(folder: Path, precision: str = "fp32", **parts: Any) -> Toy:
+    toy_run = made(folder, settings=Settings(packing=True, precision=precision), **parts)
     toy_run.assembly.build_roles()
     return toy_run
 
@@ -67,6 +105,32 @@ def test_a_kernel_that_keeps_samples_apart_passes_and_nothing_of_the_probe_is_le
 def test_a_kernel_that_leaks_is_refused_with_the_cure(kernel: Kernel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=REFUSED):
         check_isolation(packing(tmp_path, kernel=kernel).run)
+
+
+outliers = pytest.mark.parametrize("outlier", [as_it_is, large, constant])
+
+
+@outliers
+@pytest.mark.parametrize("share", [0.01, 1.0])
+def test_a_leak_of_a_hundredth_is_seen_in_fp32(share: float, outlier: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=REFUSED):
+        check_isolation(packing(tmp_path, model=Bent(neighbours(share), outlier)).run)
+
+
+@outliers
+@pytest.mark.parametrize("kernel", [Leaking(), Foreseeing()], ids=["leaks onward", "leaks backward"])
+def test_a_whole_leak_is_seen_in_bf16(kernel: Kernel, outlier: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=REFUSED):
+        check_isolation(packing(tmp_path, "bf16", model=Bent(outlier), kernel=kernel).run)
+
+
+@outliers
+@pytest.mark.parametrize("noise", [as_it_is, reordered])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_large_channels_and_sums_in_another_order_are_no_leak(
+    precision: str, noise: Any, outlier: Any, tmp_path: Path
+) -> None:
+    check_isolation(packing(tmp_path, precision, model=Bent(outlier, noise)).run)
 
 
 def test_what_cannot_be_shown_is_refused_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from functools import cache
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from loomtune import api, cli
+from loomtune.catalogue import installed
 from loomtune.errors import UserError
 from loomtune.plan import Plan
-from support import ROOT
+from loomtune.testing import toy
+from loomtune.worker import execute
+from support import ROOT, signals_kept
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "fsdp": {"name": "fsdp", "offload": False},
@@ -103,6 +107,66 @@ def test_a_dry_run_refuses_a_world_elsewhere_as_the_run_would(capsys: pytest.Cap
 def test_nothing_starts_on_a_world_that_is_only_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert called("train", "--world", "64") == 2
     assert "add --dry-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("world", ["0", "-1"])
+def test_a_world_without_a_process_is_refused(world: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("train", "recipe=llama3_8b_full_fsdp", "--dry-run", "--world", world) == 2
+    assert "has no process" in capsys.readouterr().err
+
+
+CUT = ["train", "recipe=llama3_8b_full_fsdp", "--dry-run", "--world", "16", "sharding.tensor=16"]
+
+
+def test_a_dry_run_refuses_a_model_that_cannot_be_cut_so_where_its_config_is_at_hand(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (["model=llama3_8b"], [f"model.path={tiny_model}"]):
+        assert called(*CUT, *model) == 2
+        assert "sharding.tensor" in capsys.readouterr().err
+    assert called(*CUT[:-1], "sharding.tensor=8", "model=llama3_8b") == 0
+    assert "not asked" not in capsys.readouterr().out
+
+
+def test_a_dry_run_says_where_it_could_not_ask_that(capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ([], ["model.path=/not/there"], ["model=random", "model.config=/not/there.json"]):
+        assert called(*CUT, *model) == 0
+        assert "not asked: whether the model can be laid out so" in capsys.readouterr().out
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "conf" / "loomtune_conf" / "recipe").glob("*.yaml"))
+
+
+@cache
+def of_recipe(recipe: str, *more: str) -> Plan:
+    rows = ["data.path=rows.jsonl"] if recipe.startswith("llama") else []
+    return api.compose([f"recipe={recipe}", *rows, *more])
+
+
+@pytest.mark.parametrize("sharding", installed().names("sharding"))
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_with_every_sharding(recipe: str, sharding: str) -> None:
+    plan, usual = of_recipe(recipe, f"sharding={sharding}"), of_recipe(recipe)
+    if usual.chosen("sharding")["name"] == sharding:
+        assert plan.chosen("sharding") == usual.chosen("sharding")
+    else:
+        schema = installed().find("sharding", sharding).offer.schema
+        assert plan.chosen("sharding") == {**dataclasses.asdict(schema()), "name": sharding}
+    assert plan.hash == usual.hash
+
+
+def test_a_run_of_a_recipe_goes_on_and_is_measured_under_another_sharding(
+    tiny_model: Path, mixed_data: Path, tmp_path: Path
+) -> None:
+    small = [f"model.path={tiny_model}", f"data.path={mixed_data}", "data.holdout_rows=4", "evaluator=[heldout]"]
+    small += ["max_length=64", "batch.size=4", "steps=1", "tracker=[]", "precision=fp32", f"run.dir='{tmp_path}/run'"]
+    plan = api.compose(["recipe=llama3_8b_full_hsdp", *small], processes=2)
+    assert plan.chosen("sharding")["replicate"] == 2
+    folder = api.prepare(plan)
+    alone = api.resumed(folder, ["sharding=single", "launcher.procs=1"])
+    with signals_kept():
+        assert execute(alone, folder, toy.world())["status"] == "completed"
+    assert api.evaluate(folder)["heldout_loss"] > 0
 
 
 def documented() -> dict[str, tuple[int, list[str]]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ from loomtune import api
 from loomtune.errors import UserError
 from loomtune.plan import Plan
 from loomtune.session import opened
-from loomtune.signals import StopRequest
 from loomtune.testing import toy
 from loomtune.worker import execute
+from loomtune_plugins.kernels.sdpa import SDPA
+from support import signals_kept
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,11 @@ def prepared(tiny_model: Path, mixed_data: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path) -> Iterator[Path]:
-    """A run of two steps, made in this process, which keeps its own answers to signals."""
-    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
-    execute(Plan.load(prepared), prepared, toy.world())
-    yield prepared
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def trained(prepared: Path) -> Path:
+    """A run of two steps, made in this process."""
+    with signals_kept():
+        execute(Plan.load(prepared), prepared, toy.world())
+    return prepared
 
 
 def test_a_run_without_a_checkpoint_cannot_be_opened(tmp_path: Path, prepared: Path) -> None:
@@ -53,4 +52,18 @@ def test_an_opened_run_has_the_latest_weights_and_leaves_the_folder_alone(traine
     stored = load_file(trained / "checkpoints" / "step-00000002" / "model" / "model.safetensors")
     assert weights.keys() == stored.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in stored.items())
+    assert not dist.is_initialized()
+
+
+def test_samples_that_would_share_a_row_are_shown_not_to_see_each_other(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attention(self: Any, batch: Any, dtype: Any) -> Mapping[str, Any]:
+        return {"attention_mask": batch.tokens.new_ones(batch.tokens.shape)}  # causal over the whole row
+
+    monkeypatch.setattr(SDPA, "attention", attention)
+    with opened(api.resumed(trained, []), trained):
+        pass
+    with pytest.raises(UserError, match="see each other"), opened(api.resumed(trained, ["packing=true"]), trained):
+        pass
     assert not dist.is_initialized()

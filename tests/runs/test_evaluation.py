@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import parity
-from loomtune import checkpoint, cli
+from loomtune import api, checkpoint, cli
 from runs.curves import LOSS, largest
-from runs.worlds import Outcome
+from runs.ranks import on_ranks
+from runs.sampling import both
+from runs.worlds import Outcome, Worlds
 
 Train = Callable[..., Outcome]
 
@@ -35,11 +37,15 @@ def test_an_evaluation_leaves_no_trace_in_training(adapter: list[str], tiny: lis
 
 
 SHORT_OF_ROWS = {
-    "fsdp on 4": (4, "sharding=fsdp"),
-    "hsdp on 2 x 2": (4, "sharding=fsdp sharding.replicate=2"),
-    "zero 3 on 4": (4, "sharding=zero sharding.stage=3"),
-    "fsdp, tensor 2, on 4": (4, "sharding=fsdp sharding.tensor=2"),
-    "fsdp, sequence 2, on 4": (4, "sharding=fsdp sharding.sequence=2"),
+    "fsdp on 4": (4, "sharding=fsdp", ""),
+    "fsdp on 4, bf16": (4, "sharding=fsdp", "precision=bf16"),
+    "fsdp without resharding on 4": (4, "sharding=fsdp sharding.reshard=false", ""),
+    "hsdp on 2 x 2": (4, "sharding=fsdp sharding.replicate=2", ""),
+    "zero 1 on 4, bf16": (4, "sharding=zero sharding.stage=1", "precision=bf16"),
+    "zero 3 on 4": (4, "sharding=zero sharding.stage=3", ""),
+    "zero 3 on 4, bf16": (4, "sharding=zero sharding.stage=3", "precision=bf16"),
+    "fsdp, tensor 2, on 4": (4, "sharding=fsdp sharding.tensor=2", ""),
+    "fsdp, sequence 2, on 4": (4, "sharding=fsdp sharding.sequence=2", ""),
 }
 GENERATED = ["recipe=null", "data=sql_quiz", "data.train=64", "data.validation=5", "data.test=5", "max_length=128"]
 """Five rows to measure on: of four ranks, one has two and the others one."""
@@ -66,10 +72,18 @@ def kept(outcome: Outcome) -> dict[str, torch.Tensor]:
 def test_measuring_and_generating_with_ranks_short_of_rows_leave_no_trace(
     layout: str, packing: bool, train: Train
 ) -> None:
-    size, how = SHORT_OF_ROWS[layout]
+    size, how, precision = SHORT_OF_ROWS[layout]
     if reason := parity.lacking(how):
         pytest.skip(reason)
-    settings = [*GENERATED, *how.split(), f"packing={packing}", "optimizer.lr=1e-3", "steps=4", "tracker=[jsonl]"]
+    settings = [
+        *GENERATED,
+        *how.split(),
+        *precision.split(),
+        f"packing={packing}",
+        "optimizer.lr=1e-3",
+        "steps=4",
+        "tracker=[jsonl]",
+    ]
     measured = train(size, [*settings, *GENERATES, "evaluate.every=2", "evaluate.before=true"], folder="measured")
     without = train(size, settings, folder="without")
     lines = [line for line in training_only(measured) if line["step"]]
@@ -80,12 +94,71 @@ def test_measuring_and_generating_with_ranks_short_of_rows_leave_no_trace(
     assert all(torch.equal(left[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["sharding=fsdp"],
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in (
+                ["sharding=fsdp", "sharding.reshard=false"],
+                ["sharding=fsdp", "precision=bf16"],
+                ["sharding=ddp"],
+                ["sharding=zero", "sharding.stage=1", "precision=bf16"],
+                ["sharding=zero", "sharding.stage=3"],
+            )
+        ),
+    ],
+    ids=" ".join,
+)
+def test_drawing_completions_leaves_no_trace_though_a_rank_has_no_prompt(
+    how: list[str], tiny: list[str], tmp_path: Path
+) -> None:
+    if reason := parity.lacking(" ".join(one for one in how if one.startswith("sharding"))):
+        pytest.skip(reason)
+    dropout = ["adapter=lora", "adapter.dropout=0.1", "rollout=huggingface", "steps=4"]
+    folders = []
+    for name, more in (("drawing", [*MEASURED, "evaluate.every=1"]), ("silent", HELD_OUT)):
+        plan = api.compose([*tiny, *how, *dropout, *more, f"run.dir='{tmp_path / name}'"], processes=2)
+        api.check(plan)
+        folders.append(api.prepare(plan))
+    (drawn, (left, expected)), (elsewhere, _) = on_ranks(2, both, *folders)
+    assert drawn == elsewhere and len(drawn) == 4, "ranks know all completions, of every evaluation"
+    assert any(one != drawn[0] for one in drawn), "each is drawn anew"
+    assert left.keys() == expected.keys() and all((left[name] == value).all() for name, value in expected.items())
+
+
+@pytest.fixture(scope="module")
+def held_out_alone(tiny: list[str], worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The held-out losses of one process."""
+    settings = [*tiny, *MEASURED, "evaluate.every=3", "steps=9", "sharding=single"]
+    return worlds.train(1, settings, tmp_path_factory.mktemp("alone") / "run").series("heldout_loss")
+
+
+LAID_OUT = [layout for layout in parity.LAYOUTS if layout.name not in ("single", "ddp", "fsdp")]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(one, marks=[] if one.name == "zero 3" else pytest.mark.slow, id=one.name) for one in LAID_OUT],
+)
+def test_the_held_out_loss_is_the_same_in_every_layout(
+    layout: parity.Layout, held_out_alone: list[float], tiny: list[str], train: Train
+) -> None:
+    if reason := parity.lacking(layout.settings):
+        pytest.skip(reason)
+    settings = [*tiny, *MEASURED, "evaluate.every=3", "steps=9", *layout.settings.split()]
+    found = train(layout.smallest, settings).series("heldout_loss")
+    assert largest(found, held_out_alone) < LOSS
+
+
 def test_the_held_out_loss_is_the_same_everywhere(tiny: list[str], train: Train) -> None:
     settings = [*tiny, *MEASURED, "evaluate.every=3", "steps=9"]
     alone = train(1, settings, "sharding=single", folder="alone").series("heldout_loss")
     assert len(alone) == 3
-    for size, how in ((2, "sharding=ddp"), (3, "sharding=fsdp"), (1, "batch.micro=1")):
-        found = train(size, settings, how, folder=f"{how} on {size}").series("heldout_loss")
+    sharing_rows = [(2, "sharding=fsdp sharding.tensor=2"), (2, "sharding=fsdp sharding.sequence=2")]
+    for size, how in ((2, "sharding=ddp"), (3, "sharding=fsdp"), (1, "batch.micro=1"), *sharing_rows):
+        found = train(size, settings, *how.split(), folder=f"{how} on {size}").series("heldout_loss")
         assert largest(found, alone) < LOSS, (size, how)
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loomtune import api, cli
-from loomtune.checkpoint import Manifest
-from loomtune.errors import LoomtuneError
+from loomtune import api, cli, export, hookimpl
+from loomtune.catalogue import BUILT_IN, Catalogue, Source
+from loomtune.checkpoint import Manifest, Reader
+from loomtune.errors import LoomtuneError, UserError
+from loomtune.plan import Plan
+from loomtune.testing import toy
+from loomtune.worker import execute, guarded
 from loomtune_plugins.models.huggingface import HuggingFace
 from runs.exporting import logits, trained
 from runs.ranks import on_ranks
-from support import SHAPE, byte_tokenizer, mixed_rows, write_rows
+from support import SHAPE, byte_tokenizer, mixed_rows, signals_kept, write_rows
 
 ODD = {"hidden_size": 35, "head_dim": 6, "num_attention_heads": 5, "num_key_value_heads": 1, "intermediate_size": 33}
 """Sizes that neither two ranks nor the number of heads divide."""
@@ -177,6 +183,7 @@ def test_what_cannot_be_exported_is_refused_with_the_cure(ended: Ended, tmp_path
     (tmp_path / "file").write_text("")
     assert "--out" in refused("is a file", ended.folder, tmp_path / "file")
     assert "step-00000002, step-00000004" in refused("no 3 checkpoint", ended.folder, tmp_path / "a", checkpoint="3")
+    assert "step-00000004" in refused("no ² checkpoint", ended.folder, tmp_path / "a", checkpoint="²")
     assert "step-00000004" in refused("no bset checkpoint", ended.folder, tmp_path / "a", checkpoint="bset")
     assert "huggingface" in refused("hugingface", ended.folder, tmp_path / "a", to="hugingface")
     refused("is no run's folder", ended.base, tmp_path / "a")
@@ -205,6 +212,20 @@ def test_a_disk_that_is_full_leaves_nothing(ended: Ended, tmp_path: Path, monkey
     refused("No space left on device", ended.folder, tmp_path / "a")
 
 
+def test_a_place_where_nothing_can_be_made_is_refused(
+    ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"(?s)cannot be written: .*Not a directory.*--out"):
+        api.export(ended.folder, tmp_path / "file" / "out")
+
+    def forbidden(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    refused("cannot be written: .*Permission denied", ended.folder, tmp_path / "out")
+
+
 def test_another_model_in_the_place_of_the_first_is_refused(
     ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +243,85 @@ def _without(part: str, read: Any) -> Any:
     return forgetful
 
 
+def test_a_scalar_head_that_was_trained_is_exported_beside_the_model(
+    ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the model did not have when the run began."""
+    head, reading, known = "heads.reward.weight", Reader.read, Manifest.read
+
+    def with_head(folder: Path) -> Manifest:
+        manifest: Manifest = known(folder)
+        entry = next(iter(manifest.index.values()))
+        return dataclasses.replace(manifest, index={**manifest.index, ("policy", head, "weight"): entry})
+
+    def of_head(reader: Reader, role: str) -> Any:
+        read = reading(reader, role)
+        return lambda name, kind, where: torch.full((1, 35), 3.0) if name == head else read(name, kind, where)
+
+    monkeypatch.setattr(Manifest, "read", with_head)
+    monkeypatch.setattr(Reader, "read", of_head)
+    out = api.export(ended.folder, tmp_path / "out")
+    assert torch.equal(load_file(out / "heads.safetensors")[head], torch.full((1, 35), 3.0))
+    assert far(logits(opened(out)), ended.said) < 1e-5
+
+
 def test_an_empty_folder_may_be_given(ended: Ended, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert (api.export(ended.folder, tmp_path / "out") / "config.json").is_file()
+
+
+def test_plugins_hear_of_an_export(ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[Path, Path]] = []
+    ears = SimpleNamespace(exported=hookimpl(lambda folder, path: heard.append((folder, path))))
+    plugins = [(Source(name, "loomtune", "1"), import_module(name)) for name in BUILT_IN]
+    catalogue = Catalogue([*plugins, (Source("ears", "loomtune-ears", "1"), ears)])
+    monkeypatch.setattr(export, "installed", lambda: catalogue)
+    assert heard == [(ended.folder, api.export(ended.folder, tmp_path / "out"))]
+
+
+@pytest.fixture
+def leaving(base: Path, tmp_path: Path) -> Path:
+    """A prepared run of two steps that exports what it ends with."""
+    rows = write_rows(tmp_path / "rows.jsonl", mixed_rows(20))
+    settings = [f"model.path={base}", "data=jsonl", f"data.path={rows}", "sharding=single", "steps=2"]
+    return api.prepare(
+        api.compose([*settings, "tracker=[console]", "exporter=[huggingface]", f"run.dir='{tmp_path}/run'"])
+    )
+
+
+def ends(folder: Path) -> int:
+    """The exit code of a run of one process, here."""
+    with signals_kept():
+        return guarded(lambda: execute(Plan.load(folder), folder, toy.world()))
+
+
+def test_a_run_leaves_by_the_exporters_that_it_chose(leaving: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(leaving) == 0
+    out = leaving / "export" / "huggingface-step-00000002"
+    assert f"model: {out}\n" in capsys.readouterr().out
+    opened(out)
+    assert ends(leaving) == 0, "a run that is complete leaves nothing a second time"
+
+
+def test_a_run_that_is_not_complete_leaves_nothing(leaving: Path) -> None:
+    api.prepare(api.resumed(leaving, ["stop_after=1"]))
+    assert ends(leaving) == 0
+    assert not (leaving / "export").exists()
+
+
+def test_a_failed_export_is_told_and_the_run_stays_complete(
+    leaving: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: Any, folder: Path) -> None:
+        raise ZeroDivisionError("no config")
+
+    monkeypatch.setattr(HuggingFace, "save_config", broken)
+    monkeypatch.setattr("loomtune.keeper.Keeper._servable", lambda self: None)
+    assert ends(leaving) == 1
+    told = "exporter=huggingface failed: ZeroDivisionError: no config"
+    assert told in capsys.readouterr().err
+    result = api.Result.of(leaving)
+    assert (result.status, result.step, result.error) == ("completed", 2, told)
+    monkeypatch.undo()
+    assert ends(leaving) == 0, "the next start makes up for it"
+    assert api.Result.of(leaving).error is None and (leaving / "export").is_dir()

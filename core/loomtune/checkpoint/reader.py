@@ -23,8 +23,8 @@ from loomtune.world import World
 
 
 class MissingTensorError(CheckpointError, KeyError):
-    """A checkpoint holds no such tensor, and need not: state that an optimizer makes in some step only. A KeyError too,
-    by which engines know it."""
+    """A checkpoint says that there was no such tensor yet: state that an optimizer makes in some step only. A KeyError
+    too, by which engines know that they begin it anew."""
 
     __str__ = Exception.__str__
 
@@ -38,7 +38,7 @@ class Reader:
     """An open checkpoint. No byte of it is used before its file's sha256 was compared.
 
     world: where given, the ranks share the comparing out and all of them raise what one of them finds (collective);
-    otherwise each file is compared before the first read from it.
+    otherwise each file is compared before the first read from it. Files are held open until `close`.
     """
 
     def __init__(self, path: Path, world: World | None = None) -> None:
@@ -49,6 +49,10 @@ class Reader:
         self._passing = Passing()
         if world is not None:
             self._verify_together(world)
+
+    def close(self) -> None:
+        """Lets go of the files; what is read afterwards opens them again."""
+        self._open.clear()  # a handle closes when nobody has it
 
     @property
     def step(self) -> int:
@@ -67,12 +71,11 @@ class Reader:
 
     def _read(self, role: str, parameter: str, tensor: str, region: Region | None) -> Tensor:
         """Only the bytes of the region are read. Raises CheckpointError where they are not all there, as
-        MissingTensorError where it was not there when the checkpoint was made, or no parameter has such a tensor."""
+        MissingTensorError where the checkpoint says that there was no such tensor when it was made."""
         name = f"{tensor} of {role}'s {parameter}"
         entry = self.manifest.index.get((role, parameter, tensor))
         if entry is None or not entry.pieces:
-            lost = entry is None and tensor in self._names(role)
-            kind = CheckpointError if lost else MissingTensorError
+            kind = MissingTensorError if entry else CheckpointError
             raise kind(f"{self.path} holds no {name}{self._instead(role, parameter)}")
         where = _box(entry, region, name)
         if entry.kind is StateKind.OPAQUE:
@@ -126,9 +129,6 @@ class Reader:
         if errors := [message for message in world.gather(error) if message]:
             raise CheckpointError("\n".join(errors))
         self._verified.update(self.manifest.files)
-
-    def _names(self, role: str) -> set[str]:
-        return {tensor for r, _, tensor in self.manifest.index if r == role}
 
     def _instead(self, role: str, parameter: str) -> str:
         index = self.manifest.index

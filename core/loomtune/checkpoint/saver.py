@@ -15,8 +15,9 @@ from loomtune.checkpoint import folder as folders
 from loomtune.checkpoint.files import Written, digest, sync_folder, write_bytes, write_tensors
 from loomtune.checkpoint.manifest import Index, Manifest, merge
 from loomtune.checkpoint.memory import give_back
-from loomtune.checkpoint.snapshot import HEADS_FILE, Servable, Snapshot, take
+from loomtune.checkpoint.snapshot import Servable, Snapshot, take
 from loomtune.contracts.optimizer import StateKind
+from loomtune.contracts.saved import HEADS_FILE, INDEX, index_text
 from loomtune.contracts.sharding import Engine
 from loomtune.errors import CheckpointError, LeaseLost
 from loomtune.world import World
@@ -172,8 +173,7 @@ def _write_servable(draft: Path, snapshot: Snapshot, servable: Servable) -> dict
     if servable.adapter.saves_base:
         servable.describe(place)
         if len(set(snapshot.placed.values())) > 1:
-            index = {"metadata": {"total_size": snapshot.model_bytes}, "weight_map": snapshot.placed}
-            write_bytes(place / "model.safetensors.index.json", json.dumps(index, indent=1).encode())
+            write_bytes(place / INDEX, index_text(snapshot.placed, snapshot.model_bytes).encode())
     else:
         servable.adapter.save(place, iter(snapshot.added.items()), servable.base)
     weights = {HEADS_FILE, *snapshot.placed.values()}

@@ -15,14 +15,9 @@ from loomtune.checkpoint.manifest import Entry, Index, Piece, nothing
 from loomtune.checkpoint.memory import Passing, give_back
 from loomtune.contracts.adapter import Adapter
 from loomtune.contracts.optimizer import StateKind
+from loomtune.contracts.saved import HEADS, HEADS_FILE, weight_files
 from loomtune.contracts.sharding import Engine, ParameterShard
 from loomtune.world import World
-
-HEADS = "heads."
-"""How names of scalar heads begin (`toolkit.network`)."""
-
-HEADS_FILE = "heads.safetensors"
-"""Beside the weights of a model or an adapter: Hugging Face's loaders know no scalar heads and do not open it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +98,7 @@ def _take_model(snapshot: Snapshot, engine: Engine, servable: Servable, world: W
             loads[owners[key]] += tensor.nbytes
             if owners[key] == world.rank:
                 mine[name] = key, _copy(tensor)
-    files = _model_files(1 + max(owners.values(), default=0))
+    files = weight_files(1 + max(owners.values(), default=0))
     snapshot.model_bytes = sum(loads)
     snapshot.placed = {key: files[owner] for key, owner in owners.items()}
     for name, (key, tensor) in mine.items():
@@ -163,13 +158,6 @@ def _part(shard: ParameterShard, key: str, tensor: Tensor, kind: StateKind, file
     fits = kind is StateKind.OPAQUE or tuple(tensor.shape) == extent
     assert fits, f"{key} is declared to be like its parameter: it has shape {tuple(tensor.shape)}, the part {extent}"
     return Entry(key, shard.shape, TYPES[tensor.dtype], kind, [Piece(file, shard.offset, extent)])
-
-
-def _model_files(count: int) -> list[str]:
-    """The names that Hugging Face gives to the files of a model in one or more parts."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def _copy(tensor: Tensor) -> Tensor:

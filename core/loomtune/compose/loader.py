@@ -61,8 +61,9 @@ class Loader:
         for source in [*catalogue.config_sources(), *(f"file://{folder}" for folder in folders)]:
             search.append("loomtune", source)
         search.append(schemas.provider, schemas.path)
-        self._loader = ConfigLoaderImpl(config_search_path=search)
+        self._loader = _Merging(config_search_path=search)
         self._loaded: dict[tuple[str, ...], DictConfig] = {}
+        self._choices: dict[tuple[str, ...], frozenset[str]] = {}
         for found in self._loader.get_sources():
             if found.provider == "loomtune" and found.scheme() != "file" and not found.available():
                 cure = "install or mend the plugin that names it"
@@ -81,6 +82,7 @@ class Loader:
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
         try:
+            self._loader.void = self._void(overrides)
             config = self._loader.load_configuration(ROOT, list(overrides), RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(_refusal(error)) from error
@@ -91,17 +93,51 @@ class Loader:
 
     def parts(self, overrides: Sequence[str]) -> Iterator[Part]:
         """The configs that `load` merges."""
+        void = self._void(overrides)
         for default in self._loader.compute_defaults_list(ROOT, list(overrides), RunMode.RUN).defaults:
             path = default.config_path or ""
             loaded = self._loader.repository.load_config(path) if path and not path.startswith("hydra") else None
             if loaded is None or not isinstance(loaded.config, DictConfig):
                 continue
+            _drop(loaded.config, path, void)
             group, _, name = path.rpartition("/")
             label = f"{group}={name}" if group else f"{name}.yaml"
             entries = [e for e in loaded.defaults_list or () if isinstance(e, GroupDefault) and e.override]
             chosen = tuple(str(entry.group).lstrip("/") for entry in entries)
             label = "default" if loaded.provider == "schema" else label
             yield Part(label, default.package or "", loaded.config, chosen)
+
+    def _void(self, overrides: Sequence[str]) -> frozenset[str]:
+        """Choices, as `axis/name`, that are made where the recipe alone is typed, and that other typed ones undo."""
+        choices = [text for text in overrides if re.match(rf"~?({'|'.join(axis.name for axis in AXES)})(=|$)", text)]
+        recipe = [text for text in overrides if text.startswith("recipe=")]
+        return self._chosen(*recipe) - self._chosen(*choices, *recipe) if recipe and choices else frozenset()
+
+    def _chosen(self, *overrides: str) -> frozenset[str]:
+        if overrides not in self._choices:
+            found = self._loader.compute_defaults_list(ROOT, list(overrides), RunMode.RUN).defaults
+            self._choices[overrides] = frozenset(str(one.config_path) for one in found if one.parent == ROOT)
+        return self._choices[overrides]
+
+
+class _Merging(ConfigLoaderImpl):
+    """Hydra's merging, in which what a recipe says of a choice goes with that choice."""
+
+    void: frozenset[str] = frozenset()
+
+    def _load_single_config(self, default: Any, repo: Any) -> Any:
+        loaded = super()._load_single_config(default, repo)
+        _drop(loaded.config, str(default.config_path), self.void)
+        return loaded
+
+
+def _drop(config: Any, path: str, void: frozenset[str]) -> None:
+    """Takes out of a recipe what it sets of choices that are not made; other configs stay as they are."""
+    for choice in void if path.startswith("recipe/") else ():
+        axis, name = choice.split("/", 1)
+        node, key = (config.get(axis), name) if is_many(axis) else (config, axis)
+        if isinstance(node, DictConfig) and key in node:
+            del node[key]
 
 
 def _register(catalogue: Catalogue) -> None:

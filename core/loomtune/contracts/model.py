@@ -73,6 +73,10 @@ class Model(ABC):
         """Raises UserError where named files are missing, without a tokenizer and without asking a network."""
         return
 
+    def at_hand(self) -> bool:
+        """True where the config can be read here and now, without a network."""
+        return False
+
     @abstractmethod
     def check(self) -> None:
         """Raises UserError at once, without torch, where files are missing or settings make no sense."""
@@ -95,7 +99,7 @@ class Model(ABC):
 
     @abstractmethod
     def skeleton(self) -> nn.Module:
-        """The module without weights: called under the engine's birth context (meta device, zero.Init).
+        """The module without weights: called on torch's meta device.
 
         Its forward is not called by anyone but `hidden` and generation. It is in `train()` mode.
         """

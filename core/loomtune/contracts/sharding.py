@@ -81,7 +81,10 @@ class Engine(ABC):
 
     @abstractmethod
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch; gradients are reduced over ranks in the last one only."""
+        """Around forward and backward of one micro-batch. After the last one's gradients are reduced over ranks.
+
+        When the others' are, is the engine's choice: each by itself where only a part of them is kept.
+        """
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -124,7 +127,10 @@ class Engine(ABC):
 
     @abstractmethod
     def state_bytes(self) -> int:
-        """Bytes that the optimizer's state takes on this rank once every parameter has taken a step."""
+        """Bytes that the optimizer's state takes on this rank's device once every parameter has taken a step.
+
+        What lies in host memory between steps takes none there.
+        """
 
     @abstractmethod
     def close(self) -> None:

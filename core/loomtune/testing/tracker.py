@@ -64,7 +64,7 @@ def _completed(run: Run) -> None:
     _step(run, 2, loss=math.nan, grad_norm=math.inf)
     tell("evaluated", run=run, step=2, metrics={"heldout_loss": 1.5})
     tell("checkpoint_saved", run=run, path=path, step=2)
-    tell("exported", run=run, path=run.folder / "export")
+    tell("exported", folder=run.folder, path=run.folder / "export")
     tell("run_finished", run=run, status="completed")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -36,21 +36,15 @@ class Reading(nn.Module):
 class Network(nn.Module):
     """What runs inside an engine's forward. All that needs whole parameters happens in `forward`, heads included."""
 
-    def __init__(
-        self,
-        spec: EngineSpec,
-        birth: AbstractContextManager[Any] | None = None,
-        sequence: dist.ProcessGroup | None = None,
-    ) -> None:
-        """Builds the skeleton and weaves the adapter in. birth: the context in which parameters are made; without one
-        they have no storage (torch's meta device).
+    def __init__(self, spec: EngineSpec, sequence: dist.ProcessGroup | None = None) -> None:
+        """Builds the skeleton and weaves the adapter in; parameters have no storage yet (torch's meta device).
 
         sequence: the ranks that compute the same rows, each a stretch of them. Each then has a part of every gradient,
         and the sum over all of them is the true one. Raises UserError where the model cannot be cut so.
         """
         super().__init__()
         self.spec = spec
-        with birth or torch.device("meta"):
+        with torch.device("meta"):
             skeleton = spec.model.skeleton()
             width = int(spec.model.head(skeleton).in_features)  # type: ignore[arg-type]
             scalars = [name for name in spec.heads if name != "lm"]

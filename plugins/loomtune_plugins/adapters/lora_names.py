@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from loomtune.contracts.saved import HEADS
+
 PREFIX = "base_model.model."
 """What peft puts before every name of the model."""
 BASE = ".base_layer."
 """What peft puts between a wrapped layer and its own parameters."""
-
-HEADS = "heads."
-"""How scalar heads begin, which lie outside of what peft wraps."""
 
 _ADDED = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)\.default\.weight")
 
@@ -32,7 +31,7 @@ def added(name: str) -> Added | None:
 
 def woven_name(name: str, layers: Iterable[str]) -> str:
     """The name of a base tensor in the woven module. layers: the wrapped ones."""
-    if name.startswith(HEADS):
+    if name.startswith(HEADS):  # they lie outside of what peft wraps
         return name
     layer, _, leaf = name.rpartition(".")
     return f"{PREFIX}{layer}{BASE}{leaf}" if layer in layers else f"{PREFIX}{name}"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loomtune.contracts import Exporter, Model
+from loomtune.contracts.saved import HEADS, HEADS_FILE, INDEX, index_text, weight_files
 from loomtune.errors import UserError
 from loomtune_plugins.exporters.settings import HuggingFaceSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HEADS = "heads."
-"""How scalar heads begin: they lie beside the model, where loaders that know none do not look."""
 
 
 class HuggingFace(Exporter):
@@ -43,7 +40,7 @@ class HuggingFace(Exporter):
             shard.clear()  # before the next one is gathered
         _name(folder, shards, total)
         if heads:
-            save_file(heads, folder / "heads.safetensors", metadata={"format": "pt"})
+            save_file(heads, folder / HEADS_FILE, metadata={"format": "pt"})
         model.save_config(folder)
         model.tokenizer().save(folder)
 
@@ -72,15 +69,12 @@ def _shards(tensors: Iterator[tuple[str, Tensor]], limit: int) -> Iterator[dict[
 
 def _name(folder: Path, shards: list[list[str]], total: int) -> None:
     """Gives the files the names that loaders look for, which say how many there are."""
-    if len(shards) == 1:
-        _draft(folder, 0).rename(folder / "model.safetensors")
-        return
-    files = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    files = weight_files(len(shards))
     for number, file in enumerate(files):
         _draft(folder, number).rename(folder / file)
-    places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    if len(files) > 1:
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        (folder / INDEX).write_text(index_text(places, total), encoding="utf-8")
 
 
 def _draft(folder: Path, number: int) -> Path:

@@ -23,7 +23,7 @@ WINDOWED = {"full_attention", "sliding_attention"}
 def trainable(config: Any) -> Any:
     """A copy of a config for training: no cache, and no randomness inside functions, which no seed would reach.
 
-    What is switched off is said once, on the first rank.
+    What is switched off or left out is said once, on the first rank.
     """
     config = copy.deepcopy(config)
     config.use_cache = False
@@ -32,6 +32,8 @@ def trainable(config: Any) -> Any:
         if UNSEEDED.search(name) and isinstance(value, int | float) and value > 0:
             setattr(text, name, 0.0)
             warn(f"{name}={value} of the model's config is set to 0: its draws could not be the same on every machine")
+    if isinstance(weight := getattr(text, "router_aux_loss_coef", None), int | float) and weight > 0:
+        warn(f"router_aux_loss_coef={weight} of the model's config is left out: no loss evens out its experts' load")
     return config
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from loomtune.contracts import WeightSource
+from loomtune.contracts.sharding import Region
 from loomtune.errors import UserError
 from loomtune.world import derive
-from loomtune_plugins.models.pieces import Region, region
+from loomtune_plugins.models.pieces import region
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,14 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from loomtune.contracts.saved import INDEX, WHOLE
 from loomtune.errors import UserError, near
 
 TINY = Path(__file__).parent / "tiny"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")
-HEADS = "heads.safetensors"
-"""Scalar heads that a run left beside the model's own weights."""
 HASHED_WHOLE = 256 * 2**20
 
 
@@ -117,12 +116,12 @@ def read_config(place: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model. Raises UserError where there are none; a pickle is never read."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = [folder / name for name in sorted(set(named))]
     else:
-        files = [folder / "model.safetensors"]
+        files = [folder / WHOLE]
     absent = [file.name for file in files if not file.is_file()]
     if absent and any(folder.glob("pytorch_model*.bin")):
         raise UserError.of(

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loomtune.contracts.saved import HEADS_FILE
+from loomtune.errors import UserError
 from loomtune_plugins.models import folders
 from loomtune_plugins.models.causal_lm import CausalLM, fingerprint
 from loomtune_plugins.models.settings import HuggingFaceSettings, TinySettings
@@ -36,6 +38,14 @@ class HuggingFace(CausalLM):
             folders.read_config(folder)
             folders.weight_files(folder)
         folders.locate(self._settings.tokenizer)
+
+    def at_hand(self) -> bool:
+        """True for a folder, the shipped one and a run's among them."""
+        try:
+            folder = folders.locate(self._settings.path, self._settings.checkpoint)
+        except UserError:
+            return False
+        return folder is not None and (folder / "config.json").is_file()
 
     def check(self) -> None:
         """Finds the files and reads the config; downloads a hub id."""
@@ -69,14 +79,14 @@ class HuggingFace(CausalLM):
     def fingerprint(self) -> str:
         """Digest of config and weights, wherever they lie."""
         files = [self.folder / "config.json", *folders.weight_files(self.folder)]
-        files += [heads] if (heads := self.folder / folders.HEADS).is_file() else []
+        files += [heads] if (heads := self.folder / HEADS_FILE).is_file() else []
         return fingerprint([folders.digest(file) for file in files])
 
     def weights(self, seed: int) -> WeightSource:
         """What the files hold; nothing is drawn."""
         from loomtune_plugins.models.stored import StoredWeights
 
-        heads = self.folder / folders.HEADS
+        heads = self.folder / HEADS_FILE
         return StoredWeights(folders.weight_files(self.folder), self.ghost(), heads if heads.is_file() else None)
 
     def _set_generation(self, settings: Any) -> None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
+from loomtune.contracts.sharding import Region
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-Region = tuple[slice, ...]
-"""One slice with start and stop a dimension."""
 
 
 def region(where: Region | None, shape: Sequence[int]) -> Region:

@@ -38,6 +38,14 @@ class Random(CausalLM):
             )
         folders.locate(self._settings.tokenizer)
 
+    def at_hand(self) -> bool:
+        """True where the shape, and the tokenizer that it takes ids from, are no hub ids and no missing files."""
+        try:
+            self.find()
+            return folders.locate(self._settings.tokenizer) is not None
+        except UserError:
+            return False
+
     @cached_property
     def _shape(self) -> dict[str, Any]:
         given = Path(self._settings.config).expanduser()

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import WeightSource
+from loomtune.contracts.sharding import Region
 from loomtune.errors import UserError
-from loomtune_plugins.models.pieces import Joined, OpenFile, Piece, Region, Stacked, Stored, region
+from loomtune_plugins.models.pieces import Joined, OpenFile, Piece, Stacked, Stored, region
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,11 @@ ATTENTIONS = ("sdpa", "eager")
 """Attention that works on the rows of some heads as on those of all."""
 GROWING = ("dynamic", "longrope")
 """Rotary tables that follow the highest position they are shown, which differs from stretch to stretch."""
+SINKS = (
+    *("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash"),
+    "openai_privacy_filter",
+)
+"""Families (transformers 5.23) whose attention has a learned sink for each head (`s_aux`), which is not exchanged."""
 WHOLE = "set sharding.sequence=1"
 
 
@@ -22,6 +27,8 @@ def check(described: Mapping[str, Any], attention: str, heads: int, ranks: int, 
     if attention not in ("", *ATTENTIONS):
         what = f"model.attention={attention} cannot work on rows that are cut over {ranks} ranks"
         raise UserError.of(what, f"set model.attention to {' or '.join(ATTENTIONS)}, or sharding.sequence=1")
+    if (family := (described.get("text_config") or described).get("model_type")) in SINKS:
+        raise UserError.of(f"{family} models attend by sinks, which cannot be dealt out to {ranks} ranks", WHOLE)
     if grows := next((kind for kind in _rotary(described) if kind in GROWING), None):
         what = (
             f"the model's rotary positions of type '{grows}' depend on the longest row, of which a rank has a stretch"

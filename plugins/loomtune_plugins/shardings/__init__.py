@@ -19,14 +19,13 @@ def shardings() -> list[Offer[Sharding]]:
             build="loomtune_plugins.shardings.single:Single",
             schema=SingleSettings,
             summary="one process, nothing sharded",
-            provides=frozenset({Trait.STREAMED_BIRTH}),
         ),
         Offer(
             name="ddp",
             build="loomtune_plugins.shardings.ddp:DDP",
             schema=DDPSettings,
             summary="every process holds everything; gradients are summed (torch DDP)",
-            provides=frozenset({Trait.STREAMED_BIRTH, Trait.MANY_PROCESSES}),
+            provides=frozenset({Trait.MANY_PROCESSES}),
             variants={"sequence": ("sharding.sequence=2",)},
         ),
         Offer(
@@ -34,7 +33,7 @@ def shardings() -> list[Offer[Sharding]]:
             build="loomtune_plugins.shardings.fsdp:FSDP",
             schema=FSDPSettings,
             summary="parameters, gradients and optimizer state sharded by block (torch FSDP2, HSDP)",
-            provides=frozenset({Trait.STREAMED_BIRTH, Trait.MANY_PROCESSES, Trait.SHARDED_WEIGHTS}),
+            provides=frozenset({Trait.MANY_PROCESSES}),
             variants={
                 "hsdp": ("sharding.replicate=2",),
                 "offload": ("sharding.offload=true",),
@@ -47,7 +46,7 @@ def shardings() -> list[Offer[Sharding]]:
             build="loomtune_plugins.shardings.zero:Zero",
             schema=ZeroSettings,
             summary="optimizer state, gradients and parameters in parts (DeepSpeed ZeRO stages 1 to 3), with offload",
-            provides=frozenset({Trait.STREAMED_BIRTH, Trait.MANY_PROCESSES, Trait.SHARDED_WEIGHTS}),
+            provides=frozenset({Trait.MANY_PROCESSES}),
             variants={
                 "stage 1": ("sharding.stage=1",),
                 "stage 2": ("sharding.stage=2",),

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
+from loomtune.contracts import Batch, EngineSpec, ParameterShard, Reader, StateKind
 from loomtune.contracts.sharding import StateReader
-from loomtune.toolkit.dropout import SeededDropout, dropout_keys, recompute_keys
+from loomtune.toolkit.dropout import dropout_keys
 from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
-from loomtune_plugins.shardings.groups import parameter_groups
-from loomtune_plugins.shardings.norms import scale_down, total_norm
+from loomtune_plugins.shardings.network_engine import NetworkEngine, set_types, swapping
 
 Region = tuple[slice, ...]
 
@@ -58,6 +55,10 @@ class Layout(ABC):
         """Frees what a forward pass without a backward pass, or before new weights, left gathered."""
         return
 
+    def agree(self, gradients: Iterable[Tensor]) -> None:
+        """Makes equal to the bit what several ranks hold of the reduced gradients. Collective."""
+        return
+
     def home(self, device: torch.device) -> torch.device:
         """Where parameters live between uses."""
         return device
@@ -72,7 +73,7 @@ class Layout(ABC):
         """True where every rank holds every parameter whole."""
 
 
-class TorchEngine(Engine):
+class TorchEngine(NetworkEngine):
     """Birth on the meta device, weights read region by region, torch's optimizer, exact sums."""
 
     def __init__(
@@ -84,45 +85,26 @@ class TorchEngine(Engine):
         recompute: bool = False,
         sequence: dist.ProcessGroup | None = None,
     ) -> None:
-        self.spec, self.world, self.layout = spec, world, layout
-        self.network = Network(spec, sequence=sequence)
-        if recompute:
-            _recompute(spec.model.blocks(self.network.base))
-        self._set_dtypes()
+        super().__init__(spec, world, recompute=recompute, sequence=sequence)
+        self.layout = layout
+        set_types(self.network)
         layout.shard(self.network)
         self._materialise()
-        self.named = dict(self.network.named_parameters())
-        self.trainable = {name: p for name, p in self.named.items() if p.requires_grad}
-        self.optimizer, self.scales = self._optimizer()
+        self._name_parameters()
+        if spec.optimizer is not None:
+            self.optimizer = spec.optimizer.build(self.groups)
         self.wrapped = layout.wrap(self.network)
         self.network.train()
-
-    def _set_dtypes(self) -> None:
-        """Trained weights in fp32; frozen ones in the type of computation, which is all that they are used in."""
-        for parameter in self.network.parameters():
-            kept = torch.float32 if parameter.requires_grad else self.network.compute_dtype
-            if parameter.is_floating_point():  # packed, quantised weights are no numbers
-                parameter.data = parameter.data.to(kept)
 
     @torch.no_grad()
     def _materialise(self) -> None:
         """Gives storage and values to every tensor, one at a time."""
-        with _swapping():  # keeps tied parameters one object, which `to_empty` alone would part
+        with swapping():
             self.network.to_empty(device=self.layout.home(self.world.device))
         for name, parameter in self.network.named_parameters():
             local = self.layout.local(parameter)
             local.copy_(self.network.initial(name, self.layout.region(parameter)))
-        saved = self.network.state_dict().keys()
-        for name, buffer in self.network.named_buffers():
-            if name in saved:
-                buffer.copy_(self.network.initial(name, None))
-        self.spec.model.restore_buffers(self.network.base)
-
-    def _optimizer(self) -> tuple[torch.optim.Optimizer | None, list[float]]:
-        if self.spec.optimizer is None:
-            return None, []
-        groups = parameter_groups(self.trainable, self.spec.adapter)
-        return self.spec.optimizer.build(groups), [group.learning_rate_scale for group in groups]
+        self._read_buffers()
 
     def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
         device = self.world.device.type
@@ -137,61 +119,28 @@ class TorchEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
-    def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
-        assert self.optimizer is not None, "a frozen role takes no steps"
+    def _gradients(self) -> list[Tensor]:
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
-        norm = total_norm(gradients)
-        if proceed(float(norm)):
-            if clip > 0:
-                scale_down(gradients, clip, norm)
-            for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-                group["lr"] = rate * scale
-            self.optimizer.step()
+        self.layout.agree(gradients)
+        return gradients
+
+    def _update(self) -> None:
+        assert self.optimizer is not None
+        self.optimizer.step()
+
+    def _forget(self) -> None:
+        assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        active = [m for m in self.network.modules() if isinstance(m, SeededDropout | nn.Dropout) and m.training]
-        for module in active:
-            module.training = False
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module in active:
-                module.training = True
-            self.layout.settle()
+    def _settle(self) -> None:
+        self.layout.settle()
 
-    @contextmanager
-    def gathered(self) -> Iterator[nn.Module]:
-        with self.evaluating(), self.network.plain() as base:
-            yield base if self.layout.whole else self._twin()
+    @property
+    def _everything(self) -> bool:
+        return self.layout.whole
 
-    def _twin(self) -> nn.Module:
-        """A plain network with the weights of this one, whole on every rank for as long as it is used."""
-        twin = Network(self.spec)
-        twin.requires_grad_(False)
-        with _swapping():
-            twin.to_empty(device=self.world.device)
-        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
-        for name, tensor in self._stream():
-            tensors[name].copy_(tensor)
-        self.spec.model.restore_buffers(twin.base)
-        return twin.eval().base
-
-    @torch.no_grad()
-    def _stream(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
-        saved = self.network.state_dict().keys()
-        buffers = {name: buffer for name, buffer in self.network.named_buffers() if name in saved}
-        for name, tensor in (self.named | buffers).items():
-            if wanted is None or wanted(saved_name(name)):
-                yield name, self.layout.full(tensor.detach())
-
-    def stream_weights(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._stream(wanted):
-            yield saved_name(name), tensor.float()
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        return self.layout.full(parameter.detach())
 
     def shards(self) -> Iterator[ParameterShard]:
         sizes = [parameter.numel() for parameter in self.trainable.values()]
@@ -239,32 +188,10 @@ class TorchEngine(Engine):
         group = next(group for group in self.optimizer.param_groups if any(p is parameter for p in group["params"]))
         return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
 
-    def trained(self) -> Mapping[str, tuple[int, ...]]:
-        return {saved_name(name): tuple(parameter.shape) for name, parameter in self.trainable.items()}
-
-    def state_bytes(self) -> int:
-        kinds = self.spec.optimizer.state().values() if self.spec.optimizer else ()
-        like = sum(kind is StateKind.LIKE for kind in kinds)
-        return like * sum(self.layout.local(p.detach()).nbytes for p in self.trainable.values())
+    def _held_bytes(self) -> int:
+        near = self.layout.home(self.world.device) == self.world.device
+        return sum(self.layout.local(p.detach()).nbytes for p in self.trainable.values()) if near else 0
 
     def close(self) -> None:
-        self.optimizer = None
-        self.named, self.trainable = {}, {}
-        del self.wrapped, self.network, self.layout
-
-
-def _recompute(blocks: list[nn.Module]) -> None:
-    """Activation checkpointing inside each block's call, where parameters are gathered; wrappers would rename them."""
-    for block in blocks:
-        forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=recompute_keys)
-        block.forward = forward
-
-
-@contextmanager
-def _swapping() -> Iterator[None]:
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        yield
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+        super().close()
+        del self.wrapped, self.layout

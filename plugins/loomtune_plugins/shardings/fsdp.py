@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from loomtune.world import World
+    from loomtune_plugins.shardings.meshes import Regrouping
 
 
 class FSDP(Sharding):
@@ -23,6 +24,7 @@ class FSDP(Sharding):
         self.settings = settings
         self._mesh: DeviceMesh | None = None
         self._sequence: dist.ProcessGroup | None = None
+        self._regrouping: Regrouping | None = None
 
     def check(self, world_size: int) -> None:
         grid = self._grid(world_size)
@@ -60,12 +62,14 @@ class FSDP(Sharding):
 
     def engine(self, spec: EngineSpec, world: World) -> Engine:
         from loomtune_plugins.shardings.engine import TorchEngine
-        from loomtune_plugins.shardings.meshes import parameter_mesh, sequence_group
+        from loomtune_plugins.shardings.meshes import Regrouping, parameter_mesh, sequence_group
         from loomtune_plugins.shardings.sharded import Sharded
 
         if self._mesh is None:  # one for all roles: each new mesh makes process groups
             grid, kind = self._grid(world.size), world.device.type
             self._mesh, self._sequence = parameter_mesh(grid, kind), sequence_group(grid, kind)
-        layout = Sharded(self.settings, self._mesh, spec.precision)
+            self._regrouping = Regrouping()
+        assert self._regrouping is not None
+        layout = Sharded(self.settings, self._mesh, spec.precision, self._regrouping)
         recompute = self.settings.activation_checkpointing
         return TorchEngine(spec, world, layout, recompute=recompute, sequence=self._sequence)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fully_shard as torchs
 
 from loomtune_plugins.shardings.grid import Grid
 
@@ -21,3 +26,36 @@ def sequence_group(grid: Grid, device: str) -> dist.ProcessGroup | None:
         return None
     sizes = (grid.replicate * grid.shard, grid.sequence, grid.tensor)
     return init_device_mesh(device, sizes, mesh_dim_names=("rows", "sequence", "tensor")).get_group("sequence")
+
+
+MAKER = "_get_post_forward_mesh_info"
+
+
+class Regrouping:
+    """The smaller groups over which parameters stay sharded between forward and backward pass, one set for all blocks.
+
+    torch (2.13, `MAKER`) makes a mesh and its process groups anew for every module: two for each
+    of 80 blocks, each of which may become a communicator with buffers of its own. No argument hands one over.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, DeviceMesh], Any] = {}
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Within it fully_shard takes the groups of the blocks before."""
+        make: Any = vars(torchs)[MAKER]
+
+        def once(reshard: bool | int, info: Any) -> Any:
+            if isinstance(reshard, bool):
+                return make(reshard, info)
+            known = reshard, info.mesh
+            if known not in self._made:
+                self._made[known] = make(reshard, info)
+            return self._made[known]
+
+        setattr(torchs, MAKER, once)
+        try:
+            yield
+        finally:
+            setattr(torchs, MAKER, make)

@@ -41,6 +41,31 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.stack(totals).sum().sqrt().float() if totals else torch.zeros(())
 
 
+def agree(gradients: Iterable[Tensor], mesh: DeviceMesh) -> None:
+    """Gives all ranks of a mesh of one dimension the first one's gradients of what they hold whole. Collective.
+
+    They are equal but for kernels that add up in an order of their own, as some do on accelerators. Left so, the copies
+    of a parameter would drift apart and the norm, by which guards decide, would differ from rank to rank. One broadcast
+    of few numbers: norms and biases, and an embedding only where its rows do not divide.
+    """
+    (name,) = mesh.mesh_dim_names or ("",)
+    parts = [one.to_local() if isinstance(one, DTensor) else one for one in gradients if not _is_cut(one, name)]
+    if not parts:
+        return
+    flat = torch.cat([part.flatten() for part in parts]).to(mesh.device_type)
+    group = mesh.get_group()
+    dist.broadcast(flat, group=group, group_src=0)
+    for part, first in zip(parts, torch.split(flat, [part.numel() for part in parts]), strict=True):
+        part.copy_(first.view(part.shape))
+
+
+def _is_cut(gradient: Tensor, dimension: str) -> bool:
+    if not isinstance(gradient, DTensor):
+        return False
+    placed = dict(zip(gradient.device_mesh.mesh_dim_names or (), gradient.placements, strict=True))
+    return dimension in placed and not placed[dimension].is_replicate()
+
+
 def scale_down(gradients: Sequence[Tensor], most: float, norm: Tensor) -> None:
     """Scales gradients so that their norm, which is `norm` `()` now, is at most `most`; as torch's clipping does.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from loomtune.contracts.sharding import Region
 from loomtune.toolkit.network import Network
 from loomtune_plugins.shardings.collectives import joined
-from loomtune_plugins.shardings.engine import Layout, Region
+from loomtune_plugins.shardings.engine import Layout
+from loomtune_plugins.shardings.meshes import Regrouping
+from loomtune_plugins.shardings.norms import agree
 from loomtune_plugins.shardings.settings import FSDPSettings
 from loomtune_plugins.shardings.tensor import cut
 
@@ -30,8 +33,8 @@ class Sharded(Layout):
 
     autocasts = False
 
-    def __init__(self, settings: FSDPSettings, mesh: DeviceMesh, precision: str) -> None:
-        self.settings, self.mesh, self.precision = settings, mesh, precision
+    def __init__(self, settings: FSDPSettings, mesh: DeviceMesh, precision: str, regrouping: Regrouping) -> None:
+        self.settings, self.mesh, self.precision, self.regrouping = settings, mesh, precision, regrouping
         self.network: Network | None = None
 
     def shard(self, network: Network) -> None:
@@ -39,15 +42,20 @@ class Sharded(Layout):
         if "tensor" in self._names:
             cut(network, self.mesh["tensor"])
         blocks = network.spec.model.blocks(network.base)
-        for block in blocks:
-            self._fully_shard(block, self.settings.reshard)
-        # Used last in forward and first in backward, the root's parameters stay, unless there is no backward.
-        self._fully_shard(network, network.spec.optimizer is None)
-        for module in network.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
-                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
+        frozen = network.spec.optimizer is None  # nothing is kept for a backward pass that never comes
+        with self.regrouping.shared():
+            for block in blocks:
+                self._fully_shard(block, frozen or self.settings.reshard)
+        # Used last in forward and first in backward, the root's parameters stay.
+        self._fully_shard(network, frozen)
+        for module in self._sharded():
+            module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
         self._prefetch(network, blocks)
+
+    def _sharded(self) -> list[FSDPModule]:
+        modules = self.network.modules() if self.network is not None else ()
+        return [module for module in modules if isinstance(module, FSDPModule)]
 
     def _prefetch(self, network: Any, blocks: Sequence[Any]) -> None:
         ahead = self.settings.prefetch
@@ -95,8 +103,12 @@ class Sharded(Layout):
         return whole
 
     def settle(self) -> None:
-        if self.network is not None:
-            self.network.reshard()  # type: ignore[operator]
+        for module in self._sharded():  # each by itself: `reshard` leaves the modules inside as they are
+            module.reshard()
+
+    def agree(self, gradients: Iterable[Tensor]) -> None:
+        if "tensor" in self._names:
+            agree(gradients, self.mesh["tensor"])
 
     def home(self, device: torch.device) -> torch.device:
         return torch.device("cpu") if self.settings.offload else device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,24 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from loomtune.contracts import Batch, Engine, EngineSpec, ParameterShard, Reader, StateKind
+from loomtune.contracts import Batch, EngineSpec, ParameterShard, Reader, StateKind
 from loomtune.contracts.sharding import StateReader
 from loomtune.errors import UserError
-from loomtune.toolkit.dropout import SeededDropout, dropout_keys
-from loomtune.toolkit.network import Network, saved_name
+from loomtune.toolkit.dropout import dropout_keys
+from loomtune.toolkit.network import saved_name
 from loomtune.world import World
+from loomtune_plugins.shardings import deepspeed_engine
 from loomtune_plugins.shardings import deepspeed_state as state
-from loomtune_plugins.shardings.engine import _recompute, _swapping
 from loomtune_plugins.shardings.flat import Fragment
-from loomtune_plugins.shardings.groups import parameter_groups
-from loomtune_plugins.shardings.norms import scale_down, total_norm
+from loomtune_plugins.shardings.network_engine import NetworkEngine
+from loomtune_plugins.shardings.norms import total_norm
 from loomtune_plugins.shardings.settings import ZeroSettings
 from loomtune_plugins.shardings.zero_config import Configuration, configuration
 
 Fragments = list[tuple[str, Fragment]]
 
 
-class ZeroEngine(Engine):
+class ZeroEngine(NetworkEngine):
     """Birth a parameter at a time, torch's optimizer on flat masters, exact sums.
 
     Stages 1 and 2 of a frozen network have nothing to partition: it then computes without DeepSpeed.
@@ -37,15 +37,10 @@ class ZeroEngine(Engine):
     def __init__(
         self, spec: EngineSpec, world: World, settings: ZeroSettings, sequence: dist.ProcessGroup | None = None
     ) -> None:
-        self.spec, self.world, self.settings = spec, world, settings
-        state.join(world, disk=bool(settings.nvme))
-        self.network = Network(spec, sequence=sequence)
-        if settings.activation_checkpointing:
-            _recompute(spec.model.blocks(self.network.base))
-        self.named = dict(self.network.named_parameters())
-        self.trainable = {name: p for name, p in self.named.items() if p.requires_grad}
-        # Before birth: afterwards DeepSpeed's parameters have one dimension, and none would decay.
-        self.groups = parameter_groups(self.trainable, spec.adapter)
+        deepspeed_engine.join(world, disk=bool(settings.nvme))
+        super().__init__(spec, world, recompute=settings.activation_checkpointing, sequence=sequence)
+        self.settings = settings
+        self._name_parameters()  # after birth DeepSpeed's parameters have one dimension, and none would decay
         config = configuration(settings, spec.precision, world.device.type)
         self._materialise(config)
         self.partitions: state.Partitions | None = None
@@ -57,27 +52,22 @@ class ZeroEngine(Engine):
     def _materialise(self, config: Configuration) -> None:
         """Gives storage and values to every tensor, one at a time; parameters in the type of computation."""
         network, device = self.network, self.world.device
-        birth = state.Birth(config, self.world) if self.settings.stage == 3 else partial(_born_whole, device)
+        birth = deepspeed_engine.Birth(config, self.world) if self.settings.stage == 3 else partial(_born_whole, device)
         for name, parameter in network.named_parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(network.compute_dtype)
             birth(parameter, partial(network.initial, name))
         _realise_buffers(network, device)
-        saved = network.state_dict().keys()
-        for name, buffer in network.named_buffers():
-            if name in saved:
-                buffer.copy_(network.initial(name, None))
-        self.spec.model.restore_buffers(network.base)
+        self._read_buffers()
 
     def _start(self, config: Configuration) -> Any:
         """DeepSpeed's engine, where there is something to partition."""
-        optimizer = None
         if self.spec.optimizer is not None:
-            optimizer = self.spec.optimizer.build(self.groups)
+            self.optimizer = self.spec.optimizer.build(self.groups)
         elif self.settings.stage < 3:
             return None
-        engine = state.start(self.network, optimizer, config, self.world)
-        if optimizer is not None:
+        engine = deepspeed_engine.start(self.network, self.optimizer, config, self.world)
+        if self.optimizer is not None:
             kind = state.Stage3 if self.settings.stage == 3 else state.Stages12
             self.partitions = kind(engine, self.world)
             if self.network.compute_dtype != torch.float32:
@@ -102,24 +92,11 @@ class ZeroEngine(Engine):
             self.deepspeed.set_gradient_accumulation_boundary(last and not self.partitions.late)
 
     def backward(self, loss: Tensor) -> None:
-        state.backward(self.deepspeed, loss, self.world)
+        deepspeed_engine.backward(self.deepspeed, loss, self.world)
 
-    @torch.no_grad()
-    def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
-        assert self.partitions is not None, "a frozen role takes no steps"
-        gradients = self.partitions.gradients()
-        norm = self._norm(gradients)
-        if proceed(float(norm)):
-            if clip > 0:
-                scale_down(gradients, clip, norm)
-            for options, group in zip(self.partitions.torch.param_groups, self.groups, strict=True):
-                options["lr"] = rate * group.learning_rate_scale
-            self.partitions.deliver()
-            self.deepspeed.set_gradient_accumulation_boundary(True)
-            self.deepspeed.step()
-        self.partitions.forget()
-        self._call_last(True)
-        return float(norm)
+    def _gradients(self) -> list[Tensor]:
+        assert self.partitions is not None
+        return self.partitions.gradients()
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         """Norm `()` fp32 of all ranks' gradients; each rank has a part of its own."""
@@ -127,57 +104,32 @@ class ZeroEngine(Engine):
         dist.all_reduce(squares)
         return squares.sqrt().float()
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        active = [m for m in self.network.modules() if isinstance(m, SeededDropout | nn.Dropout) and m.training]
-        for module in active:
-            module.training = False
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module in active:
-                module.training = True
-            if self.deepspeed is not None:
-                state.settle(self.deepspeed)
+    def _update(self) -> None:
+        assert self.partitions is not None
+        self.partitions.deliver()
+        self.deepspeed.set_gradient_accumulation_boundary(True)
+        self.deepspeed.step()
 
-    @contextmanager
-    def gathered(self) -> Iterator[nn.Module]:
-        with self.evaluating(), self.network.plain() as base:
-            yield base if self.settings.stage < 3 else self._twin()
+    def _forget(self) -> None:
+        assert self.partitions is not None
+        self.partitions.forget()
+        self._call_last(True)
 
-    def _twin(self) -> nn.Module:
-        """A plain network with the weights of this one, whole on every rank for as long as it is used."""
-        twin = Network(self.spec)
-        twin.requires_grad_(False)
-        with _swapping():
-            twin.to_empty(device=self.world.device)
-        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
-        for name, tensor in self._stream():
-            tensors[name].copy_(tensor)
-        self.spec.model.restore_buffers(twin.base)
-        return twin.eval().base
+    def _settle(self) -> None:
+        if self.deepspeed is not None:
+            deepspeed_engine.settle(self.deepspeed)
 
-    @torch.no_grad()
-    def _stream(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
-        saved = self.network.state_dict().keys()
-        for name, parameter in self.named.items():
-            if wanted is None or wanted(saved_name(name)):
-                yield name, self._whole(parameter)
-        for name, buffer in self.network.named_buffers():
-            if name in saved and (wanted is None or wanted(saved_name(name))):
-                yield name, buffer
+    @property
+    def _everything(self) -> bool:
+        masters = self.partitions is not None and self.network.compute_dtype != torch.float32
+        return self.settings.stage < 3 and not masters
 
     def _whole(self, parameter: nn.Parameter) -> Tensor:
         """The master of a trained parameter, a frozen one in the type of computation."""
         if parameter.requires_grad and self.partitions is not None:
             return self.partitions.whole(parameter)
-        with state.gathered(parameter, self.world) as tensor:
+        with deepspeed_engine.gathered(parameter, self.world) as tensor:
             return tensor  # keeps its storage, which the parameter lets go here
-
-    def stream_weights(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._stream(wanted):
-            yield saved_name(name), tensor.float()
 
     def shards(self) -> Iterator[ParameterShard]:
         for group, fragments in self._fragments():
@@ -266,24 +218,23 @@ class ZeroEngine(Engine):
         near = self.partitions.counts_nearby(group)
         return next(iter(values.values())).to(self.partitions.flats[group].device if near else "cpu")
 
-    def trained(self) -> Mapping[str, tuple[int, ...]]:
-        return {saved_name(name): state.shape(parameter) for name, parameter in self.trainable.items()}
+    def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        return state.shape(parameter)
 
-    def state_bytes(self) -> int:
-        if self.partitions is None or self.spec.optimizer is None:
+    def _held_bytes(self) -> int:
+        if self.partitions is None:
             return 0
-        like = sum(kind is StateKind.LIKE for kind in self.spec.optimizer.state().values())
-        return like * 4 * sum(fragment.end - fragment.begin for fragment in self.partitions.fragments())
+        near = [flat.device == self.world.device for flat in self.partitions.flats]
+        return 4 * sum(part.end - part.begin for part in self.partitions.fragments() if near[part.group])
 
     def close(self) -> None:
         if self.deepspeed is not None:
-            state.destroy(self.deepspeed)
+            deepspeed_engine.destroy(self.deepspeed)
         self.deepspeed = self.partitions = None
-        self.named, self.trainable, self.groups = {}, {}, []
-        del self.network
+        super().close()
 
 
-def _born_whole(device: torch.device, parameter: nn.Parameter, read: state.Read) -> None:
+def _born_whole(device: torch.device, parameter: nn.Parameter, read: deepspeed_engine.Read) -> None:
     """Storage and values for a parameter, which stays the same object: it may be tied."""
     whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     whole.copy_(read(tuple(slice(0, size) for size in parameter.shape)))

@@ -64,7 +64,7 @@ class Console(Tracker):
         self._say(f"{f'after step {step}' if step else 'before training'}: {results}")
 
     @hookimpl
-    def exported(self, run: Run, path: Path) -> None:
+    def exported(self, folder: Path, path: Path) -> None:
         """Says where the model is."""
         self._say(f"model: {path}")
 

@@ -20,6 +20,14 @@ def test_dropout_inside_functions_is_switched_off_and_said(words, capsys):
     assert "attention_dropout=0.1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("weight", [0.02, 0.0])
+def test_a_router_s_loss_that_is_left_out_is_said_once(weight, words, capsys):
+    architecture.warn.cache_clear()
+    model = chosen(words, "mixtral", router_aux_loss_coef=weight)
+    model.ghost(), model.ghost()
+    assert capsys.readouterr().err.count("router_aux_loss_coef=0.02 of the model's config is left out") == (weight > 0)
+
+
 def test_dropout_modules_stay_for_whoever_seeds_them(words):
     network = chosen(words, "gpt2", resid_pdrop=0.2).ghost()
     assert 0.2 in {module.p for module in network.modules() if isinstance(module, nn.Dropout)}

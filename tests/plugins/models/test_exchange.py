@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from loomtune.toolkit.network import Network
 from loomtune.toolkit.sequence import Exchange
 from loomtune_plugins.kernels.sdpa import SDPA
 from loomtune_plugins.kernels.settings import SDPASettings
-from loomtune_plugins.models import exchange
+from loomtune_plugins.models import exchange, stretches
 from loomtune_plugins.models.random import Random
 from loomtune_plugins.models.settings import RandomSettings
 from plugins.models.conftest import shape
@@ -35,6 +37,7 @@ Case = tuple[str, str, dict[str, Any]]
 EVERYDAY: list[Case] = [
     ("llama", "sdpa", {}),
     ("llama", "eager", {"num_key_value_heads": 1}),
+    ("llama", "sdpa", {"hidden_size": 48, "num_attention_heads": 12, "num_key_value_heads": 3, "head_dim": 4}),
     ("mistral", "sdpa", {}),
     ("gpt2", "sdpa", {}),
 ]
@@ -250,6 +253,7 @@ def test_a_model_that_mixes_positions_elsewhere_is_refused(change: str, words: P
 
 
 def sinks(words: str) -> str:
+    stretches.SINKS = ()  # as if the family were unknown
     sizes = {"model_type": "gpt_oss", "num_local_experts": 2, "sliding_window": 8}
     try:
         network(chosen(words, "llama", "eager", **sizes), dist.group.WORLD)(next(batches())[1], states, True)
@@ -261,6 +265,25 @@ def sinks(words: str) -> str:
 def test_attention_that_takes_more_than_queries_keys_and_values_is_refused(words: Path, tmp_path: Path) -> None:
     for said in together(2, tmp_path, sinks, str(words)):
         assert "GptOssAttention attends by s_aux" in said and "set sharding.sequence=1" in said
+
+
+def with_sinks() -> list[str]:
+    """The families of the installed transformers whose attention has sinks, by their source."""
+    root = Path(cast(str, importlib.util.find_spec("transformers").origin)).parent / "models"  # type: ignore[union-attr]
+    files = (file for file in root.glob("*/modeling_*.py") if "s_aux=self." in file.read_text())
+    configs = (file.with_name(file.name.replace("modeling_", "configuration_")).read_text() for file in files)
+    return sorted(name for text in configs for name in re.findall(r'^    model_type = "(\w+)"', text, re.MULTILINE))
+
+
+def test_families_with_sinks_are_refused_before_any_process_exists(words: Path) -> None:
+    with pytest.raises(UserError, match="gpt_oss models attend by sinks"):
+        chosen(str(words), "llama", "eager", model_type="gpt_oss").check_sequence(2)
+    assert "gpt_oss" in with_sinks()
+    for family in with_sinks():
+        for described in ({"model_type": family}, {"model_type": "seeing", "text_config": {"model_type": family}}):
+            with pytest.raises(UserError, match=rf"(?s){family} models attend by sinks.*set sharding\.sequence=1"):
+                stretches.check(described, "", heads=8, ranks=2, tensor=1)
+    stretches.check({"model_type": "mixtral"}, "", heads=8, ranks=2, tensor=1)
 
 
 def test_an_exchange_that_is_taken_away_leaves_the_model_as_it_was(words: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -141,6 +142,14 @@ def test_the_norm_is_given_as_it_was_before_clipping(name: str, clip: float, alo
     factor = clip / asked[0] if 0.0 < clip < asked[0] else 1.0
     for (key, clipped), (_, whole) in zip(engine.stream_weights(), free.stream_weights(), strict=True):
         torch.testing.assert_close(clipped - before[key], factor * (whole - before[key]), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_no_guard_vetoes_is_taken_whatever_its_norm(name: str, alone: World) -> None:
+    engine = sharding(name).engine(toy.spec(), alone)
+    engine.backward(-log_probs(Role("policy", engine), rows("warp")).sum() * torch.nan)
+    assert math.isnan(engine.step(0.1, 1.0, lambda norm: True))
+    assert all(tensor.isnan().all() for key, tensor in engine.stream_weights() if key == "head.weight")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -176,6 +176,32 @@ def test_every_family_has_true_gradients(size: int, settings: dict[str, Any], tm
         check_gradients(fitting[start : start + 4], size, settings, tmp_path)
 
 
+def disagreeing(family: str) -> tuple[float, float, bool, int]:
+    """The norm, the same where the second rank's gradients of what both hold whole are off, whether weights are alike
+    after a step of these, and how many numbers were off."""
+    sharding, world = here({"tensor": 2})
+    norms, off = [], 0
+    for noise in (0.0, 1e-2):
+        engine = sharding.engine(spec(family), world)
+        backward(engine, batches(world.replica, world.replicas))
+        for parameter in engine.trainable.values():
+            placed = dict(zip(parameter.device_mesh.mesh_dim_names, parameter.placements, strict=True))
+            if "tensor" not in placed or placed["tensor"].is_replicate():
+                parameter.grad.to_local().add_(noise * world.rank)
+                off += parameter.numel()
+        norms.append(engine.step(0.1, 0.0, lambda norm: True))
+    kept = {name: p.to_local() for name, p in engine.trainable.items() if p.numel() == p.to_local().numel()}
+    first, second = world.gather(kept)
+    return norms[0], norms[1], all(torch.equal(first[name], second[name]) for name in kept), off
+
+
+@pytest.mark.parametrize("family", ["llama, biased"])
+def test_ranks_have_one_norm_and_equal_copies_where_kernels_round_differently(family: str, tmp_path: Path) -> None:
+    """As atomic additions of accelerators do."""
+    (clean, first, alike, off), (_, second, too, _) = together(2, tmp_path, disagreeing, family)
+    assert off and first == second == clean and alike and too
+
+
 Part = tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Tensor]]
 
 

@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from loomtune.catalogue import installed
 from loomtune.contracts import Sharding
 from loomtune.errors import UserError
+from loomtune.world import World
 from loomtune_plugins.shardings import zero
 from loomtune_plugins.shardings.settings import ZeroSettings
 from loomtune_plugins.shardings.zero_config import configuration
@@ -25,6 +27,14 @@ def sharding(**settings: Any) -> Sharding:
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_every_world_is_taken(stage: int, size: int) -> None:
     sharding(stage=stage).check(size)
+
+
+def test_ranks_that_share_rows_must_divide_the_world() -> None:
+    with pytest.raises(UserError, match=r"(?s)6 processes cannot be divided.*set sharding\.sequence=3, "):
+        sharding(sequence=4).check(6)
+    cut = sharding(sequence=2)
+    cut.check(6)
+    assert [cut.replicas(World(rank, 6, rank, torch.device("cpu"))) for rank in (0, 1, 4)] == [(0, 3), (0, 3), (2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,14 @@ def test_forwards_before_a_backward_and_backwards_after_them_all_add_up(way: str
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
 
 
+@ways
+def test_a_step_that_no_guard_vetoes_is_taken_whatever_its_norm(way: str, alone: World) -> None:
+    one = engine(way, alone)
+    one.backward(loss(one, *WARP) * torch.nan)
+    assert math.isnan(one.step(0.01, 1.0, lambda norm: True))
+    assert all(tensor.isnan().all() for name, tensor in one.stream_weights() if name == "head.weight")
+
+
 def with_head(of: Engine, *texts: str) -> Tensor:
     """A loss that uses the scalar head as well."""
     values: Tensor = Role("value", of, head="value").read(rows(*texts), lambda view: view.heads["value"](view.states))

@@ -1,0 +1,28 @@
+"""What files of a saved model are called, as Hugging Face's loaders know them, and its heads, which they do not.
+
+Checkpoints and exporters write these names and models read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+HEADS = "heads."
+"""How names of scalar heads begin, in a network and in files."""
+
+HEADS_FILE = "heads.safetensors"
+"""Beside the weights of a model or an adapter: Hugging Face's loaders know no scalar heads and do not open it."""
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(count: int) -> list[str]:
+    """The names of a model's files of weights, in one or more parts."""
+    return [WHOLE] if count == 1 else [f"model-{part:05d}-of-{count:05d}.safetensors" for part in range(1, count + 1)]
+
+
+def index_text(places: Mapping[str, str], size: int) -> str:
+    """What `INDEX` says of a model in more than one part. places: file by tensor. size: bytes of all tensors."""
+    return json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=1)
