@@ -53,3 +53,17 @@ def train(worlds: Worlds, tmp_path: Path) -> Callable[..., Outcome]:
         return worlds.train(size, [*overrides, *more], tmp_path / folder)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """The run on one process that others are compared with, made once for each set of settings."""
+    made: dict[tuple[str, ...], Outcome] = {}
+
+    def of(*settings: str) -> Outcome:
+        if settings not in made:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            made[settings] = worlds.train(1, [*settings, "sharding=single"], folder)
+        return made[settings]
+
+    return of

@@ -9,7 +9,7 @@ import pytest
 import parity
 from parity import Cell, Layout, Row
 from runs.curves import agree, largest
-from runs.worlds import Outcome, Worlds
+from runs.worlds import Outcome
 
 EVERYDAY: dict[str, tuple[int, list[str]]] = {
     "ddp on 2": (2, ["sharding=ddp"]),
@@ -65,20 +65,6 @@ LORA = ["adapter=lora", "adapter.rank=4"]
 DROPOUT = [*LORA, "adapter.dropout=0.1"]
 
 Train = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """The run on one process that others are compared with, made once for each set of settings."""
-    made: dict[tuple[str, ...], Outcome] = {}
-
-    def of(*settings: str) -> Outcome:
-        if settings not in made:
-            folder = tmp_path_factory.mktemp("alone") / "run"
-            made[settings] = worlds.train(1, [*settings, "sharding=single"], folder)
-        return made[settings]
-
-    return of
 
 
 @layouts(*EVERYDAY)

@@ -47,20 +47,6 @@ Train = Callable[..., Outcome]
 DROPOUT = ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]
 
 
-@pytest.fixture(scope="module")
-def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """The run on one process that others are compared with, made once for each set of settings."""
-    made: dict[tuple[str, ...], Outcome] = {}
-
-    def of(*settings: str) -> Outcome:
-        if settings not in made:
-            folder = tmp_path_factory.mktemp("alone") / "run"
-            made[settings] = worlds.train(1, [*settings, "sharding=single"], folder)
-        return made[settings]
-
-    return of
-
-
 def training_only(outcome: Outcome) -> list[dict[str, object]]:
     """Its steps without what evaluations measured."""
     steps = [line for line in outcome.lines if line["step"]]

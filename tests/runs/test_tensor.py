@@ -32,20 +32,6 @@ def layouts(*everyday: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("layout", [*everyday, *rest])
 
 
-@pytest.fixture(scope="module")
-def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """The run on one process that others are compared with, made once for each set of settings."""
-    made: dict[tuple[str, ...], Outcome] = {}
-
-    def of(*settings: str) -> Outcome:
-        if settings not in made:
-            folder = tmp_path_factory.mktemp("alone") / "run"
-            made[settings] = worlds.train(1, [*settings, "sharding=single"], folder)
-        return made[settings]
-
-    return of
-
-
 @layouts("tensor 2", "fsdp 2 x tensor 2")
 def test_cut_layers_give_the_curve_of_one_process(layout: str, train: Train, alone: Train, tiny: list[str]) -> None:
     size, how = LAYOUTS[layout]

@@ -40,20 +40,6 @@ def everyday(names: str, all_of_them: Iterable[tuple[Any, ...]], *chosen: tuple[
     return pytest.mark.parametrize(names.split(","), [*chosen, *rest])
 
 
-@pytest.fixture(scope="module")
-def alone(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """The run on one process that others are compared with, made once for each set of settings."""
-    made: dict[tuple[str, ...], Outcome] = {}
-
-    def of(*settings: str) -> Outcome:
-        if settings not in made:
-            folder = tmp_path_factory.mktemp("alone") / "run"
-            made[settings] = worlds.train(1, [*settings, "sharding=single"], folder)
-        return made[settings]
-
-    return of
-
-
 @everyday("stage,micro", product(STAGES, ["1", "8"]), ("stage 1", "1"), ("stage 3", "8"))
 def test_every_stage_gives_the_curve_of_one_process(
     stage: str, micro: str, train: Train, alone: Train, tiny: list[str]

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Engine, EngineSpec, Model, Sharding
+from loomtune.contracts import Engine, EngineSpec
 from loomtune.errors import UserError
-from loomtune_plugins.shardings.grid import Grid
+from loomtune_plugins.shardings.gridded import Gridded
 from loomtune_plugins.shardings.settings import FSDPSettings
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
     from torch.distributed.device_mesh import DeviceMesh
 
     from loomtune.world import World
     from loomtune_plugins.shardings.meshes import Regrouping
 
 
-class FSDP(Sharding):
+class FSDP(Gridded):
     """torch's fully_shard, by the model's own blocks; with `replicate` copies it is HSDP."""
 
     def __init__(self, settings: FSDPSettings) -> None:
+        super().__init__(replicate=settings.replicate, sequence=settings.sequence, tensor=settings.tensor)
         self.settings = settings
         self._mesh: DeviceMesh | None = None
-        self._sequence: dist.ProcessGroup | None = None
         self._regrouping: Regrouping | None = None
 
     def check(self, world_size: int) -> None:
-        grid = self._grid(world_size)
+        grid = self.grid(world_size)
         if self.settings.prefetch < 0:
             raise UserError.of(f"sharding.prefetch={self.settings.prefetch} is less than 0", "set sharding.prefetch=0")
         if world_size and not isinstance(self.settings.reshard, bool):
@@ -47,29 +46,15 @@ class FSDP(Sharding):
                 f"set sharding.reshard={nearest}",
             )
 
-    def suits(self, model: Model) -> None:
-        if self.settings.tensor > 1:
-            model.check_tensor(self.settings.tensor)
-        if self.settings.sequence > 1:
-            model.check_sequence(self.settings.sequence, self.settings.tensor)
-
-    def replicas(self, world: World) -> tuple[int, int]:
-        return self._grid(world.size).replica(world.rank)
-
-    def _grid(self, world_size: int) -> Grid:
-        chosen = self.settings
-        return Grid.of(world_size, replicate=chosen.replicate, sequence=chosen.sequence, tensor=chosen.tensor)
-
     def engine(self, spec: EngineSpec, world: World) -> Engine:
         from loomtune_plugins.shardings.engine import TorchEngine
-        from loomtune_plugins.shardings.meshes import Regrouping, parameter_mesh, sequence_group
+        from loomtune_plugins.shardings.meshes import Regrouping, parameter_mesh
         from loomtune_plugins.shardings.sharded import Sharded
 
         if self._mesh is None:  # one for all roles: each new mesh makes process groups
-            grid, kind = self._grid(world.size), world.device.type
-            self._mesh, self._sequence = parameter_mesh(grid, kind), sequence_group(grid, kind)
+            self._mesh = parameter_mesh(self.grid(world.size), world.device.type)
             self._regrouping = Regrouping()
         assert self._regrouping is not None
         layout = Sharded(self.settings, self._mesh, spec.precision, self._regrouping)
         recompute = self.settings.activation_checkpointing
-        return TorchEngine(spec, world, layout, recompute=recompute, sequence=self._sequence)
+        return TorchEngine(spec, world, layout, recompute=recompute, sequence=self.sequence_group(world))

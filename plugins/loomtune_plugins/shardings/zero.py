@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 from ctypes.util import find_library
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Engine, EngineSpec, Model, Sharding
+from loomtune.contracts import Engine, EngineSpec
 from loomtune.errors import Fault, UserError
-from loomtune_plugins.shardings.grid import Grid
+from loomtune_plugins.shardings.gridded import Gridded, bucket_faults
 from loomtune_plugins.shardings.settings import ZeroSettings
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
-
     from loomtune.world import World
 
 OFFLOADS = ("none", "optimizer", "all")
 
 
-class Zero(Sharding):
+class Zero(Gridded):
     """Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models".
 
     DeepSpeed is imported when the first engine is built, not before.
     """
 
     def __init__(self, settings: ZeroSettings) -> None:
+        super().__init__(sequence=settings.sequence)
         self.settings = settings
-        self._sequence: dist.ProcessGroup | None = None
 
     def check(self, world_size: int) -> None:
         if faults := _faults(self.settings):
             raise UserError(*faults)
-        self._grid(world_size)
-
-    def suits(self, model: Model) -> None:
-        if self.settings.sequence > 1:
-            model.check_sequence(self.settings.sequence)
-
-    def replicas(self, world: World) -> tuple[int, int]:
-        return self._grid(world.size).replica(world.rank)
-
-    def _grid(self, world_size: int) -> Grid:
-        return Grid.of(world_size, sequence=self.settings.sequence)
+        super().check(world_size)
 
     def engine(self, spec: EngineSpec, world: World) -> Engine:
-        from loomtune_plugins.shardings.meshes import sequence_group
         from loomtune_plugins.shardings.zero_engine import ZeroEngine
 
-        if self._sequence is None:  # one for all roles
-            self._sequence = sequence_group(self._grid(world.size), world.device.type)
-        return ZeroEngine(spec, world, self.settings, self._sequence)
+        if self.settings.nvme:
+            _make(Path(self.settings.nvme))
+        return ZeroEngine(spec, world, self.settings, self.sequence_group(world))
+
+
+def _make(disk: Path) -> None:
+    """The folder of swapped state, on each node; DeepSpeed would fail in its own words."""
+    try:
+        disk.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cure = "set sharding.nvme to a folder of a local disk that every node has"
+        raise UserError.of(f"sharding.nvme={disk} cannot be made here: {error}", cure) from error
 
 
 def _faults(settings: ZeroSettings) -> list[Fault]:
@@ -65,9 +62,16 @@ def _faults(settings: ZeroSettings) -> list[Fault]:
     if offload == "all" and stage != 3:
         what = f"sharding.offload=all moves parameters, which stage {stage} keeps whole on every rank"
         faults.append(Fault(what, "set sharding.stage=3, or sharding.offload=optimizer"))
-    if settings.bucket_mb < 1:
-        faults.append(Fault(f"sharding.bucket_mb={settings.bucket_mb} holds nothing", "set sharding.bucket_mb=100"))
-    return faults + _nvme_faults(settings)
+    return [*faults, *bucket_faults(settings.bucket_mb), *_persist_faults(settings), *_nvme_faults(settings)]
+
+
+def _persist_faults(settings: ZeroSettings) -> list[Fault]:
+    if settings.persist < 0:
+        return [Fault(f"sharding.persist={settings.persist} is less than 0", "set sharding.persist=0")]
+    if settings.stage != 3 and settings.persist != ZeroSettings().persist:
+        what = f"sharding.persist has no effect in stage {settings.stage}, which keeps all parameters whole"
+        return [Fault(what, "leave it out, or set sharding.stage=3")]
+    return []
 
 
 def _nvme_faults(settings: ZeroSettings) -> list[Fault]:

@@ -24,6 +24,7 @@ REFUSED = [
     (["sharding=zero", "sharding.stage=0", "precision=bf16"], 2, "in bf16 DeepSpeed's Adam takes one step too many"),
     (["sharding=zero", "sharding.stage=0"], 2, "sharding.stage=0 partitions nothing"),
     (["sharding=zero", "sharding.stage=4"], 2, "ZeRO has no stage 4"),
+    (["sharding=ddp", "sharding.bucket_mb=-1"], 2, "sharding.bucket_mb=-1 holds nothing"),
     (["sharding=zero", "sharding.stage=1", "sharding.offload=all"], 2, "sharding.offload=all moves parameters"),
 ]
 
