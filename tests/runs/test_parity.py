@@ -84,7 +84,7 @@ def test_dropout_changes_the_curve(alone: Train, tiny: list[str]) -> None:
     assert largest(with_it.series("loss"), without.series("loss")) > 1e-3
 
 
-@layouts("fsdp on 2", "packed")
+@layouts("fsdp on 2")
 def test_a_pretrained_model_learns_real_rows_alike(layout: str, train: Train, alone: Train, real: list[str]) -> None:
     size, how = laid_out(layout)
     one = alone(*real, "steps=40")

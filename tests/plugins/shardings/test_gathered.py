@@ -60,7 +60,11 @@ def said(model: Path, adapter: str, trained: bool) -> dict[str, Said]:
 
 @pytest.mark.parametrize(
     ("adapter", "trained"),
-    [("full", True), ("lora", True), pytest.param("full", False, marks=pytest.mark.slow)],
+    [
+        pytest.param("full", True, marks=pytest.mark.slow),
+        ("lora", True),
+        pytest.param("full", False, marks=pytest.mark.slow),
+    ],
     ids=["full", "lora", "frozen"],
 )
 def test_in_bf16_every_strategy_generates_from_the_same_numbers(

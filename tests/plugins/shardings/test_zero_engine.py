@@ -31,7 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "stage 2, offloaded": {"stage": 2, "offload": "optimizer"},
     "stage 3, offloaded": {"stage": 3, "persist": 0, "offload": "all"},
 }
-SELDOM = ("stage 2", "stage 2, offloaded")
+SELDOM = ("stage 2", "stage 2, offloaded", "stage 3, offloaded")
 ways = pytest.mark.parametrize(
     "way", [pytest.param(way, marks=pytest.mark.slow) if way in SELDOM else way for way in WAYS]
 )
