@@ -300,8 +300,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "part of an input's gradient",
         "a cut layer passes back this rank's part of its input's gradient for the whole",
         "plugins/loomtune_plugins/shardings/collectives.py",
-        "return _sum(gradient, ctx.group), None",
-        "return gradient, None",
+        "_with_transpose(_same, _sum, tensor, group)",
+        "_with_transpose(_same, _same, tensor, group)",
         (f"{CUT}::test_gradients_and_their_norm_are_those_of_float64_on_one_process",),
     ),
     Mutation(

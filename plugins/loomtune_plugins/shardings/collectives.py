@@ -6,31 +6,34 @@ in the same order, also in the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Collective = Callable[[Tensor, dist.ProcessGroup], Tensor]
+
 
 def copied(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """A whole, as it is; what each rank makes of it gives a part of its gradient."""
-    return _call(_Copied, tensor, group)
+    return _with_transpose(_same, _sum, tensor, group)
 
 
 def summed(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The whole that ranks have summands of."""
-    return _call(_Summed, tensor, group)
+    return _with_transpose(_sum, _same, tensor, group)
 
 
 def gathered(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The whole `(..., ranks * n)` that ranks have equal parts `(..., n)` of."""
-    return _call(_Gathered, tensor, group)
+    return _with_transpose(_join, _part, tensor, group)
 
 
 def split(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """This rank's part `(..., n)` of a whole `(..., ranks * n)`."""
-    return _call(_Split, tensor, group)
+    return _with_transpose(_part, _join, tensor, group)
 
 
 def joined(part: Tensor, dim: int, size: int, group: dist.ProcessGroup) -> Tensor:
@@ -48,9 +51,28 @@ def joined(part: Tensor, dim: int, size: int, group: dist.ProcessGroup) -> Tenso
     return parts.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, size)
 
 
-def _call(function: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    result: Tensor = function.apply(tensor, group)
+def _with_transpose(forward: Collective, backward: Collective, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    result: Tensor = _Transposed.apply(tensor, forward, backward, group)  # type: ignore[no-untyped-call]
     return result
+
+
+class _Transposed(torch.autograd.Function):
+    """One collective forward, another backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: Tensor, forward: Collective, backward: Collective, group: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.backward_by, ctx.group = backward, group
+        return forward(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.backward_by(gradient, ctx.group), None, None, None
+
+
+def _same(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return tensor.view_as(tensor)
 
 
 def _sum(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -68,46 +90,3 @@ def _join(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def _part(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     return tensor.chunk(dist.get_world_size(group), -1)[dist.get_rank(group)].contiguous()
-
-
-class _Copied(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradient, ctx.group), None
-
-
-class _Summed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return _sum(tensor, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-class _Gathered(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _join(tensor, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _part(gradient, ctx.group), None
-
-
-class _Split(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _part(tensor, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _join(gradient, ctx.group), None
