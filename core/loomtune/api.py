@@ -77,6 +77,7 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
             tried(part.check)
     if not faults and (not simulated or tried(parts["model"].at_hand)):
         tried(sharding.suits, parts["model"])
+        tried(parts["adapter"].suits, parts["model"])
     if not faults and not simulated:
         for evaluator in parts["evaluator"].values():
             tried(evaluator.check, parts["data"])

@@ -72,7 +72,9 @@ def assemble(
     splits = _splits(folder)
     objective: Objective = plan.build(catalogue, "objective")
     objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
+    adapter: Adapter = plan.build(catalogue, "adapter")
     planned = round(len(splits["train"]) * root.epochs) if root.steps == 0 else root.steps * root.batch.size
+    steps = root.steps or math.ceil(planned / root.batch.size) * objective.steps_per_batch()
     run = Run(
         plan=plan,
         settings=root,
@@ -83,7 +85,7 @@ def assemble(
         tokenizer=model.tokenizer(),
         data=plan.build(catalogue, "data"),
         objective=objective,
-        optimizer=plan.build(catalogue, "optimizer"),
+        optimizer=adapter.optimizer(plan.build(catalogue, "optimizer"), steps),
         schedule=plan.build(catalogue, "schedule"),
         kernel=next(iter(plan.build(catalogue, "kernel").values())),
         rollout=plan.build(catalogue, "rollout"),
@@ -91,12 +93,11 @@ def assemble(
         guards=list(plan.build(catalogue, "guard").values()),
         trackers=trackers,
         splits=splits,
-        steps=root.steps or math.ceil(planned / root.batch.size) * objective.steps_per_batch(),
+        steps=steps,
         samples_planned=planned,
         attempt=lease.attempt,
         token_budget=CPU_TOKENS,
     )
-    adapter: Adapter = plan.build(catalogue, "adapter")
     return Assembly(run=run, keeper=Keeper(run, adapter, lease), adapter=adapter, sharding=sharding)
 
 

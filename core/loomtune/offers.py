@@ -32,6 +32,8 @@ class Trait(StrEnum):
     GENERATION = "generation"  # completions can be generated in the middle of training
     ADAPTER_OFF = "adapter_off"  # the adapter can be switched off, which makes a frozen reference for free
     WRAPPED_LINEARS = "wrapped_linears"  # linear layers are replaced by the adapter's own modules around them
+    VIRTUAL_TOKENS = "virtual_tokens"  # the adapter puts something of its own before each row
+    SHAPED_UPDATES = "shaped_updates"  # the optimizer's step must see each parameter in its own shape
     METRICS_FILE = "metrics_file"  # metrics.jsonl is written, from which others read
     ISOLATED_SEGMENTS = "isolated_segments"  # attention keeps the segments of a row apart
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from loomtune.contracts.batch import Batch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from loomtune.contracts.model import WeightSource
+    from loomtune.contracts.model import Model, WeightSource
+    from loomtune.contracts.optimizer import Optimizer
 
 
 class Adapter(ABC):
     """Changes a skeleton before it has weights, and knows how what it added is saved, switched off and merged."""
+
+    def suits(self, model: Model) -> None:
+        """Raises UserError where the model cannot be adapted so, before any process exists.
+
+        It may weave a skeleton, which imports torch; a quick look at `Model.stored()` should come first.
+        """
+        return
 
     @abstractmethod
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
@@ -35,6 +45,20 @@ class Adapter(ABC):
     def off(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within it the module computes as the base does."""
 
+    def inputs(
+        self, module: nn.Module, batch: Batch, attention: Callable[[Batch], Mapping[str, Any]]
+    ) -> tuple[Batch, Mapping[str, Any]]:
+        """What the model is given for a batch: the batch with virtual tokens in it, or attention to more than its rows.
+
+        Called inside the network's forward while the adapter is on, where the adapter's own modules may be called.
+        attention: makes of a batch what its attention is given. `predict_from` and `row` must mean the same targets.
+        """
+        return batch, attention(batch)
+
+    def optimizer(self, optimizer: Optimizer, steps: int) -> Optimizer:
+        """The run's optimizer, or one around it that does more in each step. steps: of the whole run."""
+        return optimizer
+
     @abstractmethod
     def base_name(self, name: str) -> str | None:
         """The base's name of a parameter, or None for what the adapter added."""
@@ -45,7 +69,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def merged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """From all tensors of the woven module, in any order, the base's tensors with the adapter merged in."""
+        """From all tensors of the woven module, in any order, the base's tensors with the adapter merged in.
+
+        Raises UserError, whose cure names the exporter `adapter`, where the method cannot be merged.
+        """
 
     @abstractmethod
     def save(self, folder: Path, tensors: Iterator[tuple[str, Tensor]], base: str) -> None:

@@ -77,6 +77,13 @@ class Model(ABC):
         """True where the config can be read here and now, without a network."""
         return False
 
+    def stored(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the weights as their files say, without torch and without a network; empty where unknown.
+
+        A file's names are mostly those of the skeleton, but need not be.
+        """
+        return {}
+
     @abstractmethod
     def check(self) -> None:
         """Raises UserError at once, without torch, where files are missing or settings make no sense."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -88,14 +88,22 @@ class Network(nn.Module):
         with nullcontext() if adapter else self.spec.adapter.off(self.module):
             if self.exchange is not None:
                 return self._in_stretches(batch, reader, self.exchange)
-            view = self._view(batch, batch, slice(None))
+            if not adapter:
+                view = self._view(batch, self._attention(batch), slice(None))
+                return self.reading(view.states, view, reader)
+            given, attention = self.spec.adapter.inputs(self.module, batch, self._attention)
+            with nullcontext() if given is batch else dropout_keys(given):
+                view = self._view(given, attention, slice(None))
             return self.reading(view.states, view, reader)
+
+    def _attention(self, batch: Batch) -> Mapping[str, Any]:
+        return self.spec.kernel.attention(batch, self.compute_dtype)
 
     def _in_stretches(self, batch: Batch, reader: Reader, exchange: Exchange) -> Any:
         """The same, where this rank computes a stretch of each row; the reader sees the targets predicted there."""
         share = exchange.share(batch)
         with dropout_keys(share.mine):
-            view = self._view(share.whole, share.mine, share.index)
+            view = self._view(share.mine, self._attention(share.whole), share.index)
         if view.extras:
             raise UserError.of(
                 f"the model's {', '.join(view.extras)} cannot be put together from stretches of rows",
@@ -103,10 +111,9 @@ class Network(nn.Module):
             )
         return share.join(self.reading(view.states, view, reader), view.states)
 
-    def _view(self, whole: Batch, batch: Batch, index: slice | Tensor) -> View:
-        """whole: the batch that attention sees. batch: what is computed here."""
+    def _view(self, batch: Batch, attention: Mapping[str, Any], index: slice | Tensor) -> View:
+        """batch: what is computed here. attention: made of what it may see."""
         spec, extras = self.spec, dict[str, Tensor]()
-        attention = spec.kernel.attention(whole, self.compute_dtype)
         hidden = spec.model.hidden(self.base, batch, attention, extras)
         predicting = hidden.flatten(0, 1).index_select(0, batch.predict_from)
         return View(predicting, index, {"lm": spec.model.head(self.base), **self.heads}, extras)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cache
 
 from loomtune.errors import Fault, UserError, near
 
@@ -23,12 +25,26 @@ def select(
 
 def by_end(name: str, pattern: str) -> bool:
     """True where a module's whole name or its last parts match: `q_proj` matches `model.layers.0.self_attn.q_proj`."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+    matches = _matcher(pattern)
+    return matches(name) or _matcher(f"*.{pattern}")(name)
 
 
 def by_start(name: str, pattern: str) -> bool:
     """True where a parameter's name matches, or that of a module that holds it."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    return _matcher(pattern)(name) or _matcher(f"{pattern}.*")(name)
+
+
+@cache
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Matches whole names. A part such as `4-15` means every number from 4 to 15; the rest is as a shell reads it."""
+    parts = (_range(part) or f"(?:{translate(part)})" for part in pattern.split("."))
+    expression = re.compile(r"\.".join(part.replace(r"\Z", "").replace(r"\z", "") for part in parts))
+    return lambda name: expression.fullmatch(name) is not None
+
+
+def _range(part: str) -> str:
+    ends = re.fullmatch(r"(\d+)-(\d+)", part)
+    return f"(?:{'|'.join(map(str, range(int(ends[1]), int(ends[2]) + 1)))})" if ends else ""
 
 
 def _matches_nothing(key: str, pattern: str, known: Sequence[str], what: str) -> Fault:

@@ -10,7 +10,7 @@ class FullSettings:
     """The model's own weights."""
 
     freeze: list[str] = option(
-        [], "parameters or modules that stay as they are: names, or patterns such as `model.layers.[0-3]`, `*embed*`"
+        [], "parameters or modules that stay as they are: names, or patterns such as `model.layers.0-15`, `*embed*`"
     )
 
 

@@ -12,12 +12,23 @@ from loomtune.plan import Finding, Plan
 
 @hookimpl
 def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
-    chosen = next(iter(plan.choices("sharding").values()), {"name": ""})
-    return list(_fsdp(chosen, provided)) if chosen["name"] == "fsdp" else []
+    chosen = next(iter(plan.choices("sharding").values()), {})
+    return list(_cuts(chosen, provided))
 
 
-def _fsdp(settings: Mapping[str, Any], provided: Mapping[str, str]) -> Iterator[Finding]:
-    if settings["tensor"] > 1 and Trait.WRAPPED_LINEARS in provided:
-        asked, adapter = f"sharding.tensor={settings['tensor']}", provided[Trait.WRAPPED_LINEARS]
-        what = f"{asked} cuts linear layers, which {adapter} wraps in modules of its own"
-        yield Finding(what, f"set sharding.tensor=1, or choose another {adapter.partition('=')[0]}, such as full")
+def _cuts(settings: Mapping[str, Any], provided: Mapping[str, str]) -> Iterator[Finding]:
+    """What an adapter adds has no place in a layer, or a row, that several ranks share."""
+    forbidden = {
+        "tensor": {
+            Trait.WRAPPED_LINEARS: "cuts linear layers, which {} wraps in modules of its own",
+            Trait.VIRTUAL_TOKENS: "cuts the heads that what {} puts before each row is made for",
+        },
+        "sequence": {
+            Trait.VIRTUAL_TOKENS: "cuts rows into stretches, and {} puts more before each row"
+        },
+    }
+    for key, reasons in forbidden.items():
+        for trait in reasons.keys() & provided.keys() if settings.get(key, 1) > 1 else ():
+            what = reasons[trait].format(adapter := provided[trait])
+            cure = f"set sharding.{key}=1, or choose another {adapter.partition('=')[0]}, such as full"
+            yield Finding(f"sharding.{key}={settings[key]} {what}", cure)

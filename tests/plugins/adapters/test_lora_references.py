@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loomtune_plugins.adapters.lora import Lora
-from loomtune_plugins.adapters.lora_names import saved_name
 from loomtune_plugins.adapters.settings import LoraSettings
 
 SHARED = Path(os.environ.get("LOOMTUNE_SHARED", Path(__file__).parents[4] / "shared")) / "references"
@@ -59,7 +58,7 @@ def test_loss_gradients_and_merge_are_those_recorded(name, recorded, policy, bri
     assert sum(parameter.numel() for parameter in trained.values()) == case["trainable_params"]
     with torch.no_grad():
         for key, parameter in trained.items():
-            entry = case["state"][saved_name(key)]
+            entry = case["state"][adapter.names.files[key]]
             parameter.copy_(torch.tensor(entry["data"]).reshape(entry["shape"]))
 
     ours = loss(module)

@@ -1,0 +1,104 @@
+"""What became of a model's tensors once peft has wrapped its layers, and what was added to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loomtune.contracts import WeightSource
+from loomtune.contracts.saved import HEADS
+from loomtune.contracts.sharding import Region
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NAME = "default"
+"""What peft calls the adapter that is trained, within the module; its files leave it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A parameter that the adapter brings. layer: the base's name of what it belongs to. part: `lora_A`, `ia3_l`."""
+
+    layer: str
+    part: str
+    adapter: str = NAME
+
+
+@dataclass(slots=True)
+class Names:
+    """Of every tensor of a woven module: its name in the base, or what was added; and its name in peft's files."""
+
+    base: dict[str, str] = field(default_factory=dict)
+    added: dict[str, Added] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def owners(module: nn.Module) -> dict[int, str]:
+    """Which module has which name, before anything is wrapped: peft moves modules, it does not copy them."""
+    return {id(part): name for name, part in module.named_modules()}
+
+
+def names(woven: Any, before: Mapping[int, str]) -> Names:
+    """What the tensors of a woven module are. before: `owners` of the module that was wrapped."""
+    from peft import get_peft_model_state_dict
+
+    found = Names()
+    for path, part in woven.named_modules():
+        tensors = {**part._parameters, **part._buffers}
+        for leaf in [key for key in tensors if tensors[key] is not None and key not in part._non_persistent_buffers_set]:
+            if (owner := before.get(id(part))) is not None:
+                found.base[_joined(path, leaf)] = _joined(owner, leaf)
+            else:
+                found.added[_joined(path, leaf)] = _added(woven, path, leaf, before)
+    tensors = woven.state_dict(keep_vars=True)
+    ours = {id(tensor): name for name, tensor in tensors.items() if name in found.added}
+    saved = get_peft_model_state_dict(woven, state_dict=tensors, adapter_name=NAME, save_embedding_layers=False)
+    found.files = {ours[id(tensor)]: file for file, tensor in saved.items() if id(tensor) in ours}
+    return found
+
+
+def _added(woven: nn.Module, path: str, leaf: str, before: Mapping[int, str]) -> Added:
+    """By the innermost module around it that wraps one of the base's: `LAYER.PART.ADAPTER...`."""
+    name = _joined(path, leaf)
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        around = woven.get_submodule(".".join(parts[:end])) if end < len(parts) - leaf.count(".") else woven
+        for wrapped in ("base_layer", "original_module"):
+            inner = getattr(around, wrapped, None)
+            if inner is not None and id(inner) in before:
+                rest = parts[end:]
+                return Added(before[id(inner)], rest[0], rest[1] if len(rest) > 1 else NAME)
+    raise AssertionError(f"{name} belongs to no wrapped layer")
+
+
+def _joined(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+First = Callable[[str, Added, tuple[int, ...], Region | None], "Tensor"]
+"""(name, what it is, whole shape, region or None for all of it) -> first values of what was added."""
+
+
+class WovenWeights(WeightSource):
+    """The base's tensors under their names in the woven module, and first values of what was added."""
+
+    def __init__(self, base: WeightSource, woven: nn.Module, found: Names, first: First) -> None:
+        self._base, self._names, self._first = base, found, first
+        there = base.shapes()
+        self._shapes = {name: there[known] for name, known in found.base.items() if known in there}
+        # Scalar heads lie outside of what peft wraps.
+        self._shapes |= {name: shape for name, shape in there.items() if name.startswith(HEADS)}
+        tensors = woven.state_dict(keep_vars=True)
+        self._added = {name: tuple(tensors[name].shape) for name in found.added}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes as in the woven module."""
+        return self._shapes | self._added
+
+    def read(self, name: str, where: Region | None = None) -> Tensor:
+        """The tensor or the slice of it; what was added in fp32."""
+        if (added := self._names.added.get(name)) is not None:
+            return self._first(name, added, self._added[name], where)
+        return self._base.read(self._names.base.get(name, name), where)

@@ -1,0 +1,161 @@
+"""What the adapters of peft that wrap layers have in common."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loomtune.contracts import Adapter, Model, WeightSource
+from loomtune.contracts.sharding import Region
+from loomtune_plugins.adapters.targets import shortest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from loomtune_plugins.adapters.woven import Added, Names
+
+PREFIX = "base_model.model"
+"""Where peft's two wrappers keep the model."""
+
+
+class Wrapping(Adapter):
+    """Puts peft's modules around layers of a skeleton, and trains nothing but what they add.
+
+    A method says which layers, by which config of peft, and what its parts first are. What a tensor is called, in the
+    module and in files, is read off the woven module and peft itself; merging is done by peft's layers, one at a time.
+    """
+
+    saves_base = False
+
+    def __init__(self) -> None:
+        self._names: Names | None = None
+        self._targets: list[str] = []
+
+    @abstractmethod
+    def layers(self, module: nn.Module) -> list[str]:
+        """Names of the layers to wrap. Raises UserError where there is none, or one that cannot be wrapped."""
+
+    @abstractmethod
+    def config(self, targets: list[str], **more: Any) -> Any:
+        """peft's config of the method. targets: names of layers. more: what every config of peft takes."""
+
+    @abstractmethod
+    def first(self, added: Added, shape: tuple[int, ...], base: WeightSource, seed: int) -> Tensor:
+        """First values, whole and in fp32, of what is added: a function of its name, the seed and the base alone."""
+
+    def suits(self, model: Model) -> None:
+        import torch
+
+        with torch.device("meta"):
+            skeleton = model.skeleton()
+        self.layers(skeleton)
+
+    def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
+        """Wraps the layers. First values come from the source: what peft draws on the meta device is nothing."""
+        from peft import get_peft_model
+
+        from loomtune_plugins.adapters.woven import WovenWeights, names, owners
+
+        layers, before = self.layers(module), owners(module)
+        self._targets = shortest(layers, (name for name, _ in module.named_modules()))
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5 for a property by its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            # The whole names: what the user's patterns chose, and not what peft would make of them.
+            woven = get_peft_model(module, self.config(layers))
+        self._names = found = names(woven, before)
+
+        def first(name: str, added: Added, shape: tuple[int, ...], where: Region | None) -> Tensor:
+            # Made whole and then cut: parts are small, and a slice is then the same on every world size.
+            whole = self.first(added, shape, weights, seed)
+            return whole if where is None else whole[where].clone()
+
+        return woven, WovenWeights(weights, woven, found, first)
+
+    def base(self, module: nn.Module) -> nn.Module:
+        """The model inside peft's two wrappers; its layers stay wrapped."""
+        return module.get_submodule(PREFIX)
+
+    @contextmanager
+    def off(self, module: nn.Module) -> Iterator[None]:
+        """Lets the wrapped layers compute as their base does.
+
+        peft's own `disable_adapter` also clears `requires_grad` and sets it on leaving, behind the back of DDP and
+        FSDP2, which read it once; so only the layers' switch is thrown here.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        switched = [m for m in module.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        before = [(layer, layer._disable_adapters) for layer in switched]
+        try:
+            for layer, _ in before:
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer, was in before:
+                layer._disable_adapters = was
+
+    @property
+    def names(self) -> Names:
+        """What the tensors of the module woven last are."""
+        assert self._names is not None, "names are known once a skeleton is woven"
+        return self._names
+
+    def base_name(self, name: str) -> str | None:
+        """Without peft's `base_model.model.` and `base_layer`; None for what was added."""
+        return None if name in self.names.added else self.names.base.get(name, name)
+
+    def learning_rate_scale(self, name: str) -> float:
+        """The same rate for all."""
+        return 1.0
+
+    def merged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The base with what was added in it, computed in fp32, a layer at a time; waits for what it still lacks."""
+        wanted: dict[str, int] = {}
+        for added in self.names.added.values():
+            wanted[added.layer] = wanted.get(added.layer, 0) + 1
+        for name in self.names.base.values():
+            layer = name.rpartition(".")[0]
+            wanted.update({layer: wanted[layer] + 1} if layer in wanted else {})
+        waiting: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        for name, tensor in tensors:
+            added, known = self.names.added.get(name), self.names.base.get(name, name)
+            layer, _, leaf = known.rpartition(".") if added is None else (added.layer, "", "")
+            if layer not in wanted:
+                yield known, tensor
+                continue
+            base, parts = waiting.setdefault(layer, ({}, {}))
+            (base if added is None else parts)[leaf if added is None else name] = tensor
+            if len(base) + len(parts) == wanted[layer]:
+                del waiting[layer]
+                yield from self._merged(layer, base, parts)
+        assert not waiting, f"parts of the adapter never came: {sorted(waiting)[:3]}"
+
+    def _merged(
+        self, layer: str, base: Mapping[str, Tensor], parts: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """A layer's tensors, in the types that they had. parts: by their names in the woven module."""
+        from loomtune_plugins.adapters.merging import merged
+
+        whole = {name.partition(f"{layer}.")[2]: tensor for name, tensor in parts.items()}
+        made = merged(self.config(["layer"]), base, whole)
+        yield from ((f"{layer}.{leaf}", tensor.to(base[leaf].dtype)) for leaf, tensor in made.items())
+
+    def save(self, folder: Path, tensors: Iterator[tuple[str, Tensor]], base: str) -> None:
+        """Writes `adapter_model.safetensors` and `adapter_config.json`, which `PeftModel.from_pretrained` opens."""
+        from safetensors.torch import save_file
+
+        files = self.names.files
+        ours = {files[name]: tensor.detach().cpu().contiguous() for name, tensor in tensors if name in files}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(ours, folder / "adapter_model.safetensors")
+        config = self.config(self._targets, task_type="CAUSAL_LM", inference_mode=True)
+        config.base_model_name_or_path = base
+        # peft keeps the targets as a set, whose order would change the file's bytes from run to run.
+        config.target_modules = sorted(config.target_modules)
+        config.save_pretrained(str(folder))
