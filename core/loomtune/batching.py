@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from loomtune.contracts import Batch, Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
-from loomtune.placement import MicroLimit, place
+from loomtune.placement import MicroLimit, laid_out, place, tokens
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -31,6 +31,8 @@ def collate(
 ) -> Batch:
     """Samples as one micro-batch: in each row one after the other, so its segments, padded at the right.
 
+    A sample alone in its row takes a row for each of its trees.
+
     Without samples: one padding token and no target, so that every engine still has something to compute.
     like: any sample of the step; a batch without samples has its columns too.
     rows: how many samples each row holds, in their order; None: one each.
@@ -39,17 +41,21 @@ def collate(
     tokens = np.full((count, length), pad_id, np.int64)
     positions, segments = np.zeros_like(tokens), np.full_like(tokens, NO_SEGMENT)
     targets = _Targets()
-    for owner, (sample, (row, column)) in enumerate(zip(samples, places, strict=True)):
+    for owner, (sample, starts) in enumerate(zip(samples, places, strict=True)):
         first = len(targets.parents)
+        targets.part += sample.parts or range(len(sample.segments))
+        trees = iter(starts)
         ends: list[tuple[int, int]] = []  # of each segment: its last column, and its sample's tokens up to there
         for segment in sample.segments:
+            if segment.parent == NO_PARENT:
+                row, column = next(trees)
             size = len(segment.tokens)
             before, seen = (NO_PARENT, 0) if segment.parent == NO_PARENT else ends[segment.parent]
             here = slice(column, column + size)
             tokens[row, here], segments[row, here] = segment.tokens, len(targets.parents)
             positions[row, here] = np.arange(seen, seen + size)
             targets.add(segment, first, owner, row * length + column, row * length + before)
-            column += size  # noqa: PLW2901 - where the sample's next segment begins
+            column += size
             ends.append((column - 1 if size else before, seen + size))
     return Batch(
         tokens=torch.from_numpy(tokens),
@@ -57,6 +63,7 @@ def collate(
         segments=torch.from_numpy(segments),
         parents=torch.tensor(targets.parents, dtype=torch.int64),
         sample_of_segment=torch.tensor(targets.owners, dtype=torch.int64),
+        part=torch.tensor(targets.part, dtype=torch.int64),
         predict_from=_joined(targets.predict_from, np.int64),
         target=_joined(targets.target, np.int64),
         row=_joined(targets.row, np.int64),
@@ -65,16 +72,21 @@ def collate(
     )
 
 
-def _laid(samples: Sequence[Sample], rows: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
-    """(row and first column of each sample, rows, tokens of the longest row); a row and a token at least."""
-    places, length, left = [], 1, iter(samples)
-    for row, size in enumerate(rows):
-        column = 0
+def _laid(samples: Sequence[Sample], rows: Sequence[int]) -> tuple[list[list[tuple[int, int]]], int, int]:
+    """(row and first column of each sample's trees, rows, tokens of the longest row); a row and a token at least."""
+    places, row, longest, left = [], -1, 1, iter(samples)
+    for size in rows:
+        row, column = row + 1, 0
         for sample in islice(left, size):
-            places.append((row, column))
-            column += sample.length
-        length = max(length, column)
-    return places, max(1, len(rows)), length
+            starts: list[tuple[int, int]] = []
+            for length in sample.trees:
+                if starts and size == 1:
+                    row, column = row + 1, 0
+                starts.append((row, column))
+                column += length
+                longest = max(longest, column)
+            places.append(starts)
+    return places, max(1, row + 1), longest
 
 
 @dataclass(slots=True)
@@ -83,6 +95,7 @@ class _Targets:
 
     parents: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
+    part: list[int] = field(default_factory=list)
     predict_from: list[NDArray[np.int64]] = field(default_factory=list)
     target: list[NDArray[np.int64]] = field(default_factory=list)
     row: list[NDArray[np.int64]] = field(default_factory=list)
@@ -115,8 +128,9 @@ def _columns(samples: Sequence[Sample], like: Sample | None) -> dict[str, torch.
 
 def step_batches(run: Run, samples: Sequence[Sample], numbers: Sequence[int], limit: MicroLimit) -> list[Batch]:
     """This rank's micro-batches of an optimizer step's samples, on its device. numbers: of their visits."""
-    mine = place(range(len(samples)), [sample.length for sample in samples], run.world.replicas, limit)
-    return _collated(run, mine[run.world.replica], samples, numbers)
+    laid = laid_out(samples, limit)
+    mine = place(range(len(laid)), [tokens(sample, limit) for sample in laid], run.world.replicas, limit)
+    return _collated(run, mine[run.world.replica], laid, numbers)
 
 
 def _collated(run: Run, placed: Sequence[Placement], samples: Any, numbers: Sequence[int]) -> list[Batch]:
@@ -132,9 +146,12 @@ def evaluation_batches(run: Run, split: str, limit: int = 0) -> list[Batch]:
     """This rank's micro-batches of a whole split, or of its first rows, on its device."""
     samples = run.splits[split]
     count = min(len(samples), limit) if limit else len(samples)
-    lengths = [int(length) for length in samples.lengths[:count]]
-    mine = place(range(count), lengths, run.world.replicas, micro_limit(run))[run.world.replica]
-    return _collated(run, mine, samples, range(count))
+    most = micro_limit(run)
+    if not count or len(samples[0].segments) == 1:
+        lengths = [int(length) for length in samples.lengths[:count]]
+        mine = place(range(count), lengths, run.world.replicas, most)[run.world.replica]
+        return _collated(run, mine, samples, range(count))
+    return step_batches(run, [samples[i] for i in range(count)], range(count), most)
 
 
 def micro_limit(run: Run) -> MicroLimit:
@@ -144,6 +161,7 @@ def micro_limit(run: Run) -> MicroLimit:
     """
     settings, micro = run.settings, run.settings.batch.micro
     packed = (settings.max_length or run.model.context()) if settings.packing else 0
+    share = {"always": True, "never": False}.get(settings.batch.share)
     if isinstance(micro, int):
-        return MicroLimit(micro, packed=packed)
-    return MicroLimit(settings.batch.size, run.token_budget, min(packed, run.token_budget))
+        return MicroLimit(micro, packed=packed, share=share)
+    return MicroLimit(settings.batch.size, run.token_budget, min(packed, run.token_budget), share)

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loomtune.contracts import Placement
+from loomtune.contracts import Placement, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +15,31 @@ class MicroLimit:
     """How much a rank computes at once: at most so many rows, and (0: any number) so many tokens, padding included.
 
     packed: tokens of a row into which several samples are laid; 0: each sample has a row of its own.
+    share: whether answers to one prompt share its computation; None: where it pays.
     """
 
     rows: int
     tokens: int = 0
     packed: int = 0
+    share: bool | None = None
+
+
+PAYS = 1.25
+"""Tokens of unfolded samples over those of shared ones from which on sharing pays for the mask that it needs."""
+
+
+def laid_out(samples: Sequence[Sample], limit: MicroLimit) -> Sequence[Sample]:
+    """A step's samples as they are computed: as they are where answers share their prompt, else unfolded."""
+    if limit.share or all(len(sample.segments) == 1 for sample in samples):
+        return samples
+    unfolded = [sample.unfolded() for sample in samples]
+    pays = sum(s.length for s in unfolded) >= PAYS * sum(s.length for s in samples)
+    return samples if limit.share is None and pays else unfolded
+
+
+def tokens(sample: Sample, limit: MicroLimit) -> int:
+    """What a sample takes of a micro-batch: in a row with others its tokens, else rows as long as its longest tree."""
+    return sample.length if limit.packed else len(sample.trees) * max(sample.trees, default=0)
 
 
 def place(numbers: Sequence[int], lengths: Sequence[int], replicas: int, limit: MicroLimit) -> list[list[Placement]]:

@@ -40,6 +40,9 @@ class BatchSettings:
 
     size: int = option(8, "sequences per optimizer step, over all ranks: part of the maths", least=1)
     micro: Union[int, str] = option("auto", "rows a rank computes at once: memory and time only; `auto` finds it")  # noqa: UP007
+    share: str = option(
+        "auto", "whether answers to one prompt share its computation: time only", among=("auto", "always", "never")
+    )
 
 
 @dataclass
@@ -106,6 +109,7 @@ NOT_PART_OF_THE_MATHS = (
     "checkpoint",
     "stop_after",
     "batch.micro",
+    "batch.share",
     "packing",
     "exporter",
 )

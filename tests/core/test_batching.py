@@ -14,7 +14,7 @@ from loomtune.batching import collate, evaluation_batches, micro_limit, step_bat
 from loomtune.contracts import Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
 from loomtune.feed import Order
-from loomtune.placement import MicroLimit, place
+from loomtune.placement import MicroLimit, laid_out, place
 from loomtune.settings import BatchSettings, Settings
 from loomtune.testing import toy
 from loomtune.world import World
@@ -273,3 +273,52 @@ def test_a_run_that_packs_lays_a_step_s_samples_into_one_row_under_their_own_num
     by_number = {int(number): samples[int(number) - 40].targets for number in batch.sample_numbers}
     owners = batch.sample_numbers[batch.sample_of_segment[batch.row]].tolist()
     assert {number: owners.count(number) for number in by_number} == by_number
+
+
+def tree() -> Sample:
+    """A prompt with two answers, of which the second goes on; the prompt's last token is learned too."""
+    return Sample(
+        (
+            segment([1, 2, 3], [2]),
+            segment([4, 5], [0, 1], 0),
+            segment([6], [0], 0),
+            segment([7, 8], [0, 1], 2),
+        )
+    )
+
+
+def test_an_unfolded_sample_learns_each_target_once_from_the_same_tokens() -> None:
+    shared, unfolded = tree(), tree().unfolded()
+    assert [s.tokens.tolist() for s in unfolded.segments] == [[1, 2, 3], [4, 5], [1, 2, 3], [6], [7, 8]]
+    assert [s.parent for s in unfolded.segments] == [-1, 0, -1, 2, 3]
+    assert unfolded.parts == (0, 1, 0, 2, 3) and unfolded.trees == [5, 6]
+    assert unfolded.targets == shared.targets
+    assert unfolded.unfolded().length == unfolded.length
+    assert pair().unfolded().parts == (0, 1, 0, 2)
+    single = Sample((segment([1, 2], [1]),))
+    assert single.unfolded() is single
+
+
+def test_trees_of_a_lone_sample_have_rows_of_their_own_and_packed_ones_follow_each_other() -> None:
+    alone = collate([tree().unfolded(), tree()], [0, 1], PAD)
+    assert alone.tokens.tolist() == [
+        [1, 2, 3, 4, 5, PAD, PAD, PAD],
+        [1, 2, 3, 6, 7, 8, PAD, PAD],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+    ]
+    assert alone.part.tolist() == [0, 1, 0, 2, 3, 0, 1, 2, 3]
+    packed = collate([tree().unfolded(), tree()], [0, 1], PAD, rows=[2])
+    assert packed.tokens.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8]]
+    for batch in (alone, packed):
+        flat = batch.tokens.flatten()
+        assert flat[batch.predict_from].tolist() == [2, 3, 4, 3, 6, 7] * 2
+        assert batch.target.tolist()[:6] == [3, 4, 5, 6, 7, 8]
+
+
+def test_sharing_is_chosen_where_it_saves_enough_tokens() -> None:
+    short = Sample((segment([1], []), segment([2] * 9, [0], 0), segment([3] * 9, [0], 0)))
+    assert laid_out([tree()], MicroLimit(1, share=True))[0].parts == ()
+    assert laid_out([tree()], MicroLimit(1, share=False))[0].parts != ()
+    assert laid_out([short], MicroLimit(1))[0].parts != ()
+    long = Sample((segment([1] * 9, []), segment([2], [0], 0), segment([3], [0], 0)))
+    assert laid_out([long], MicroLimit(1))[0].parts == ()

@@ -44,15 +44,53 @@ class Sample:
     """What an objective made of one row: its segments, and numbers of its own (a rating, a margin, a label).
 
     All samples of an objective have the same names of numbers and of columns.
+    parts: of an unfolded sample, which segment each is a copy of; empty where each is itself.
     """
 
     segments: tuple[Segment, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
+    parts: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
         """Tokens of all segments together."""
         return sum(len(segment.tokens) for segment in self.segments)
+
+    @property
+    def trees(self) -> list[int]:
+        """Tokens of each segment without a parent together with those that follow until the next such one."""
+        lengths: list[int] = []
+        for segment in self.segments:
+            if segment.parent == NO_PARENT:
+                lengths.append(0)
+            lengths[-1] += len(segment.tokens)
+        return lengths
+
+    def unfolded(self) -> Sample:
+        """The sample with a copy of all that precedes it for each last segment, instead of one that is shared.
+
+        A target is learned once: in the first copy.
+        """
+        inner = {segment.parent for segment in self.segments}
+        if len(self.segments) - len(inner - {NO_PARENT}) <= 1:
+            return self
+        made: list[Segment] = []
+        parts: list[int] = []
+        for leaf in sorted(set(range(len(self.segments))) - inner):
+            parent = NO_PARENT
+            for part in self._down_to(leaf):
+                seen = part in parts
+                made.append(_copy(self.segments[part], parent, learned=not seen))
+                parent = len(parts)
+                parts.append(part)
+        return replace(self, segments=tuple(made), parts=tuple(parts))
+
+    def _down_to(self, part: int) -> list[int]:
+        """A segment's ancestors, the first one first, and itself."""
+        path = [part]
+        while (parent := self.segments[path[0]].parent) != NO_PARENT:
+            path.insert(0, parent)
+        return path
 
     @property
     def targets(self) -> int:
@@ -67,6 +105,13 @@ class Sample:
     def parse(cls, plain: Mapping[str, Any]) -> Sample:
         """The sample that `plain` described, to the bit."""
         return cls(tuple(_parse(segment) for segment in plain["segments"]), plain["numbers"])
+
+
+def _copy(segment: Segment, parent: int, *, learned: bool) -> Segment:
+    if learned:
+        return replace(segment, parent=parent)
+    nothing = {name: values[:0] for name, values in segment.columns.items()}
+    return replace(segment, parent=parent, is_target=np.zeros_like(segment.is_target), columns=nothing)
 
 
 def _plain(segment: Segment) -> dict[str, Any]:
@@ -115,6 +160,7 @@ class Batch:
     segments: `(rows, length)` int64, the segment of each token, numbered within the batch; `NO_SEGMENT` for padding.
     parents: `(segments,)` int64, the parent of each segment; `NO_PARENT` for none.
     sample_of_segment: `(segments,)` int64, which sample a segment belongs to.
+    part: `(segments,)` int64, which of its sample's segments it is; copies of one have the same number.
     predict_from: `(targets,)` int64, index into `rows * length`: the position whose hidden state predicts the target.
     target: `(targets,)` int64 token ids.
     row: `(targets,)` int64, the segment that a target belongs to; row sums of log-probabilities go by it.
@@ -128,6 +174,7 @@ class Batch:
     segments: Tensor
     parents: Tensor
     sample_of_segment: Tensor
+    part: Tensor
     predict_from: Tensor
     target: Tensor
     row: Tensor

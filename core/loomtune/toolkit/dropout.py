@@ -62,15 +62,10 @@ def _using(keys: Tensor) -> Iterator[None]:
 def batch_keys(batch: Batch) -> Tensor:
     """`(rows, length)` int64 hashes of (sample number, segment within the sample, position); padding has any.
 
-    Two answers of one sample stand at the same positions: the segment's place within its sample tells them apart, and
-    is counted there because a number within the batch would depend on what else is in the batch.
+    Two answers of one sample stand at the same positions, and their segment tells them apart; copies of a prompt that
+    is computed for each of them are masked alike.
     """
-    sample = batch.sample_of_segment
-    order = torch.argsort(sample, stable=True)
-    ordered = sample[order]
-    within = torch.empty_like(sample)
-    within[order] = torch.arange(len(sample), device=sample.device) - torch.searchsorted(ordered, ordered)
-    segment = _mix64(_mix64(batch.sample_numbers[sample]) + within)
+    segment = _mix64(_mix64(batch.sample_numbers[batch.sample_of_segment]) + batch.part)
     # One more entry, which `NO_SEGMENT` (-1) reads, also in a micro-batch of padding alone.
     segment = torch.cat([segment, segment.new_zeros(1)])
     return _mix64(segment[batch.segments] + batch.positions * _signed(0x9E3779B97F4A7C15, 64))

@@ -36,7 +36,9 @@ def lay(rows: Laid, width: int = 0) -> Batch:
     return Batch(
         tokens=torch.zeros_like(segments), positions=positions, segments=segments,
         parents=torch.full((len(owners),), -1),
-        sample_of_segment=torch.tensor(owners, dtype=torch.int64), predict_from=nothing, target=nothing, row=nothing,
+        sample_of_segment=torch.tensor(owners, dtype=torch.int64),
+        part=torch.tensor([owners[:i].count(owner) for i, owner in enumerate(owners)], dtype=torch.int64),
+        predict_from=nothing, target=nothing, row=nothing,
         sample_numbers=torch.tensor(numbers, dtype=torch.int64),
     )  # fmt: skip
 

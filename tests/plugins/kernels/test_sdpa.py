@@ -59,6 +59,7 @@ def lay(*rows: Sequence[Piece]) -> Batch:
         segments=torch.tensor(segments),
         parents=torch.tensor(parents),
         sample_of_segment=torch.arange(len(parents)),
+        part=torch.zeros(len(parents), dtype=torch.long),
         predict_from=nothing,
         target=nothing,
         row=nothing,

@@ -119,6 +119,7 @@ def batch(tokens: torch.Tensor) -> Batch:
         segments=torch.arange(rows)[:, None].expand(rows, length),
         parents=torch.full((rows,), -1),
         sample_of_segment=torch.arange(rows),
+        part=torch.zeros(rows, dtype=torch.long),
         predict_from=none,
         target=none,
         row=none,
