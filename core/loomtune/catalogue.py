@@ -29,6 +29,7 @@ BUILT_IN = (
     "loomtune_plugins.models",
     "loomtune_plugins.data",
     "loomtune_plugins.objectives",
+    "loomtune_plugins.losses",
     "loomtune_plugins.adapters",
     "loomtune_plugins.shardings",
     "loomtune_plugins.optimizers",

@@ -31,8 +31,10 @@ class Trait(StrEnum):
     MANY_PROCESSES = "many_processes"  # the sharding strategy runs on more than one process
     GENERATION = "generation"  # completions can be generated in the middle of training
     ADAPTER_OFF = "adapter_off"  # the adapter can be switched off, which makes a frozen reference for free
-    WRAPPED_LINEARS = "wrapped_linears"  # linear layers are replaced by the adapter's own modules around them
+    WRAPPED_LINEARS = "wrapped_linears"  # the adapter puts modules of its own around linear layers or behind them
     VIRTUAL_TOKENS = "virtual_tokens"  # the adapter puts something of its own before each row
+    UNMERGEABLE = "unmergeable"  # what the adapter learns cannot be put into the base's weights
+    WHOLE_MODEL = "whole_model"  # the adapter trains the base itself and adds nothing
     SHAPED_UPDATES = "shaped_updates"  # the optimizer's step must see each parameter in its own shape
     METRICS_FILE = "metrics_file"  # metrics.jsonl is written, from which others read
     ISOLATED_SEGMENTS = "isolated_segments"  # attention keeps the segments of a row apart
@@ -78,6 +80,7 @@ class Offer(Generic[T]):
     schema: dataclass of its settings, from a module that imports nothing heavy; `metadata["help"]` explains each.
     summary: one line for `loomtune plugins`.
     provides, needs: traits, from which the rules across axes are computed.
+    brings: axis of many to the choices that are made there where nobody makes one.
     excludes: trait to the reason why this does not go with a choice that provides it.
     variants: name to settings of its own axis, as they are typed (`sharding.stage=3`), that have a row of their own in
         the capability matrix, because what goes with them differs.
@@ -90,6 +93,7 @@ class Offer(Generic[T]):
     summary: str
     provides: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
+    brings: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     excludes: Mapping[str, str] = field(default_factory=dict, hash=False)
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     extra: str = ""

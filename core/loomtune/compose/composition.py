@@ -63,6 +63,7 @@ class Composition:
         faulty = {group for group, found in faults.items() if found}
         sound = [text_of(choice) for choice in self.requests.choices if choice.key_or_group not in faulty]
         self.texts = [text for text in sound if text]
+        self.texts += self._brought(self.loader.load(self.texts))
         keys = Keys(self.loader.load(self.texts), self.catalogue)
         for override in self.requests.values:
             if self._depends_on(override, faulty):
@@ -73,6 +74,16 @@ class Composition:
                 self.texts.append(text_of(override, new=keys.is_new(override.key_or_group)))
         self._refuse()
         return self.loader.load(self.texts)
+
+    def _brought(self, config: DictConfig) -> list[str]:
+        """What choices bring along on other axes, where nothing is chosen and nobody asked for nothing."""
+        asked, brought = self.requests.chosen(), dict[str, tuple[str, ...]]()
+        for kind in AXIS_NAMES:
+            node = config[kind]
+            for choice in () if not node else node.values() if is_many(kind) else (node,):
+                if (name := choice.get("name")) in self.catalogue.names(kind):
+                    brought |= self.catalogue.find(kind, name).offer.brings
+        return [f"{a}=[{','.join(n)}]" for a, n in brought.items() if not config[a] and a not in asked]
 
     def _depends_on(self, override: Override, faulty: set[str]) -> bool:
         """True where nothing can be said about a key, because its choice is not known."""

@@ -4,11 +4,11 @@ from loomtune.contracts.adapter import Adapter
 from loomtune.contracts.batch import Batch, Drawn, Placement, Sample, Segment, Step
 from loomtune.contracts.data import Data, Row
 from loomtune.contracts.evaluator import Evaluator
-from loomtune.contracts.exporter import Exporter
+from loomtune.contracts.exporter import Exporter, Trained
 from loomtune.contracts.guard import Guard, Judgement, Verdict
 from loomtune.contracts.kernel import Kernel
 from loomtune.contracts.launcher import JobSpec, JobStatus, Launcher, Submission
-from loomtune.contracts.loss import Loss
+from loomtune.contracts.loss import Loss, Pairs
 from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
 from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
@@ -41,6 +41,7 @@ __all__ = [
     "Model",
     "Objective",
     "Optimizer",
+    "Pairs",
     "ParameterGroup",
     "ParameterShard",
     "Placement",
@@ -62,6 +63,7 @@ __all__ = [
     "Tokenizer",
     "Totals",
     "Tracker",
+    "Trained",
     "Verdict",
     "View",
     "WeightSource",

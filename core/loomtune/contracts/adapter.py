@@ -19,13 +19,22 @@ if TYPE_CHECKING:
 
 
 class Adapter(ABC):
-    """Changes a skeleton before it has weights, and knows how what it added is saved, switched off and merged."""
+    """Changes a skeleton before it has weights, and knows how what it added is saved, switched off and merged.
+
+    virtual_tokens: how many positions of the model's context what `inputs` adds takes from each sample.
+    """
+
+    virtual_tokens: int = 0
 
     def suits(self, model: Model) -> None:
         """Raises UserError where the model cannot be adapted so, before any process exists.
 
         It may weave a skeleton, which imports torch; a quick look at `Model.stored()` should come first.
         """
+        return
+
+    def meet(self, model: Model) -> None:
+        """Told of the model before each weaving for training; the place to ask its tokenizer."""
         return
 
     @abstractmethod
@@ -62,6 +71,13 @@ class Adapter(ABC):
     @abstractmethod
     def base_name(self, name: str) -> str | None:
         """The base's name of a parameter, or None for what the adapter added."""
+
+    def exact(self) -> Adapter:
+        """The same method, with the same names for what it adds, on the base as its files store it; as here: this one.
+
+        Another where the training computes with an approximation of the base (in 4 bits): by it the model leaves.
+        """
+        return self
 
     @abstractmethod
     def learning_rate_scale(self, name: str) -> float:

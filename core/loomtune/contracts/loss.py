@@ -3,24 +3,66 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loomtune.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """What a loss knows of pairs of answers: one entry a pair, of a micro-batch or of a whole step.
+
+    beta: how strongly a preference counts, as the objective says.
+    chosen, rejected: `(pairs,)` fp32, summed log-probabilities under the policy, in nats, with gradient.
+    reference_chosen, reference_rejected: the same under the reference; zeros where the objective has none.
+    chosen_tokens, rejected_tokens: `(pairs,)`, how many targets were summed.
+    numbers: `(pairs,)` of the rows' own numbers, by name (a margin).
+    chosen_logits, rejected_logits: `(pairs,)`, how much each answer is preferred to the reference; the log-ratio,
+        unless the objective's divergence makes something else of it.
+    """
+
+    beta: float
+    chosen: Tensor
+    rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    chosen_logits: Tensor
+    rejected_logits: Tensor
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Tensor:
+        """`(pairs,)`: how much more the chosen answer is preferred than the rejected one."""
+        return self.chosen_logits - self.rejected_logits
+
 
 class Loss(ABC):
-    """A variant for the objectives that take one: from log-probability sums to a loss for each row."""
+    """A variant for the objectives that take one: from log-probabilities of answers to a loss for each pair.
+
+    weight: its share in a mixture. by_tokens: True where it is a sum over the chosen answer's tokens, and so divided by
+    their number in the whole step; else by the number of pairs. needs_reference: True where it means nothing without
+    one. looks_around: True where a pair's loss depends on the other pairs of the step.
+    """
+
+    weight: float = 1.0
+    by_tokens: bool = False
+    needs_reference: bool = False
+    looks_around: bool = False
+
+    def statistics(self, step: Sequence[Pairs], world: World) -> Any:
+        """What `of` needs of the whole step, called under `no_grad` on every rank where `looks_around`.
+
+        step: this rank's micro-batches. world: offers sums and gathers over data replicas.
+        """
+        return None
 
     @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The terms that it adds to the objective."""
-
-    @abstractmethod
-    def weights(self, columns: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """Weight of each term in a micro-batch (pairs, target tokens). Pure: reads no model."""
-
-    @abstractmethod
-    def terms(self, columns: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Term name to `(rows,)` losses. columns: named by the objective that takes the loss."""
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        """`(pairs,)` losses, the weight not multiplied in."""

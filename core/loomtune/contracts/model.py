@@ -169,5 +169,8 @@ class Model(ABC):
         """The repeated blocks, in order: units of sharding and of activation checkpointing."""
 
     @abstractmethod
-    def save_config(self, folder: Path) -> None:
-        """Writes what, beside safetensors weights, makes the folder loadable as a Hugging Face model."""
+    def save_config(self, folder: Path, dtype: str = "float32") -> None:
+        """Writes what, beside safetensors weights, makes the folder loadable as a Hugging Face model.
+
+        dtype: torch's name of the type that the weights are written in, in which others then load them.
+        """

@@ -124,6 +124,26 @@ def close(encoded: Encoded, eos: int) -> None:
     encoded.add([eos], learned=True)
 
 
+def answered(row: Row, tokenizer: Tokenizer, *, separator: str = "", last_only: bool = False) -> Encoded:
+    """A row's prompt and completion, its conversation, or its plain text, ended by a learned token.
+
+    Raises ValueError where the row has none of these.
+    """
+    if "messages" in row:
+        encoded = conversation(row["messages"], tokenizer, last_only=last_only)
+        close(encoded, tokenizer.eos_id)
+        return encoded
+    if "completion" in row:
+        asked = Piece(text_of(row, "prompt") + separator, False)
+        encoded = join([asked, Piece(text_of(row, "completion"), True)], tokenizer)
+    elif "text" in row:
+        encoded = join([Piece(text_of(row, "text"), True)], tokenizer)
+    else:
+        raise ValueError("has neither a completion nor messages nor text, one of which objective=sft learns from")
+    encoded.end(tokenizer.eos_id)
+    return encoded
+
+
 def begin(encoded: Encoded, row: Row, tokenizer: Tokenizer, bos: str) -> None:
     """Puts the beginning token first, where it is not there.
 

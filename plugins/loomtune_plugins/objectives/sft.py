@@ -11,7 +11,7 @@ from typing import Any
 from loomtune.contracts import Batch, LossSums, Objective, Row, Sample, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.objectives.encoding import Encoded, Piece, begin, close, conversation, join, prompt, text_of
+from loomtune_plugins.objectives.encoding import answered, begin, prompt
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
 VERSION = 1
@@ -27,7 +27,8 @@ class Sft(Objective):
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """One segment: what is given, what is learned, and the end token, which is learned unless it is cut off."""
-        encoded = self._encode(row, tokenizer)
+        settings = self.settings
+        encoded = answered(row, tokenizer, separator=settings.separator, last_only=settings.turns == "last")
         begin(encoded, row, tokenizer, self.settings.bos)
         if self.settings.train_on == "all":
             encoded.learned = [True] * len(encoded.ids)
@@ -51,21 +52,6 @@ class Sft(Objective):
         from loomtune.toolkit import log_probs
 
         return LossSums({"loss": -log_probs(roles["policy"], batch).sum()})
-
-    def _encode(self, row: Row, tokenizer: Tokenizer) -> Encoded:
-        if "messages" in row:
-            encoded = conversation(row["messages"], tokenizer, last_only=self.settings.turns == "last")
-            close(encoded, tokenizer.eos_id)
-            return encoded
-        if "completion" in row:
-            asked = Piece(text_of(row, "prompt") + self.settings.separator, False)
-            encoded = join([asked, Piece(text_of(row, "completion"), True)], tokenizer)
-        elif "text" in row:
-            encoded = join([Piece(text_of(row, "text"), True)], tokenizer)
-        else:
-            raise ValueError("has neither a completion nor messages nor text, one of which objective=sft learns from")
-        encoded.end(tokenizer.eos_id)
-        return encoded
 
 
 def _check(settings: SftSettings) -> None:

@@ -1,0 +1,172 @@
+"""What the objectives that learn from pairs of answers have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Segment, Step, Tokenizer
+from loomtune.contracts.objective import Roles, Totals
+from loomtune.errors import Fault, UserError
+from loomtune_plugins.objectives.encoding import Encoded, answered, begin, prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loomtune.world import World
+    from loomtune_plugins.objectives.pairs_settings import PairsSettings
+
+VERSION = 1
+"""Part of the fingerprint: raise it when the same row gives other tokens."""
+
+PROMPT, CHOSEN, REJECTED = range(3)
+"""The segments of a sample. Both answers hang on the prompt, whether its computation is shared or not."""
+
+
+class Pairwise(Objective):
+    """Prefers one answer to another. Which loss it minimises is a choice of its own (`loss=`), or a mixture."""
+
+    refers: ClassVar[bool] = False
+    """True where a frozen reference takes part."""
+
+    def __init__(self, settings: PairsSettings) -> None:
+        self.settings = settings
+        self.losses: dict[str, Loss] = {}
+
+    def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
+        """Takes any mixture of losses of pairs; one that needs a reference only where there is one."""
+        super().use({}, rewards)
+        self.losses = dict(losses)
+        if not losses:
+            raise UserError.of("no loss is chosen", "set loss=[sigmoid], or another that `loomtune plugins` lists")
+        faults = [
+            Fault(
+                f"loss={name} compares with a reference, which this objective has none of",
+                f"leave loss={name} out, or set objective=dpo",
+            )
+            for name, loss in self.losses.items()
+            if loss.needs_reference and not self.refers
+        ]
+        if faults:
+            raise UserError(*faults)
+
+    def terms(self) -> Mapping[str, str]:
+        """One for each loss."""
+        return dict.fromkeys(self.losses, "policy")
+
+    def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
+        """The prompt, and both answers behind it; without targets where one of them is cut off whole."""
+        both = [self._answer(row, key, tokenizer) for key in ("chosen", "rejected")]
+        asked = prompt(row, tokenizer, separator=self.settings.separator, bos=self.settings.bos)
+        for answer in both:
+            if answer.ids[: len(asked)] != asked:
+                raise ValueError("the chat template writes the prompt otherwise once an answer follows it")
+        cut = len(asked) >= max_length
+        segments = [Segment(np.array(asked[:max_length], np.int32), np.zeros(min(len(asked), max_length), np.bool_))]
+        for answer in both:
+            ids = np.array(answer.ids[len(asked) : max_length], np.int32)
+            learned = np.array(answer.learned[len(asked) : max_length], np.bool_) & (not cut)
+            segments.append(Segment(ids, learned, PROMPT))
+        if any(not segment.is_target.any() for segment in segments[CHOSEN:]):
+            segments = [Segment(s.tokens, np.zeros_like(s.is_target), s.parent) for s in segments]
+        return Sample(tuple(segments), {name: float(row.get(name, 0.0)) for name in self.settings.numbers})
+
+    def _answer(self, row: Row, key: str, tokenizer: Tokenizer) -> Encoded:
+        """The row as if it had this answer alone."""
+        if key not in row:
+            raise ValueError(f"has no {key} answer")
+        if isinstance(asked := row.get("prompt"), str):
+            row = {"prompt": asked, "completion": row[key]}
+        else:
+            said = row[key] if not isinstance(row[key], str) else [{"role": "assistant", "content": row[key]}]
+            row = {"messages": [*(asked or ()), *said]}
+        encoded = answered(row, tokenizer, separator=self.settings.separator, last_only=True)
+        begin(encoded, row, tokenizer, self.settings.bos)
+        return encoded
+
+    def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
+        """The tokens before both answers."""
+        return prompt(row, tokenizer, separator=self.settings.separator, bos=self.settings.bos)
+
+    def fingerprint(self) -> str:
+        """Digest of the settings that decide on tokens, and of the version of `sample`."""
+        settings = {
+            key: value for key, value in asdict(self.settings).items() if key in ("separator", "bos", "numbers")
+        }
+        return hashlib.sha256(json.dumps(["pairs", VERSION, settings], sort_keys=True).encode()).hexdigest()
+
+    def weights(self, batch: Batch) -> Mapping[str, float]:
+        """Pairs, or the chosen answers' tokens for a loss that is a mean over these."""
+        chosen = batch.part == CHOSEN
+        pairs, tokens = float(chosen.sum()), float(chosen[batch.row].sum())
+        return {name: tokens if loss.by_tokens else pairs for name, loss in self.losses.items()}
+
+    def statistics(self, roles: Roles, step: Step, world: World) -> Mapping[str, Any]:
+        """Of the losses that look at the whole step."""
+        looking = {name: loss for name, loss in self.losses.items() if loss.looks_around}
+        seen = [self.pairs(roles, batch)[0] for batch in step] if looking else []
+        return {name: loss.statistics(seen, world) for name, loss in looking.items()}
+
+    def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
+        """Each loss of the mixture, summed over the pairs."""
+        pairs, metrics = self.pairs(roles, batch)
+        values = {name: loss.weight * loss.of(pairs, statistics.get(name)) for name, loss in self.losses.items()}
+        return LossSums({name: value.sum() for name, value in values.items()}, metrics)
+
+    def pairs(self, roles: Roles, batch: Batch) -> tuple[Pairs, dict[str, tuple[Tensor, Tensor]]]:
+        """What the losses are told of a micro-batch, and what is logged of it. One pass over the policy."""
+        import torch
+
+        from loomtune.toolkit import log_probs, row_sums
+
+        policy = row_sums(log_probs(roles["policy"], batch), batch)
+        tokens = row_sums(torch.ones_like(batch.target, dtype=torch.float32), batch)
+        reference = row_sums(self.reference(roles, batch), batch) if self.refers else torch.zeros_like(policy)
+        chosen, rejected = batch.part == CHOSEN, batch.part == REJECTED
+        pairs = Pairs(
+            beta=self.settings.beta,
+            chosen=policy[chosen],
+            rejected=policy[rejected],
+            reference_chosen=reference[chosen],
+            reference_rejected=reference[rejected],
+            chosen_tokens=tokens[chosen],
+            rejected_tokens=tokens[rejected],
+            chosen_logits=self.preference(policy[chosen] - reference[chosen]),
+            rejected_logits=self.preference(policy[rejected] - reference[rejected]),
+            numbers={name: batch.columns[name] for name in self.settings.numbers if name in batch.columns},
+        )
+        return pairs, self._metrics(pairs)
+
+    def reference(self, roles: Roles, batch: Batch) -> Tensor:
+        """Log-probability `(targets,)` of each target under the reference."""
+        from loomtune.toolkit import log_probs
+
+        return log_probs(roles["reference"], batch).detach()
+
+    def preference(self, log_ratio: Tensor) -> Tensor:
+        """How much an answer is preferred, of the log-ratio of policy and reference `(pairs,)`."""
+        return log_ratio
+
+    def _metrics(self, pairs: Pairs) -> dict[str, tuple[Tensor, Tensor]]:
+        """Means over pairs, by the names that users know from elsewhere."""
+        rewards = [
+            pairs.beta * (answer - reference).detach()
+            for answer, reference in (
+                (pairs.chosen, pairs.reference_chosen),
+                (pairs.rejected, pairs.reference_rejected),
+            )
+        ]
+        found = {
+            "rewards/chosen": rewards[0],
+            "rewards/rejected": rewards[1],
+            "rewards/margins": rewards[0] - rewards[1],
+            "rewards/accuracies": (rewards[0] > rewards[1]).float(),
+            "logps/chosen": pairs.chosen.detach(),
+            "logps/rejected": pairs.rejected.detach(),
+        }
+        return {name: (value.sum(), value.new_tensor(float(len(value)))) for name, value in found.items()}
