@@ -21,7 +21,9 @@ class Pairs:
     chosen, rejected: `(pairs,)` fp32, summed log-probabilities under the policy, in nats, with gradient.
     reference_chosen, reference_rejected: the same under the reference; zeros where the objective has none.
     chosen_tokens, rejected_tokens: `(pairs,)`, how many targets were summed.
+    importance: `(pairs,)`, without gradient, what each pair's losses are multiplied with.
     numbers: `(pairs,)` of the rows' own numbers, by name (a margin).
+    prompt, prompt_tokens: the same of the prompts; zeros unless the objective learns them.
     chosen_logits, rejected_logits: `(pairs,)`, how much each answer is preferred to the reference; the log-ratio,
         unless the objective's divergence makes something else of it.
     """
@@ -33,8 +35,11 @@ class Pairs:
     reference_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    prompt: Tensor
+    prompt_tokens: Tensor
     chosen_logits: Tensor
     rejected_logits: Tensor
+    importance: Tensor
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -46,9 +51,10 @@ class Pairs:
 class Loss(ABC):
     """A variant for the objectives that take one: from log-probabilities of answers to a loss for each pair.
 
-    weight: its share in a mixture. by_tokens: True where it is a sum over the chosen answer's tokens, and so divided by
-    their number in the whole step; else by the number of pairs. needs_reference: True where it means nothing without
-    one. looks_around: True where a pair's loss depends on the other pairs of the step.
+    weight: its share in a mixture. by_tokens: True where it is a sum over the tokens of chosen answers (and of prompts,
+    where these are learned), and so divided by their number in the whole step; else by the number of pairs.
+    needs_reference: True where it means nothing without one.
+    looks_around: True where a pair's loss depends on the other pairs of the step.
     """
 
     weight: float = 1.0

@@ -4,6 +4,8 @@ Each check raises AssertionError, in words, at the first promise that is not kep
 a toy network of a few thousand parameters stands in. Importing this package imports no torch; most checks do.
 """
 
+from typing import Any
+
 from loomtune.testing.objective import check_objective
 from loomtune.testing.offer import check_light, check_offer
 from loomtune.testing.optimizer import check_optimizer
@@ -19,4 +21,15 @@ __all__ = [
     "check_schedule",
     "check_sharding",
     "check_tracker",
+    "loss_from_log_probs",
+    "loss_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """These import torch, which importing this package does not."""
+    if name in ("loss_of", "loss_from_log_probs"):
+        from loomtune.testing import recorded
+
+        return getattr(recorded, name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -151,8 +152,8 @@ class ToyModel(Model):
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         return list(cast(Decoder, module).blocks)
 
-    def save_config(self, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
+    def save_config(self, folder: Path, dtype: str = "float32") -> None:
+        (folder / "config.json").write_text(json.dumps({"dtype": dtype}))
 
 
 class ToyKernel(Kernel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,24 +30,59 @@ def log_probs(role: Role, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     return result
 
 
-def target_log_probs(hidden: Tensor, head: nn.Module, target: Tensor, temperature: float = 1.0) -> Tensor:
+Look = Callable[[Tensor, Tensor], Tensor]
+"""From logits `(n, vocabulary)` fp32 and targets `(n,)` to a number `(n,)` of each; it must leave the logits alone."""
+
+
+def observed(role: Role, batch: Batch, looks: Sequence[Look]) -> list[Tensor]:
+    """`log_probs`, and then what each look makes of the same logits, `(targets,)` each, without gradient."""
+
+    def reader(view: View) -> Tensor:
+        return target_log_probs(view.states, view.heads[role.head], batch.target[view.index], looks=looks)
+
+    found: Tensor = role.read(batch, reader)
+    return list(found.unbind(1)) if looks else [found]
+
+
+def entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Of the distribution over the vocabulary, in nats."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def log_sum_squares(logits: Tensor, target: Tensor) -> Tensor:
+    """Log of the sum of squared probabilities: how likely two draws are the same token."""
+    return torch.logsumexp(2 * logits.log_softmax(-1), -1)
+
+
+def target_log_probs(
+    hidden: Tensor, head: nn.Module, target: Tensor, temperature: float = 1.0, looks: Sequence[Look] = ()
+) -> Tensor:
     """Log-probabilities `(targets,)` of `target` `(targets,)` under `head(hidden)`, hidden `(targets, width)`.
 
     Beyond one chunk the logits are computed again in the backward pass instead of being kept.
+    looks: with any, `(targets, 1 + looks)`, what they make of the logits behind the log-probability.
     """
 
     def part(some: Tensor, labels: Tensor) -> Tensor:
         logits = head(some).float()
-        scaled = logits if temperature == 1.0 else logits / temperature
-        if type(scaled) is not Tensor or scaled.device.type != "cpu":
-            return -F.cross_entropy(scaled, labels, reduction="none")
-        chosen: Tensor = _InPlace.apply(scaled, labels)  # type: ignore[no-untyped-call]
-        return chosen
+        with torch.no_grad():
+            seen = [look(logits, labels) for look in looks]
+        chosen = _chosen(logits if temperature == 1.0 else logits / temperature, labels)
+        return torch.stack([chosen, *seen], -1) if looks else chosen
 
     if len(target) <= CHUNK:
         return part(hidden, target)
     pairs = zip(torch.split(hidden, CHUNK), torch.split(target, CHUNK), strict=True)
     return torch.cat([checkpoint(part, some, labels, use_reentrant=False) for some, labels in pairs])
+
+
+def _chosen(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities of the labels; the logits may be written over."""
+    if type(logits) is not Tensor or logits.device.type != "cpu":
+        return -F.cross_entropy(logits, labels, reduction="none")
+    chosen: Tensor = _InPlace.apply(logits, labels)  # type: ignore[no-untyped-call]
+    return chosen
 
 
 BLOCK = 64

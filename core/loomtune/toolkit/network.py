@@ -49,11 +49,13 @@ class Network(nn.Module):
             width = int(spec.model.head(skeleton).in_features)  # type: ignore[arg-type]
             scalars = [name for name in spec.heads if name != "lm"]
             self.heads = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in scalars})
+        spec.adapter.meet(spec.model)
         self.module, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
         self.reading = Reading()
         replace_dropout(self.module, spec.seed)
         quicken(self.module)
         self._freeze()
+        self._check_trained()
         self.exchange = Exchange(sequence) if sequence is not None else None
         if self.exchange is not None:
             spec.model.exchange_attention(self.base, self.exchange)
@@ -67,6 +69,12 @@ class Network(nn.Module):
         names = [id(parameter) for _, parameter in self.base.named_parameters(remove_duplicate=False)]
         for parameter in self.spec.model.head(self.base).parameters():
             parameter.requires_grad_(parameter.requires_grad and names.count(id(parameter)) > 1)
+
+    def _check_trained(self) -> None:
+        """Raises UserError where a role is to be trained and nothing of it would be."""
+        if self.spec.optimizer is not None and not any(parameter.requires_grad for parameter in self.parameters()):
+            what = f"{type(self.spec.adapter).__name__} leaves nothing to train: it adds nothing and the base is frozen"
+            raise UserError.of(what, "choose another adapter=, or settings of adapter. that train something")
 
     @property
     def read_heads(self) -> list[nn.Module]:

@@ -2,25 +2,104 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from loomtune.contracts import Loss, Pairs
-from loomtune_plugins.losses.settings import PairLossSettings
+from loomtune.contracts import Pairs
+from loomtune.errors import UserError
+from loomtune_plugins.losses.base import PairLoss
 
 
-class PairLoss(Loss):
-    """One whose settings say its weight."""
-
-    def __init__(self, settings: PairLossSettings) -> None:
-        self.settings = settings
-        self.weight = settings.weight
+def smoothed(logits: Tensor, smoothing: float) -> Tensor:
+    """-(1 - e) log sigmoid(x) - e log sigmoid(-x): cross-entropy with labels that are wrong with probability e."""
+    return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
 
 
 class Sigmoid(PairLoss):
-    """Rafailov et al. 2023, equation 7: -log sigmoid(beta * logits)."""
+    """Rafailov et al. 2023, "Direct Preference Optimization", equation 7; smoothed: Mitchell 2023, "cDPO"."""
+
+    name = "sigmoid"
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
-        return -F.logsigmoid(pairs.beta * pairs.logits)
+        return smoothed(pairs.beta * pairs.logits, self.settings.label_smoothing)
+
+
+class SigmoidNorm(PairLoss):
+    """The same of means over tokens instead of sums (Meng et al. 2024, with a reference)."""
+
+    name = "sigmoid_norm"
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        return -F.logsigmoid(pairs.beta * _of_means(pairs))
+
+
+class Hinge(PairLoss):
+    """Zhao et al. 2023, "SLiC-HF", equation 1, of DPO's implicit rewards."""
+
+    name = "hinge"
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        return F.relu(1 - pairs.beta * pairs.logits)
+
+
+class Ipo(PairLoss):
+    """Azar et al. 2023, "A General Theoretical Paradigm", equation 17, of means over tokens, as its authors did."""
+
+    name = "ipo"
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        return (_of_means(pairs) - 1 / (2 * pairs.beta)).square()
+
+
+class ExoPair(PairLoss):
+    """Ji et al. 2024, "Towards Efficient Exact Optimization", equation 16 for two answers: reverse KL to the labels."""
+
+    name = "exo_pair"
+
+    def check(self) -> None:
+        super().check()
+        if not self.settings.label_smoothing:
+            what = "loss.exo_pair.label_smoothing=0 takes the logarithm of 0"
+            raise UserError.of(what, "set loss.exo_pair.label_smoothing to a small share, such as 0.001")
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        logits, wrong = pairs.beta * pairs.logits, self.settings.label_smoothing
+        won, lost = F.logsigmoid(logits), F.logsigmoid(-logits)
+        loss: Tensor = won.exp() * (won - math.log1p(-wrong)) + lost.exp() * (lost - math.log(wrong))
+        return loss
+
+
+class Robust(PairLoss):
+    """Chowdhury et al. 2024, "Provably Robust DPO", equation 12: unbiased where labels are flipped at a known rate."""
+
+    name = "robust"
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        logits, flipped = pairs.beta * pairs.logits, self.settings.label_smoothing
+        loss: Tensor = flipped * F.logsigmoid(-logits) - (1 - flipped) * F.logsigmoid(logits)
+        return loss / (1 - 2 * flipped)
+
+
+class Discopop(PairLoss):
+    """Lu et al. 2024, "Discovering Preference Optimization Algorithms", equation 5: two losses blended."""
+
+    name = "discopop"
+
+    def check(self) -> None:
+        if self.settings.tau <= 0:
+            raise UserError.of(f"loss.discopop.tau={self.settings.tau} is no width", "set loss.discopop.tau above 0")
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        logits = pairs.beta * pairs.logits
+        blend = (logits / self.settings.tau).sigmoid()
+        blended: Tensor = (1 - blend) * -F.logsigmoid(logits) + blend * (-logits).exp()
+        return blended
+
+
+def _of_means(pairs: Pairs) -> Tensor:
+    """The difference between the two preferences, each over the tokens of its answer."""
+    chosen = pairs.chosen_logits / pairs.chosen_tokens.clamp(min=1)
+    return chosen - pairs.rejected_logits / pairs.rejected_tokens.clamp(min=1)

@@ -8,6 +8,7 @@ from loomtune import hookimpl
 from loomtune.contracts import Objective
 from loomtune.offers import Offer, Trait
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
+from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
 
@@ -29,5 +30,29 @@ def objectives() -> Sequence[Offer[Objective]]:
             summary="prefers the better of two answers, measured against a frozen reference",
             needs=frozenset({Trait.PAIRS}),
             brings={"loss": ("sigmoid",)},
+        ),
+        Offer(
+            name="cpo",
+            build="loomtune_plugins.objectives.unreferenced:Cpo",
+            schema=PairsSettings,
+            summary="prefers the better of two answers without a reference, beside its likelihood",
+            needs=frozenset({Trait.PAIRS}),
+            brings={"loss": ("sigmoid", "sft")},
+        ),
+        Offer(
+            name="simpo",
+            build="loomtune_plugins.objectives.unreferenced:Simpo",
+            schema=SimpoSettings,
+            summary="prefers the better of two answers by mean log-probabilities, without a reference",
+            needs=frozenset({Trait.PAIRS}),
+            brings={"loss": ("simpo",)},
+        ),
+        Offer(
+            name="orpo",
+            build="loomtune_plugins.objectives.unreferenced:Orpo",
+            schema=OrpoSettings,
+            summary="learns the chosen answers and the ratio of the odds of both, without a reference",
+            needs=frozenset({Trait.PAIRS}),
+            brings={"loss": ("sft", "odds_ratio")},
         ),
     )

@@ -2,21 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from loomtune.contracts import RoleSpec
-from loomtune_plugins.objectives.dpo_settings import DpoSettings
-from loomtune_plugins.objectives.pairs import Pairwise
+from loomtune.contracts import Batch, RoleSpec
+from loomtune.errors import Fault, UserError, near
+from loomtune_plugins.objectives.dpo_settings import DIVERGENCES, DpoSettings
+from loomtune_plugins.objectives.pairs import CHOSEN, REJECTED, Pairwise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loomtune.toolkit.log_probs import Look
 
 
 class Dpo(Pairwise):
     """Rafailov et al. 2023, "Direct Preference Optimization"; the loss is `sigmoid` where none is chosen."""
 
     refers = True
+    settings: DpoSettings
 
     def __init__(self, settings: DpoSettings) -> None:
         super().__init__(settings)
+        _check(settings)
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """The policy, and what it began as."""
         return {"policy": RoleSpec(trained=True), "reference": RoleSpec(trained=False, twin_of="policy")}
+
+    def preference(self, log_ratio: Tensor) -> Tensor:
+        """Wang et al. 2023, "Beyond Reverse KL", table 2: f' of the divergence at policy / reference."""
+        import torch
+        from torch.nn import functional as F
+
+        kind, alpha = self.settings.divergence, self.settings.divergence_alpha
+        if kind == "forward_kl":
+            return 1 - (-log_ratio).exp()
+        if kind == "js":
+            return math.log(2) + F.logsigmoid(log_ratio)
+        if kind == "alpha" and alpha != 1.0:
+            # Beyond e^80 fp32 has no numbers, and no answer is that much likelier.
+            return torch.expm1(((alpha - 1) * log_ratio).clamp(max=80.0)) / (alpha - 1)
+        return log_ratio
+
+    def shares(self, batch: Batch) -> Tensor:
+        """Liu et al. 2024, "Length Desensitization in DPO", equation 7: tokens beyond the shorter answer count less."""
+        import torch
+
+        from loomtune.toolkit import row_sums
+
+        shares = super().shares(batch)
+        if self.settings.tail == 1.0:
+            return shares
+        lengths = row_sums(torch.ones_like(shares), batch)
+        both = torch.minimum(lengths[batch.part == CHOSEN], lengths[batch.part == REJECTED])
+        shorter = torch.zeros_like(lengths)
+        for answer in (CHOSEN, REJECTED):
+            shorter[batch.part == answer] = both
+        begins = torch.cumsum(lengths, 0) - lengths  # the targets of a segment follow each other, in its order
+        place = torch.arange(len(shares), device=shares.device) - begins[batch.row]
+        return torch.where(place < shorter[batch.row], shares, shares * self.settings.tail)
+
+    def looks(self) -> list[Look]:
+        from loomtune.toolkit import log_sum_squares
+
+        return [log_sum_squares] if self.settings.weighting else []
+
+    def importance(self, targets: Tensor, seen: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Zhou et al. 2024, "WPO", equations 2 and 4: how likely the policy itself gives both answers, sampled tokens
+        aligned by what it would give on average."""
+        if not self.settings.weighting:
+            return super().importance(targets, seen, batch)
+        from loomtune.toolkit import row_sums
+
+        aligned = row_sums(targets - seen[0], batch) / row_sums(targets.new_ones(len(targets)), batch).clamp(min=1)
+        return (aligned[batch.part == CHOSEN] + aligned[batch.part == REJECTED]).exp()
+
+
+def _check(settings: DpoSettings) -> None:
+    faults = []
+    if settings.divergence not in DIVERGENCES:
+        what = f"objective.divergence={settings.divergence} is not known.{near(settings.divergence, DIVERGENCES)}"
+        faults.append(Fault(what, f"set objective.divergence to {', '.join(DIVERGENCES)}"))
+    elif settings.divergence != "alpha" and settings.divergence_alpha != DpoSettings().divergence_alpha:
+        what = f"objective.divergence_alpha has no effect with objective.divergence={settings.divergence}"
+        faults.append(Fault(what, "leave it out, or set objective.divergence=alpha"))
+    if not 0 <= settings.tail <= 1:
+        faults.append(Fault(f"objective.tail={settings.tail} is no share", "set objective.tail between 0 and 1"))
+    if faults:
+        raise UserError(*faults)

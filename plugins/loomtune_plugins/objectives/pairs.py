@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from loomtune_plugins.objectives.encoding import Encoded, answered, begin, promp
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loomtune.toolkit.log_probs import Look
     from loomtune.world import World
     from loomtune_plugins.objectives.pairs_settings import PairsSettings
 
@@ -33,6 +33,9 @@ class Pairwise(Objective):
 
     refers: ClassVar[bool] = False
     """True where a frozen reference takes part."""
+
+    learns_prompts: bool = False
+    """True where prompts are targets too."""
 
     def __init__(self, settings: PairsSettings) -> None:
         self.settings = settings
@@ -67,7 +70,8 @@ class Pairwise(Objective):
             if answer.ids[: len(asked)] != asked:
                 raise ValueError("the chat template writes the prompt otherwise once an answer follows it")
         cut = len(asked) >= max_length
-        segments = [Segment(np.array(asked[:max_length], np.int32), np.zeros(min(len(asked), max_length), np.bool_))]
+        ids = np.array(asked[:max_length], np.int32)
+        segments = [Segment(ids, (np.arange(len(ids)) > 0) & self.learns_prompts)]
         for answer in both:
             ids = np.array(answer.ids[len(asked) : max_length], np.int32)
             learned = np.array(answer.learned[len(asked) : max_length], np.bool_) & (not cut)
@@ -95,15 +99,12 @@ class Pairwise(Objective):
 
     def fingerprint(self) -> str:
         """Digest of the settings that decide on tokens, and of the version of `sample`."""
-        settings = {
-            key: value for key, value in asdict(self.settings).items() if key in ("separator", "bos", "numbers")
-        }
-        return hashlib.sha256(json.dumps(["pairs", VERSION, settings], sort_keys=True).encode()).hexdigest()
+        kept = [getattr(self.settings, key) for key in ("separator", "bos", "numbers")]
+        return hashlib.sha256(json.dumps(["pairs", VERSION, self.learns_prompts, *kept]).encode()).hexdigest()
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
-        """Pairs, or the chosen answers' tokens for a loss that is a mean over these."""
-        chosen = batch.part == CHOSEN
-        pairs, tokens = float(chosen.sum()), float(chosen[batch.row].sum())
+        """Pairs, or the tokens of chosen answers and of learned prompts for a loss that is a mean over these."""
+        pairs, tokens = float((batch.part == CHOSEN).sum()), float((batch.part != REJECTED)[batch.row].sum())
         return {name: tokens if loss.by_tokens else pairs for name, loss in self.losses.items()}
 
     def statistics(self, roles: Roles, step: Step, world: World) -> Mapping[str, Any]:
@@ -115,19 +116,22 @@ class Pairwise(Objective):
     def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
         """Each loss of the mixture, summed over the pairs."""
         pairs, metrics = self.pairs(roles, batch)
-        values = {name: loss.weight * loss.of(pairs, statistics.get(name)) for name, loss in self.losses.items()}
-        return LossSums({name: value.sum() for name, value in values.items()}, metrics)
+        values = {name: loss.of(pairs, statistics.get(name)) * pairs.importance for name, loss in self.losses.items()}
+        return LossSums({name: self.losses[name].weight * value.sum() for name, value in values.items()}, metrics)
 
     def pairs(self, roles: Roles, batch: Batch) -> tuple[Pairs, dict[str, tuple[Tensor, Tensor]]]:
         """What the losses are told of a micro-batch, and what is logged of it. One pass over the policy."""
         import torch
 
-        from loomtune.toolkit import log_probs, row_sums
+        from loomtune.toolkit import entropy, observed, row_sums
 
-        policy = row_sums(log_probs(roles["policy"], batch), batch)
-        tokens = row_sums(torch.ones_like(batch.target, dtype=torch.float32), batch)
-        reference = row_sums(self.reference(roles, batch), batch) if self.refers else torch.zeros_like(policy)
-        chosen, rejected = batch.part == CHOSEN, batch.part == REJECTED
+        looks = [entropy, *self.looks()] if self.settings.entropy else self.looks()
+        targets, *seen = observed(roles["policy"], batch, looks)
+        shares = self.shares(batch)
+        policy = row_sums(targets * shares, batch)
+        tokens = row_sums(torch.ones_like(targets), batch)
+        reference = row_sums(self.reference(roles, batch) * shares, batch) if self.refers else torch.zeros_like(policy)
+        chosen, rejected, asked = batch.part == CHOSEN, batch.part == REJECTED, first_copies(batch)
         pairs = Pairs(
             beta=self.settings.beta,
             chosen=policy[chosen],
@@ -136,11 +140,31 @@ class Pairwise(Objective):
             reference_rejected=reference[rejected],
             chosen_tokens=tokens[chosen],
             rejected_tokens=tokens[rejected],
+            prompt=policy[asked],
+            prompt_tokens=tokens[asked],
             chosen_logits=self.preference(policy[chosen] - reference[chosen]),
             rejected_logits=self.preference(policy[rejected] - reference[rejected]),
+            importance=self.importance(targets.detach(), seen[self.settings.entropy :], batch),
             numbers={name: batch.columns[name] for name in self.settings.numbers if name in batch.columns},
         )
-        return pairs, self._metrics(pairs)
+        metrics = self._metrics(pairs)
+        if self.settings.entropy:
+            metrics["entropy"] = seen[0].detach().sum(), seen[0].new_tensor(float(len(seen[0])))
+        return pairs, metrics
+
+    def looks(self) -> list[Look]:
+        """What `importance` needs to see of the policy's logits."""
+        return []
+
+    def shares(self, batch: Batch) -> Tensor:
+        """`(targets,)`: what each target's log-probability counts in the sum of its answer."""
+        import torch
+
+        return torch.ones(len(batch.target), device=batch.target.device)
+
+    def importance(self, targets: Tensor, seen: Sequence[Tensor], batch: Batch) -> Tensor:
+        """`(pairs,)`: what each pair counts. targets: `(targets,)` log-probabilities. seen: what the looks saw."""
+        return targets.new_ones(int((batch.part == CHOSEN).sum()))
 
     def reference(self, roles: Roles, batch: Batch) -> Tensor:
         """Log-probability `(targets,)` of each target under the reference."""
@@ -170,3 +194,11 @@ class Pairwise(Objective):
             "logps/rejected": pairs.rejected.detach(),
         }
         return {name: (value.sum(), value.new_tensor(float(len(value)))) for name, value in found.items()}
+
+
+def first_copies(batch: Batch) -> Tensor:
+    """`(segments,)` bool: the prompts, each once. Where it is computed for each answer, the first has the targets."""
+    import torch
+
+    owners = torch.cat([batch.sample_of_segment.new_full((1,), -1), batch.sample_of_segment])
+    return (batch.part == PROMPT) & (owners[1:] != owners[:-1])

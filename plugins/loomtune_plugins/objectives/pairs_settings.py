@@ -14,4 +14,21 @@ class PairsSettings:
     beta: float = option(0.1, "how strongly a preference counts")
     separator: str = option("", "text between prompt and answer, part of the prompt")
     bos: str = option("auto", "the beginning token: auto, as the tokenizer or the chat template does; always; never")
+    entropy: bool = option(False, "log the policy's entropy on the answers, which costs another pass over the logits")
     numbers: list[str] = option([], "columns of numbers that losses read, such as margin")
+
+
+@dataclass
+class SimpoSettings(PairsSettings):
+    """SimPO compares means over tokens, which are smaller than sums."""
+
+    beta: float = option(2.0, "how strongly a preference counts; 2 to 2.5 are its authors' values")
+
+
+@dataclass
+class OrpoSettings(PairsSettings):
+    """What ORPO's likelihood is of."""
+
+    likelihood: str = option(
+        "answer", "what is learned beside the preference: the chosen answer, or all: its prompt too"
+    )

@@ -1,0 +1,189 @@
+"""Losses of recorded batches and log-probabilities: how an author of a plugin checks numbers from elsewhere.
+
+Batches are taken in the layouts of TRL's collators, and settings under its names or ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from loomtune.batching import collate
+from loomtune.catalogue import installed
+from loomtune.contracts import Batch, Engine, Objective, Pairs, Reader, Role, Sample, Segment, View
+from loomtune.contracts.batch import NO_PARENT
+from loomtune.testing import toy
+from loomtune.testing.names import translated
+
+IGNORED = -100
+"""The label of what is not learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What an objective made of a batch. loss: as it is logged. terms: each divided by its weight. metrics: means."""
+
+    loss: float
+    terms: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def loss_of(
+    objective: str,
+    settings: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    policy: nn.Module,
+    reference: nn.Module | None = None,
+    roles: Mapping[str, nn.Module] | None = None,
+) -> Recorded:
+    """The loss of a recorded batch as one whole step of a run on one process.
+
+    objective: its name, such as `dpo`. settings: of it and of its losses, by TRL's names (`loss_type`, `beta`) or ours.
+    policy, reference, roles: causal language models of transformers, or, for scalar heads, their models for sequence
+    classification. Gradients are left in the parameters of those that are trained. Raises UserError for a setting that
+    nobody knows, and ValueError for a layout that nobody knows.
+    """
+    made = built(objective, settings)
+    given = {"policy": policy, **({"reference": reference} if reference is not None else {}), **(roles or {})}
+    wanted = made.roles()
+    views = {
+        name: Role(name, cast(Engine, ModuleEngine(given[name], role.head)), head=role.head, trained=role.trained)
+        for name, role in wanted.items()
+    }
+    samples = samples_of(batch, prompts=getattr(made, "learns_prompts", False))
+    collated = collate(samples, range(len(samples)), 0)
+    with torch.no_grad():
+        statistics = made.statistics(views, [collated], toy.world())
+    totals = made.weights(collated)
+    sums = made.loss(views, collated, totals, statistics)
+    terms = {name: value / totals[name] for name, value in sums.terms.items()}
+    total = torch.stack(list(terms.values())).sum()
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    metrics = {name: float(value.detach() / weight) for name, (value, weight) in sums.metrics.items()}
+    return Recorded(float(total.detach()), {name: float(value.detach()) for name, value in terms.items()}, metrics)
+
+
+def loss_from_log_probs(
+    objective: str,
+    settings: Mapping[str, Any],
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_tokens: Sequence[int],
+    rejected_tokens: Sequence[int],
+    reference_chosen: Sequence[float] | None = None,
+    reference_rejected: Sequence[float] | None = None,
+) -> Recorded:
+    """The loss of pairs of answers of which only the summed log-probabilities are known, one entry a pair."""
+    made: Any = built(objective, settings)
+    numbers = [torch.tensor(list(map(float, values))) for values in (chosen, rejected, chosen_tokens, rejected_tokens)]
+    zeros = torch.zeros_like(numbers[0])
+    references = [
+        zeros if values is None else torch.tensor(list(map(float, values)))
+        for values in (reference_chosen, reference_rejected)
+    ]
+    pairs = Pairs(
+        beta=made.settings.beta,
+        chosen=numbers[0],
+        rejected=numbers[1],
+        reference_chosen=references[0],
+        reference_rejected=references[1],
+        chosen_tokens=numbers[2],
+        rejected_tokens=numbers[3],
+        prompt=zeros,
+        prompt_tokens=zeros,
+        chosen_logits=made.preference(numbers[0] - references[0]),
+        rejected_logits=made.preference(numbers[1] - references[1]),
+        importance=torch.ones_like(zeros),
+    )
+    terms = {}
+    for name, loss in made.losses.items():
+        statistics = loss.statistics([pairs], toy.world()) if loss.looks_around else None
+        weight = numbers[2].sum() if loss.by_tokens else len(zeros)
+        terms[name] = float(loss.weight * loss.of(pairs, statistics).sum() / weight)
+    return Recorded(sum(terms.values()), terms)
+
+
+def built(objective: str, settings: Mapping[str, Any]) -> Objective:
+    """An objective with its losses. Raises UserError for settings that are not known."""
+    catalogue = installed()
+    entry = catalogue.find("objective", objective)
+    own, losses = translated(objective, settings, entry.offer.brings.get("loss", ()))
+    made: Objective = catalogue.build("objective", objective, own)
+    made.use({name: catalogue.build("loss", name, given) for name, given in losses.items()}, {})
+    return made
+
+
+class ModuleEngine:
+    """The forward of an engine around a model of transformers; every segment sees itself and its ancestors."""
+
+    def __init__(self, module: Any, head: str) -> None:
+        self.module = module
+        found: Any = self.module.get_output_embeddings() if head == "lm" else self.module.score
+        self.head: nn.Module = found
+        self.name = head
+
+    def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
+        visible = toy.ToyKernel().attention(batch, None)["visible"].unsqueeze(1)
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+        decoder = self.module.get_decoder() if hasattr(self.module, "get_decoder") else self.module.base_model
+        found = decoder(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=mask, use_cache=False)
+        states = found.last_hidden_state.flatten(0, 1).index_select(0, batch.predict_from)
+        return reader(View(states, slice(None), {self.name: self.head}, {}))
+
+    def evaluating(self) -> Any:
+        return torch.no_grad()
+
+
+def samples_of(batch: Mapping[str, Any], *, prompts: bool = False) -> list[Sample]:
+    """A recorded batch as samples. prompts: whether prompts of pairs are targets too.
+
+    Raises ValueError for a layout that is not known.
+    """
+    arrays = {key: np.asarray(value) for key, value in batch.items()}
+    if "chosen_input_ids" in arrays:
+        rows = {}
+        for answer in ("chosen", "rejected"):
+            parts = [arrays[f"{answer}_{key}"] for key in ("input_ids", "labels", "attention_mask")]
+            rows[answer] = [_row(*each) for each in zip(*parts, strict=True)]
+        return [_pair(*both, prompts) for both in zip(rows["chosen"], rows["rejected"], strict=True)]
+    if "completion_mask" in arrays and "label" not in arrays:
+        ids, mask, learned = (arrays[key] for key in ("input_ids", "attention_mask", "completion_mask"))
+        found = [_row(ids[i], np.where(learned[i] > 0, ids[i], IGNORED), mask[i]) for i in range(len(ids))]
+        half = len(found) // 2
+        return [_pair(*both, prompts) for both in zip(found[:half], found[half:], strict=True)]
+    if "labels" in arrays:
+        keys = ("input_ids", "labels", "attention_mask")
+        return [_single(*_row(*(arrays[key][i] for key in keys))) for i in range(len(arrays["labels"]))]
+    raise ValueError(f"no layout is known of {', '.join(sorted(arrays))}")
+
+
+Row = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def _row(ids: Any, labels: Any, mask: Any) -> Row:
+    """Tokens without padding, and which are targets."""
+    real = np.asarray(mask) > 0
+    return np.asarray(ids)[real].astype(np.int32), (np.asarray(labels) != IGNORED)[real]
+
+
+def _single(ids: Any, learned: Any) -> Sample:
+    learned = learned.copy()
+    learned[:1] = False
+    return Sample((Segment(ids, learned, NO_PARENT),))
+
+
+def _pair(chosen: Row, rejected: Row, prompts: bool) -> Sample:
+    """Both answers behind what they have in common before the first target."""
+    common = min(int(learned.argmax()) for _, learned in (chosen, rejected))
+    assert np.array_equal(chosen[0][:common], rejected[0][:common]), "both answers follow the same prompt"
+    prompt = Segment(chosen[0][:common], (np.arange(common) > 0) & prompts)
+    return Sample((prompt, *(Segment(ids[common:], learned[common:], 0) for ids, learned in (chosen, rejected))))
+
+
+__all__ = ["Recorded", "loss_from_log_probs", "loss_of"]
