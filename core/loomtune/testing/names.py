@@ -10,6 +10,7 @@ OWN = {
     "f_alpha_divergence_coef": "divergence_alpha",
     "ld_alpha": "tail",
     "use_weighting": "weighting",
+    "center_rewards_coefficient": "center",
 }
 """Theirs to ours, of objectives."""
 

@@ -142,6 +142,7 @@ def _computed(
             assert not (total.requires_grad or weight.requires_grad), f"the metric {name} is to be detached"
             metrics[name] += float(total)
             metrics[f"{name} (weight)"] += float(weight)
-    named = {f"{role}.{name}": p for role, network in networks.items() for name, p in network.named_parameters()}
+    owned = [(f"{role}.{name}", p) for role, network in networks.items() for name, p in network.named_parameters()]
+    named = {name: p for name, p in owned if p.requires_grad}
     gradients = {name: None if p.grad is None else p.grad.clone() for name, p in named.items()}
     return dict(terms), gradients, dict(metrics)

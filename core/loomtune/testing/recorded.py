@@ -157,6 +157,11 @@ def samples_of(batch: Mapping[str, Any], *, prompts: bool = False) -> list[Sampl
         found = [_row(ids[i], np.where(learned[i] > 0, ids[i], IGNORED), mask[i]) for i in range(len(ids))]
         half = len(found) // 2
         return [_pair(*both, prompts) for both in zip(found[:half], found[half:], strict=True)]
+    if arrays.keys() - {"margin"} == {"input_ids", "attention_mask"}:
+        found = [_row(ids, ids, mask) for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)]
+        half = len(found) // 2
+        margins = arrays.get("margin", np.zeros(half))
+        return [_scored(*each) for each in zip(found[:half], found[half:], margins, strict=True)]
     if "labels" in arrays:
         keys = ("input_ids", "labels", "attention_mask")
         return [_single(*_row(*(arrays[key][i] for key in keys))) for i in range(len(arrays["labels"]))]
@@ -176,6 +181,17 @@ def _single(ids: Any, learned: Any) -> Sample:
     learned = learned.copy()
     learned[:1] = False
     return Sample((Segment(ids, learned, NO_PARENT),))
+
+
+def _scored(chosen: Row, rejected: Row, margin: float) -> Sample:
+    """Both answers behind their common beginning, each with its place after the last token as the one target."""
+    length = min(len(chosen[0]), len(rejected[0])) - 1
+    common = int(np.argmin(np.append(chosen[0][:length] == rejected[0][:length], False)))
+    segments = [Segment(chosen[0][:common], np.zeros(common, np.bool_))]
+    for ids, _ in (chosen, rejected):
+        rest = np.append(ids[common:], ids[-1])
+        segments.append(Segment(rest, np.arange(len(rest)) == len(rest) - 1, 0))
+    return Sample(tuple(segments), {"margin": float(margin)})
 
 
 def _pair(chosen: Row, rejected: Row, prompts: bool) -> Sample:

@@ -79,8 +79,9 @@ class Robust(PairLoss):
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         logits, flipped = pairs.beta * pairs.logits, self.settings.label_smoothing
-        loss: Tensor = flipped * F.logsigmoid(-logits) - (1 - flipped) * F.logsigmoid(logits)
-        return loss / (1 - 2 * flipped)
+        right, wrong = F.logsigmoid(logits), F.logsigmoid(-logits)
+        loss: Tensor = (flipped * wrong - (1 - flipped) * right) / (1 - 2 * flipped)
+        return loss
 
 
 class Discopop(PairLoss):

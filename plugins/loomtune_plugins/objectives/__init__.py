@@ -9,6 +9,7 @@ from loomtune.contracts import Objective
 from loomtune.offers import Offer, Trait
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
+from loomtune_plugins.objectives.reward_settings import RewardSettings
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
 
@@ -22,6 +23,13 @@ def objectives() -> Sequence[Offer[Objective]]:
             schema=SftSettings,
             summary="supervised fine-tuning: the next token of answers, conversations or plain text",
             needs=frozenset({Trait.COMPLETIONS}),
+        ),
+        Offer(
+            name="reward",
+            build="loomtune_plugins.objectives.reward:RewardModel",
+            schema=RewardSettings,
+            summary="a reward model: a scalar head that tells the better of two answers (Bradley-Terry)",
+            needs=frozenset({Trait.PAIRS}),
         ),
         Offer(
             name="dpo",

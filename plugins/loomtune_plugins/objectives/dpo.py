@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from loomtune.contracts import Batch, RoleSpec
 from loomtune.errors import Fault, UserError, near
+from loomtune_plugins.objectives.answers import CHOSEN, REJECTED
 from loomtune_plugins.objectives.dpo_settings import DIVERGENCES, DpoSettings
-from loomtune_plugins.objectives.pairs import CHOSEN, REJECTED, Pairwise
+from loomtune_plugins.objectives.pairs import Pairwise
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Segment, Step, Tokenizer
+from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Step, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError
-from loomtune_plugins.objectives.encoding import Encoded, answered, begin, prompt
+from loomtune_plugins.objectives.answers import CHOSEN, PROMPT, REJECTED, asked, compared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Part of the fingerprint: raise it when the same row gives other tokens."""
-
-PROMPT, CHOSEN, REJECTED = range(3)
-"""The segments of a sample. Both answers hang on the prompt, whether its computation is shared or not."""
 
 
 class Pairwise(Objective):
@@ -64,38 +59,12 @@ class Pairwise(Objective):
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt, and both answers behind it; without targets where one of them is cut off whole."""
-        both = [self._answer(row, key, tokenizer) for key in ("chosen", "rejected")]
-        asked = prompt(row, tokenizer, separator=self.settings.separator, bos=self.settings.bos)
-        for answer in both:
-            if answer.ids[: len(asked)] != asked:
-                raise ValueError("the chat template writes the prompt otherwise once an answer follows it")
-        cut = len(asked) >= max_length
-        ids = np.array(asked[:max_length], np.int32)
-        segments = [Segment(ids, (np.arange(len(ids)) > 0) & self.learns_prompts)]
-        for answer in both:
-            ids = np.array(answer.ids[len(asked) : max_length], np.int32)
-            learned = np.array(answer.learned[len(asked) : max_length], np.bool_) & (not cut)
-            segments.append(Segment(ids, learned, PROMPT))
-        if any(not segment.is_target.any() for segment in segments[CHOSEN:]):
-            segments = [Segment(s.tokens, np.zeros_like(s.is_target), s.parent) for s in segments]
-        return Sample(tuple(segments), {name: float(row.get(name, 0.0)) for name in self.settings.numbers})
-
-    def _answer(self, row: Row, key: str, tokenizer: Tokenizer) -> Encoded:
-        """The row as if it had this answer alone."""
-        if key not in row:
-            raise ValueError(f"has no {key} answer")
-        if isinstance(asked := row.get("prompt"), str):
-            row = {"prompt": asked, "completion": row[key]}
-        else:
-            said = row[key] if not isinstance(row[key], str) else [{"role": "assistant", "content": row[key]}]
-            row = {"messages": [*(asked or ()), *said]}
-        encoded = answered(row, tokenizer, separator=self.settings.separator, last_only=True)
-        begin(encoded, row, tokenizer, self.settings.bos)
-        return encoded
+        segments = compared(row, tokenizer, self.settings, max_length, prompts=self.learns_prompts)
+        return Sample(segments, {name: float(row.get(name, 0.0)) for name in self.settings.numbers})
 
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
         """The tokens before both answers."""
-        return prompt(row, tokenizer, separator=self.settings.separator, bos=self.settings.bos)
+        return asked(row, tokenizer, self.settings)
 
     def fingerprint(self) -> str:
         """Digest of the settings that decide on tokens, and of the version of `sample`."""
@@ -131,7 +100,7 @@ class Pairwise(Objective):
         policy = row_sums(targets * shares, batch)
         tokens = row_sums(torch.ones_like(targets), batch)
         reference = row_sums(self.reference(roles, batch) * shares, batch) if self.refers else torch.zeros_like(policy)
-        chosen, rejected, asked = batch.part == CHOSEN, batch.part == REJECTED, first_copies(batch)
+        chosen, rejected, prompt = batch.part == CHOSEN, batch.part == REJECTED, first_copies(batch)
         pairs = Pairs(
             beta=self.settings.beta,
             chosen=policy[chosen],
@@ -140,8 +109,8 @@ class Pairwise(Objective):
             reference_rejected=reference[rejected],
             chosen_tokens=tokens[chosen],
             rejected_tokens=tokens[rejected],
-            prompt=policy[asked],
-            prompt_tokens=tokens[asked],
+            prompt=policy[prompt],
+            prompt_tokens=tokens[prompt],
             chosen_logits=self.preference(policy[chosen] - reference[chosen]),
             rejected_logits=self.preference(policy[rejected] - reference[rejected]),
             importance=self.importance(targets.detach(), seen[self.settings.entropy :], batch),

@@ -8,12 +8,18 @@ from loomtune.settings import option
 
 
 @dataclass
-class PairsSettings:
-    """What of a row is compared, and how much."""
+class TextSettings:
+    """How prompts and answers are put together."""
 
-    beta: float = option(0.1, "how strongly a preference counts")
     separator: str = option("", "text between prompt and answer, part of the prompt")
     bos: str = option("auto", "the beginning token: auto, as the tokenizer or the chat template does; always; never")
+
+
+@dataclass
+class PairsSettings(TextSettings):
+    """What is compared, and how much it counts."""
+
+    beta: float = option(0.1, "how strongly a preference counts")
     entropy: bool = option(False, "log the policy's entropy on the answers, which costs another pass over the logits")
     numbers: list[str] = option([], "columns of numbers that losses read, such as margin")
 

@@ -41,7 +41,7 @@ def cases() -> list:
 
 
 @pytest.mark.parametrize(
-    ("file", "objective", "case"), cases(), ids=lambda value: value["name"] if "name" in value else ""
+    ("file", "objective", "case"), cases(), ids=lambda value: value if isinstance(value, str) else value["name"]
 )
 def test_loss_and_gradients_are_those_recorded(file, objective, case) -> None:
     policy = model("policy")

@@ -1,0 +1,71 @@
+"""Rows with several answers to one prompt, as segments: the prompt once, and each answer behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from loomtune.contracts import Row, Segment, Tokenizer
+from loomtune_plugins.objectives.encoding import Encoded, answered, begin, prompt
+from loomtune_plugins.objectives.pairs_settings import TextSettings
+
+PROMPT, CHOSEN, REJECTED = range(3)
+"""The segments of a pair. Both answers hang on the prompt, whether its computation is shared or not."""
+
+
+def asked(row: Row, tokenizer: Tokenizer, settings: TextSettings) -> list[int]:
+    """The tokens before every answer."""
+    return prompt(_with(row, None), tokenizer, separator=settings.separator, bos=settings.bos)
+
+
+def compared(
+    row: Row,
+    tokenizer: Tokenizer,
+    settings: TextSettings,
+    max_length: int,
+    *,
+    keys: tuple[str, ...] = ("chosen", "rejected"),
+    prompts: bool = False,
+) -> tuple[Segment, ...]:
+    """The prompt's segment, and one for each answer, each chain cut to `max_length` tokens.
+
+    Without any target where an answer is cut off whole: such a row is left out, not compared with nothing.
+    keys: the row's columns of answers. prompts: whether the prompt's tokens are targets too.
+    Raises ValueError, in words for the user, where an answer is missing or changes the prompt before it.
+    """
+    before = asked(row, tokenizer, settings)
+    ids = np.array(before[:max_length], np.int32)
+    segments = [Segment(ids, (np.arange(len(ids)) > 0) & prompts)]
+    for key in keys:
+        answer = _answer(row, key, tokenizer, settings)
+        if answer.ids[: len(before)] != before:
+            raise ValueError("the chat template writes the prompt otherwise once an answer follows it")
+        rest = slice(len(before), max(max_length, len(before)))
+        learned = np.array(answer.learned[rest], np.bool_)
+        segments.append(Segment(np.array(answer.ids[rest], np.int32), learned, PROMPT))
+    if all(segment.is_target.any() for segment in segments[1:]):
+        return tuple(segments)
+    return tuple(Segment(each.tokens, np.zeros_like(each.is_target), each.parent) for each in segments)
+
+
+def _answer(row: Row, key: str, tokenizer: Tokenizer, settings: TextSettings) -> Encoded:
+    """The row as if it had this answer alone."""
+    if key not in row:
+        raise ValueError(f"has no {key} answer")
+    alone = _with(row, row[key])
+    encoded = answered(alone, tokenizer, separator=settings.separator, last_only=True)
+    begin(encoded, alone, tokenizer, settings.bos)
+    return encoded
+
+
+def _with(row: Row, answer: Any) -> Mapping[str, Any]:
+    """A row of plain text or of messages, with one answer or none. A prompt of messages makes a conversation."""
+    given = row.get("prompt", row.get("messages"))
+    if isinstance(given, str) and not isinstance(answer, list):
+        return {"prompt": given} if answer is None else {"prompt": given, "completion": answer}
+    before = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
+    said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer or ())
+    # Some files repeat the prompt's messages in each answer.
+    return {"messages": said if before and said[: len(before)] == before else [*before, *said]}

@@ -1,0 +1,95 @@
+"""Reward models: a scalar head that gives the better of two answers the higher number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Tokenizer, View
+from loomtune.contracts.objective import Roles, Totals
+from loomtune.errors import UserError
+from loomtune_plugins.objectives.answers import CHOSEN, REJECTED, asked, compared
+from loomtune_plugins.objectives.reward_settings import RewardSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+HEAD = "reward"
+"""The scalar head, `heads.reward.weight` in files."""
+
+
+class RewardModel(Objective):
+    """Bradley and Terry 1952, as in Ouyang et al. 2022, equation 1: -log sigmoid(r_chosen - r_rejected - margin).
+
+    An answer's reward is read at its last token, wherever padding begins. Centring adds Eisenstein et al. 2023's
+    coefficient * (r_chosen + r_rejected)^2, since a difference alone leaves the level of rewards open.
+    """
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self.settings = settings
+        if settings.center < 0:
+            raise UserError.of(f"objective.center={settings.center} is negative", "set objective.center to 0 or more")
+
+    def roles(self) -> Mapping[str, RoleSpec]:
+        """One network, read by its scalar head."""
+        return {"policy": RoleSpec(trained=True, head=HEAD)}
+
+    def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
+        """The prompt and both answers; the place after an answer's last token is its only target."""
+        prompt, *answers = compared(row, tokenizer, self.settings, max_length - 1)
+        scored = [scored_at_the_end(answer, tokenizer.eos_id) for answer in answers]
+        return Sample((prompt, *scored), {"margin": float(row.get(self.settings.margin, 0.0))})
+
+    def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
+        """The tokens before both answers."""
+        return asked(row, tokenizer, self.settings)
+
+    def fingerprint(self) -> str:
+        """Digest of what decides on tokens and numbers."""
+        content = json.dumps(["reward", VERSION, asdict(self.settings)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def weights(self, batch: Batch) -> Mapping[str, float]:
+        """The number of pairs."""
+        return {"loss": float((batch.part == CHOSEN).sum())}
+
+    def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
+        """Summed over pairs."""
+        from torch.nn import functional as F
+
+        rewards = scores(roles["policy"], batch)
+        chosen, rejected = (rewards[(batch.part == part)[batch.row]] for part in (CHOSEN, REJECTED))
+        loss = -F.logsigmoid(chosen - rejected - batch.columns["margin"])
+        if self.settings.center:
+            loss = loss + self.settings.center * (chosen + rejected).square()
+        found = {
+            "accuracy": (chosen > rejected).float(),
+            "margin": (chosen - rejected).detach(),
+            "rewards/chosen": chosen.detach(),
+            "rewards/rejected": rejected.detach(),
+        }
+        count = chosen.new_tensor(float(len(chosen)))
+        return LossSums({"loss": loss.sum()}, {name: (value.sum(), count) for name, value in found.items()})
+
+
+def scored_at_the_end(answer: Segment, after: int) -> Segment:
+    """The answer with one token more, which nothing sees and whose place alone matters; no target if it had none."""
+    ids = np.append(answer.tokens, np.int32(after))
+    return Segment(ids, (np.arange(len(ids)) == len(ids) - 1) & answer.is_target.any(), answer.parent)
+
+
+def scores(role: Any, batch: Batch) -> Tensor:
+    """The scalar head's number `(targets,)` fp32 at the position before each target."""
+
+    def reader(view: View) -> Tensor:
+        numbers: Tensor = view.heads[role.head](view.states).float().squeeze(-1)
+        return numbers
+
+    result: Tensor = role.read(batch, reader)
+    return result

@@ -1,0 +1,16 @@
+"""Settings of reward models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loomtune.settings import option
+from loomtune_plugins.objectives.pairs_settings import TextSettings
+
+
+@dataclass
+class RewardSettings(TextSettings):
+    """How rewards are compared."""
+
+    margin: str = option("margin", "the rows' column of how much better the chosen answer is; 0 where there is none")
+    center: float = option(0.0, "how strongly the sum of both rewards is held at 0; 0.01 is usual")
