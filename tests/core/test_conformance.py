@@ -82,7 +82,18 @@ def test_an_objective_adds_up(entry: Entry) -> None:
     rows = next((ROWS_OF[need] for need in sorted(entry.offer.needs) if need in ROWS_OF), None)
     if rows is None:
         pytest.skip("makes its samples while training")
-    check_objective(built(entry), rows)
+    objective, catalogue = built(entry), installed()
+    if brought := entry.offer.brings.get("loss"):
+        objective.use({name: catalogue.build("loss", name, {}) for name in brought}, {})
+    check_objective(objective, rows)
+
+
+@pytest.mark.parametrize("loss", installed().entries("loss"), ids=str)
+def test_a_loss_of_pairs_adds_up(loss: Entry) -> None:
+    objective = installed().build("objective", "dpo", {})
+    objective.use({loss.offer.name: built(loss)}, {})
+    if not objective.losses[loss.offer.name].looks_around:  # then micro-batches alone say nothing
+        check_objective(objective, ROWS_OF["pairs"])
 
 
 class Averaging:

@@ -22,7 +22,8 @@ def check_objective(
     """Checks samples, weights and loss on a few rows; the tokenizer and the model are toys unless given.
 
     That rows become the same samples each time, cut where asked; that weights are pure and add up; that the loss, its
-    metrics and its gradients over micro-batches add up to the whole batch's; that an empty batch gives 0, never NaN.
+    metrics and its gradients over micro-batches add up to the whole batch's, also where a prompt is computed for each of
+    its answers; that an empty batch gives 0, never NaN.
     An online objective's rows are what its `experience` yields, and are not made here.
     """
     from loomtune.batching import collate
@@ -35,7 +36,8 @@ def check_objective(
     _check_samples(objective, rows, samples, tokenizer)
     pad = tokenizer.pad_id
     whole = collate(samples, range(len(samples)), pad)
-    parts = [collate([sample], [number], pad) for number, sample in enumerate(samples)]
+    # Answers that share their prompt in the whole do not in the parts.
+    parts = [collate([sample.unfolded()], [number], pad) for number, sample in enumerate(samples)]
     empty = replace(collate([], [], pad), columns={name: column[:0] for name, column in whole.columns.items()})
     _check_weights(objective, whole, parts, empty)
     roles = toy.roles(objective, model)
