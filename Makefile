@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test setup check format lint types imports everyday mutations parity matrix bench base clean
+.PHONY: demo test setup check format lint types imports everyday mutations parity matrix adapters adapter-sweep bench base clean
 
 demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
 	$(BIN)/loomtune train
@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel hatchling editables packaging
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,quantised]'
 	touch $@
 
 check: format lint types imports test  ## everything that must hold before a commit
@@ -44,6 +44,12 @@ parity: $(VENV)/.installed  ## one run under every layout, compared; ARGS=--all 
 
 matrix: $(VENV)/.installed  ## train, move and export every combination that is said to work; ARGS=--write for docs/matrix.md
 	$(BIN)/python tests/matrix.py $(ARGS)
+
+adapters: $(VENV)/.installed  ## every adapter alone, under FSDP2 and ZeRO 3; ARGS=--write for docs/adapters.md
+	$(BIN)/python tests/adapters.py $(ARGS)
+
+adapter-sweep: $(VENV)/.installed  ## every adapter on the embedded task, rates searched (an hour); ARGS=--write
+	$(BIN)/python benchmarks/adapters.py $(ARGS)
 
 bench: $(VENV)/.installed  ## against TRL and a bare loop, interleaved (docs/benchmarks.md)
 	$(BIN)/python -m pip install -q -c constraints.txt trl

@@ -27,6 +27,7 @@ from loomtune.errors import LoomtuneError
 from loomtune.export import export
 from loomtune.matrix import VARIED, Cell, cells
 from loomtune.offers import Trait
+from runs.adapting import in_transformers, with_adapter
 from runs.curves import LOSS, NORM, largest
 from runs.worlds import Failed, Outcome, Worlds
 from support import ROOT, mixed_rows, tiny_llama, write_rows
@@ -99,7 +100,7 @@ class Bench:
         if settings not in self._alone:
             folder = self.folder / f"alone-{len(self._alone)}"
             self._alone[settings] = self.worlds.train(1, settings, folder)
-            export(folder)
+            export(folder, to=exporter(cell))
         return self._alone[settings]
 
     def measure(self, cell: Cell, other: Cell) -> Measured:
@@ -110,13 +111,22 @@ class Bench:
         began = apart(first, alone, slice(FIRST))
         whole = self.worlds.resume(other.processes, folder, *other.choices["sharding"].typed)
         assert whole.result["status"] == "completed" and len(whole.lines) == STEPS
-        return Measured(began, other, apart(whole, alone, slice(FIRST, STEPS)), self.exported(folder, alone.folder))
+        left = self.exported(folder, alone.folder, exporter(cell))
+        return Measured(began, other, apart(whole, alone, slice(FIRST, STEPS)), left)
 
-    def exported(self, folder: Path, alone: Path) -> float:
+    def exported(self, folder: Path, alone: Path, to: str) -> float:
         """How far logits are from one process', those of what is exported and of the checkpoint's own folder."""
-        wanted = logits(alone / "export" / "huggingface")
-        found = [logits(export(folder)), own_logits(folder, self.model)]
+        wanted = logits(alone / "export" / to, self.model)
+        latest = checkpoint.latest(folder / "checkpoints")
+        assert latest is not None
+        own = latest / ("adapter" if (latest / "adapter").is_dir() else "model")
+        found = [logits(left, self.model) for left in (export(folder, to=to), own)]
         return max(float((one - wanted).abs().max() / wanted.abs().max()) for one in found)
+
+
+def exporter(cell: Cell) -> str:
+    """By which a run leaves: merged where its adapter can be, else the adapter alone."""
+    return "adapter" if Trait.UNMERGEABLE in cell.choices["adapter"].entry.offer.provides else "huggingface"
 
 
 def apart(found: Outcome, alone: Outcome, where: slice) -> tuple[float, float]:
@@ -127,31 +137,16 @@ def apart(found: Outcome, alone: Outcome, where: slice) -> tuple[float, float]:
 
 
 @cache
-def logits(folder: Path) -> Any:
-    """What transformers makes of a folder, for a fixed text."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return _logits(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
-
-
-def own_logits(run: Path, base: Path) -> Any:
-    """The same from what lies in the last checkpoint: a model, or an adapter for its base."""
-    latest = checkpoint.latest(run / "checkpoints")
-    assert latest is not None
-    if not (latest / "adapter").is_dir():
-        return logits(latest / "model")
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), latest / "adapter")
-    return _logits(model, AutoTokenizer.from_pretrained(base))
-
-
-def _logits(model: Any, tokenizer: Any) -> Any:
+def logits(folder: Path, base: Path) -> Any:
+    """What a model of transformers says of a fixed text: that of a folder, or the base with a folder's adapter."""
     import torch
+    from transformers import AutoTokenizer
 
+    alone = not (folder / "adapter_config.json").exists()
+    model = in_transformers(folder) if alone else with_adapter(in_transformers(base), folder)
+    tokens = AutoTokenizer.from_pretrained(base)("warp weft? praw", return_tensors="pt").input_ids
     with torch.inference_mode():
-        return model.eval()(**tokenizer("warp weft? praw", return_tensors="pt")).logits.float()
+        return model(tokens).logits.float()
 
 
 def row(cell: Cell, measured: Measured | None = None, failure: str = "") -> tuple[str, ...]:
@@ -204,7 +199,8 @@ every cell that is said to work was run: a tiny Llama with tied embeddings train
 lengths in fp32 with AdamW, saves and stops, goes on to step {steps} under the sharding named, and is exported. Numbers
 are largest relative differences from one process that was left alone: of loss and gradient norm (before clipping),
 before and after the move, and of the logits of the exported model and of the checkpoint's own folder (`model/`, or
-`adapter/` opened by peft). Bounds: loss {loss:.0e}, gradient norm {norm:.0e}, logits {logits:.0e}. Each refusal's
+`adapter/` opened by peft; bottleneck adapters, which peft has not, by loomtune). Adapters that cannot be merged are
+exported by themselves. Bounds: loss {loss:.0e}, gradient norm {norm:.0e}, logits {logits:.0e}. Each refusal's
 words are tested.
 """
 

@@ -136,11 +136,14 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
     objective: Objective = plan.build(catalogue, "objective")
-    length = plan.root.max_length or model.context()
-    if length > model.context():
+    virtual = plan.build(catalogue, "adapter").virtual_tokens
+    room = model.context() - virtual
+    length = plan.root.max_length or room
+    if length > room:
+        less = f", of which the adapter takes {virtual}" if virtual else ""
         raise UserError.of(
-            f"max_length={length} is longer than the model's context of {model.context()} tokens",
-            f"set max_length to at most {model.context()}",
+            f"max_length={length} is longer than the model's context of {model.context()} tokens{less}",
+            f"set max_length to at most {room}",
         )
     tokenizer, cache = model.tokenizer(), samples.default_cache()
     placed = {}
@@ -211,12 +214,26 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), *, best: bool = 
 
 
 def export(
-    folder: Path | str, out: Path | str | None = None, *, to: str = "huggingface", checkpoint: str = "latest"
+    folder: Path | str,
+    out: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    to: str = "huggingface",
+    checkpoint: str = "latest",
+    check: bool = True,
 ) -> Path:
-    """Writes the model of a run's checkpoint (`latest`, `best` or a step), its adapter merged in, by an exporter."""
+    """Writes the model of a run's checkpoint (`latest`, `best` or a step), its adapter merged in, by an exporter.
+
+    overrides: the exporter's settings. check: whether what left is compared with what was trained.
+    """
     from loomtune.export import export as leave
 
-    return leave(Path(folder), Path(out) if out else None, to, checkpoint)
+    before = Plan.load(Path(folder))
+    plan = resumed(Path(folder), [*overrides, f"exporter=[{to}]"]) if overrides else before
+    if plan.hash != before.hash:
+        changed = ", ".join(_differences(before, plan)) or "defaults of this version"
+        raise UserError.of(f"an export of other maths: {changed}", f"set nothing but exporter.{to}.<setting>")
+    return leave(Path(folder), Path(out) if out else None, to, checkpoint, check=check, plan=plan)
 
 
 def warn(warnings: Sequence[Finding]) -> None:

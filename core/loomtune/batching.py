@@ -151,7 +151,8 @@ def evaluation_batches(run: Run, split: str, limit: int = 0) -> list[Batch]:
         lengths = [int(length) for length in samples.lengths[:count]]
         mine = place(range(count), lengths, run.world.replicas, most)[run.world.replica]
         return _collated(run, mine, samples, range(count))
-    return step_batches(run, [samples[i] for i in range(count)], range(count), most)
+    whole = run.objective.together([samples[i] for i in range(count)], run.settings.max_length or run.model.context())
+    return step_batches(run, whole, range(count), most)
 
 
 def micro_limit(run: Run) -> MicroLimit:

@@ -57,11 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("folder", metavar="RUN")
     chat.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     chat.add_argument("--max-tokens", type=int, default=128)
-    export = _command(commands, "export", _export, "write a run's model, its adapter merged in, as others open it")
+    export = _command(commands, "export", _export, "write a run's model, or its adapter, as others open it")
     export.add_argument("folder", metavar="RUN")
     export.add_argument("--out", metavar="DIR", help="an empty or new folder; default: RUN/export/FORMAT")
     export.add_argument("--to", metavar="FORMAT", default="huggingface", help="`loomtune plugins exporter` lists them")
     export.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
+    export.add_argument("--no-check", action="store_true", help="do not compare it with what was trained")
+    _overrides(export)
     report = _command(commands, "report", _report, "write RUN/report.html anew from the run's files")
     report.add_argument("folder", metavar="RUN")
     plugins = _command(commands, "plugins", _plugins, "list what can be chosen, who brought it, and its settings")
@@ -149,7 +151,8 @@ def _chat(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from loomtune import api
 
-    print(api.export(options.folder, options.out, to=options.to, checkpoint=options.checkpoint))
+    named = {"to": options.to, "checkpoint": options.checkpoint, "check": not options.no_check}
+    print(api.export(options.folder, options.out, options.overrides, **named))
     return 0
 
 

@@ -50,6 +50,10 @@ class CheckpointError(LoomtuneError):
     """A checkpoint could not be written or is not what its manifest says."""
 
 
+class ExportError(LoomtuneError):
+    """What would leave is not what was trained; nothing of it is kept."""
+
+
 class LeaseLost(LoomtuneError):
     """A newer attempt writes to this run's folder; this one must not."""
 

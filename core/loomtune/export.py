@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -15,14 +17,18 @@ from torch import Tensor
 from loomtune import checkpoint
 from loomtune.catalogue import Catalogue, installed
 from loomtune.checkpoint.files import sync_folder
-from loomtune.contracts import Adapter, Exporter, Model
+from loomtune.contracts import Adapter, Exporter, Model, Trained
 from loomtune.contracts.saved import HEADS
+from loomtune.contracts.sharding import StateReader
 from loomtune.errors import CheckpointError, UserError
 from loomtune.events import Events
 from loomtune.plan import Plan
 from loomtune.run import Run
+from loomtune.verify import compared
 
 ROLE = "policy"
+ABOUT = "export.json"
+"""What was exported, and how far it was found from what was trained."""
 
 
 def export(
@@ -31,23 +37,32 @@ def export(
     to: str = "huggingface",
     which: str = "latest",
     events: Events | None = None,
+    *,
+    check: bool = True,
+    plan: Plan | None = None,
 ) -> Path:
     """Writes a run's model by the exporter `to` and gives the folder. out: default `RUN/export/<to>`.
 
-    which: `latest`, `best`, or a step. events: who is told, by default every plugin. Nothing is there under that name
-    until all of it is.
+    which: `latest`, `best`, or a step. events: who is told, by default every plugin. check: whether what left is
+    compared with what was trained. plan: the run's, with other settings of the exporter. Nothing is there under that
+    name until all of it is. Raises ExportError where what left says other than what was trained.
     """
-    plan, catalogue = Plan.load(folder), installed()
+    plan, catalogue = plan or Plan.load(folder), installed()
+    _check_fits(catalogue, to, plan.chosen("adapter")["name"])
     exporter: Exporter = catalogue.build("exporter", to, plan.choices("exporter").get(to, {"name": to}))
     final = (out or folder / "export" / to).absolute()
     _check_free(final)
     reader = checkpoint.Reader(_chosen(folder / "checkpoints", which))
-    model: Model = plan.build(catalogue, "model")
-    model.check()
     draft = final.with_name(f".{final.name}-{uuid4().hex[:8]}")
     try:
+        trained = _trained(plan, catalogue, reader)
         draft.mkdir(parents=True)
-        exporter.export(model, _merged(plan, catalogue, model, reader), draft)
+        exporter.export(trained, draft)
+        opened = exporter.reopened(trained, draft) if check else None
+        found = compared(plan, catalogue, trained, opened, folder) if opened else _uncompared(final, check)
+        about = {"run": plan.hash, "step": reader.step, "exporter": to, **found}
+        about["versions"] = {"torch": str(torch.__version__), **plan.versions}
+        (draft / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _sync(draft)
         draft.rename(final)
     except OSError as error:
@@ -59,6 +74,12 @@ def export(
     events = events or Events((name, catalogue.manager.get_plugin(name)) for name in catalogue.sources)
     events.tell("exported", folder=folder, path=final)
     return final
+
+
+def _uncompared(final: Path, check: bool) -> dict[str, Any]:
+    why = "no run opens this format" if check else "it was not asked for"
+    print(f"loomtune: {final} was not compared with what was trained: {why}", file=sys.stderr)  # noqa: T201
+    return {"compared": None, "why": why}
 
 
 def at_the_end(run: Run) -> str | None:
@@ -76,6 +97,16 @@ def at_the_end(run: Run) -> str | None:
             failed.append(f"exporter={name} failed: {type(error).__name__}: {error}")
             print(f"loomtune: {failed[-1]}", file=sys.stderr, flush=True)  # noqa: T201
     return "; ".join(failed) or None
+
+
+def _check_fits(catalogue: Catalogue, to: str, adapter: str) -> None:
+    """Says before anything is written what preflight would have said of this exporter."""
+    asked, trained = catalogue.find("exporter", to), catalogue.find("adapter", adapter)
+    if clash := sorted(asked.offer.excludes.keys() & trained.offer.provides):
+        every = catalogue.entries("exporter")
+        fitting = [one.offer.name for one in every if not one.offer.excludes.keys() & trained.offer.provides]
+        what = f"{asked} does not go with {trained}: {asked.offer.excludes[clash[0]]}"
+        raise UserError.of(what, f"set --to {' or --to '.join(fitting)}")
 
 
 def _check_free(final: Path) -> None:
@@ -101,27 +132,37 @@ def _chosen(checkpoints: Path, which: str) -> Path:
     return path
 
 
-def _merged(plan: Plan, catalogue: Catalogue, model: Model, reader: checkpoint.Reader) -> Iterator[tuple[str, Tensor]]:
-    """The base's tensors in fp32, as they are after the training."""
-    adapter: Adapter = plan.build(catalogue, "adapter")
-    seed = plan.root.seed
+def _trained(plan: Plan, catalogue: Catalogue, reader: checkpoint.Reader) -> Trained:
+    """The model of a checkpoint. Raises CheckpointError where it is not of the model that the run began with."""
+    model: Model = plan.build(catalogue, "model")
+    model.check()
+    adapter: Adapter = plan.build(catalogue, "adapter").exact()
+    weights = model.weights(plan.root.seed)
     with torch.device("meta"):
         skeleton = model.skeleton()
-    _, source = adapter.weave(skeleton, model.weights(seed), seed)
-    stored = {name for role, name, tensor in reader.manifest.index if (role, tensor) == (ROLE, "weight")}
-    heads = {name for name in stored | source.shapes().keys() if name.startswith(HEADS)}
-    learned = {name for name in source.shapes() if adapter.saves_base or adapter.base_name(name) is None}
-    if wrong := sorted((stored - source.shapes().keys() | learned - stored) - heads):
+    adapter.meet(model)
+    woven, source = adapter.weave(skeleton, weights, plan.root.seed)
+    kept = {name for role, name, tensor in reader.manifest.index if (role, tensor) == (ROLE, "weight")}
+    there = source.shapes().keys()
+    learned = {name for name, parameter in woven.named_parameters() if parameter.requires_grad} & there
+    heads = {name for name in kept | there if name.startswith(HEADS)}
+    if wrong := sorted((kept - there | learned - kept) - heads):
         what = f"{reader.path} and the model that the run began with differ in {wrong[0]}"
         raise CheckpointError(f"{what}\n    cure: restore both, or name another checkpoint")
-    read = reader.read(ROLE)
+    return Trained(
+        model=model,
+        adapter=adapter,
+        chosen=plan.chosen("model"),
+        weights=weights,
+        source=source,
+        learned=frozenset(learned),
+        kept=frozenset(kept),
+        fetch=partial(_whole, reader.read(ROLE)),
+    )
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in [*source.shapes(), *sorted(heads - source.shapes().keys())]:
-            value = read(name, "weight", None) if name in stored else source.read(name)
-            yield name, value.float() if value.is_floating_point() else value
 
-    return adapter.merged(tensors())
+def _whole(read: StateReader, name: str) -> Tensor:
+    return read(name, "weight", None)
 
 
 def _sync(folder: Path) -> None:

@@ -25,7 +25,9 @@ class Trait(StrEnum):
     """
 
     COMPLETIONS = "completions"  # rows with a prompt and a completion, chat messages, or plain text
+    TEXTS = "texts"  # rows of plain text
     PAIRS = "pairs"  # rows with a chosen and a rejected answer
+    LABELS = "labels"  # rows with an answer and whether it is wanted
     PROMPTS = "prompts"  # rows whose prompt alone is used
     DATABASES = "databases"  # rows that carry an SQL database to execute queries on
     MANY_PROCESSES = "many_processes"  # the sharding strategy runs on more than one process

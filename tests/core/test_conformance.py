@@ -28,7 +28,8 @@ ROWS = [
     {"prompt": "x", "completion": "y"},
 ]
 PAIRS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1]} for row in ROWS]
-ROWS_OF = {"completions": ROWS, "pairs": PAIRS}
+LABELS = [{**row, "label": i != 1} for i, row in enumerate(ROWS)]
+ROWS_OF = {"completions": ROWS, "pairs": PAIRS, "labels": LABELS}
 """What objectives learn from, by the trait that they need; those that need neither make samples while training."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,15 @@ PRELOADED = [
 """Modules that the server imports for all ranks. None of them may start a thread or touch a device."""
 
 
+Work = Callable[[Path, Any], dict[str, Any]]
+"""What a rank does with a prepared folder, in its world; gives a result with `metrics`. At the top of a module."""
+
+
 def serve(jobs: Connection, place: dict[str, str], log: Path) -> None:
-    """Joins the world that the environment `place` describes; answers each folder with its run's result or error."""
+    """Joins the world that the environment `place` describes; answers each job with its run's result or error.
+
+    A job is a folder, and what is to be done with it in the place of running its plan, or None.
+    """
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -38,17 +46,17 @@ def serve(jobs: Connection, place: dict[str, str], log: Path) -> None:
     from loomtune import world as worlds
 
     world = worlds.join()
-    while (folder := jobs.recv()) is not None:
-        jobs.send(_answer(Path(folder), world))
+    while (job := jobs.recv()) is not None:
+        jobs.send(_answer(*job, world))
         gc.collect()
     worlds.leave()
 
 
-def _answer(folder: Path, world: Any) -> dict[str, Any]:
+def _answer(folder: Path, work: Work | None, world: Any) -> dict[str, Any]:
     from loomtune.plan import Plan
     from loomtune.worker import execute
 
     try:
-        return {"result": execute(Plan.load(folder), folder, world)}
+        return {"result": work(folder, world) if work else execute(Plan.load(folder), folder, world)}
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -205,7 +205,7 @@ def test_a_damaged_file_is_noticed_and_leaves_nothing(damaged: Path, tmp_path: P
 
 
 def test_a_disk_that_is_full_leaves_nothing(ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(model: Any, folder: Path) -> None:
+    def full(model: Any, folder: Path, dtype: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(HuggingFace, "save_config", full)
@@ -312,7 +312,7 @@ def test_a_run_that_is_not_complete_leaves_nothing(leaving: Path) -> None:
 def test_a_failed_export_is_told_and_the_run_stays_complete(
     leaving: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(model: Any, folder: Path) -> None:
+    def broken(model: Any, folder: Path, dtype: str) -> None:
         raise ZeroDivisionError("no config")
 
     monkeypatch.setattr(HuggingFace, "save_config", broken)

@@ -22,6 +22,7 @@ SAMPLE = [
     ("sft x full x fsdp tensor", "sft x full x zero stage 3"),
     ("sft x lora x fsdp sequence", "sft x lora x single"),
     ("sft x lora x zero stage 2", "sft x lora x fsdp hsdp"),
+    ("sft x prefix x zero stage 3", "sft x prefix x fsdp"),
 ]
 
 

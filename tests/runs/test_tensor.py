@@ -102,6 +102,8 @@ def test_heads_that_cannot_be_dealt_out_are_refused_before_any_process_starts(ti
 
 
 def test_an_adapter_around_linear_layers_is_refused_before_any_process_starts(tiny: list[str]) -> None:
-    with pytest.raises(UserError, match="cuts linear layers, which adapter=lora wraps in modules of its own") as error:
+    with pytest.raises(
+        UserError, match="cuts linear layers, which adapter=lora puts modules of its own around"
+    ) as error:
         api.check(api.compose([*tiny, "adapter=lora", "sharding=fsdp", "sharding.tensor=2"], processes=2))
     assert "set sharding.tensor=1" in str(error.value)

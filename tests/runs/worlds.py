@@ -15,7 +15,7 @@ from typing import Any
 
 from loomtune import api
 from loomtune_plugins.trackers import metrics
-from runs.driver import PRELOADED, serve
+from runs.driver import PRELOADED, Work, serve
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(PRELOADED)
@@ -77,12 +77,12 @@ class World:
             there.close()
             self.ranks.append((process, here))
 
-    def run(self, folder: Path) -> Outcome:
-        """Runs the plan of a prepared folder. Raises Failed where ranks answer with errors."""
+    def run(self, folder: Path, work: Work | None = None) -> Outcome:
+        """Runs the plan of a prepared folder, or other work with it. Raises Failed where ranks answer with errors."""
         if not self.ranks:
             self.start()
         for _, jobs in self.ranks:
-            jobs.send(str(folder))
+            jobs.send((folder, work))
         answers = [self._answer(jobs) for _, jobs in self.ranks]
         if errors := [(answer["error"], answer["message"]) for answer in answers if "error" in answer]:
             raise Failed(errors)
@@ -127,12 +127,12 @@ class Worlds:
             self.worlds[size].start()
         return self.worlds[size]
 
-    def train(self, size: int, overrides: Sequence[str], folder: Path) -> Outcome:
-        """What `loomtune train` does, on a world that is there already."""
+    def train(self, size: int, overrides: Sequence[str], folder: Path, work: Work | None = None) -> Outcome:
+        """What `loomtune train` does, on a world that is there already. work: what ranks do instead."""
         world = self.of(size)
         plan = api.compose([*overrides, f"run.dir='{folder}'"], processes=size)
         api.check(plan)
-        return world.run(api.prepare(plan))
+        return world.run(api.prepare(plan), work)
 
     def resume(self, size: int, folder: Path, *overrides: str) -> Outcome:
         """What `loomtune resume` does, on a world that is there already."""

@@ -110,7 +110,14 @@ class Objective(ABC):
         minibatches of its inner epochs, with what they need in `Segment.columns`; they are fixed before the first is
         trained on, and a checkpoint keeps those that are left. Where samples are computed is the loop's affair.
         """
-        return [[one.sample for one in drawn]]
+        return [self.together([one.sample for one in drawn], run.settings.max_length or run.model.context())]
+
+    def together(self, samples: Sequence[Sample], max_length: int) -> Sequence[Sample]:
+        """Samples that are counted together, those of a step or of a held-out split, each with what it needs of others.
+
+        As many as were given, in their order; each chain of segments is cut to `max_length` tokens.
+        """
+        return samples
 
     def steps_per_batch(self) -> int:
         """How many optimizer steps `experience` usually gives: what `epochs` is planned with."""

@@ -11,6 +11,8 @@ OWN = {
     "ld_alpha": "tail",
     "use_weighting": "weighting",
     "center_rewards_coefficient": "center",
+    "desirable_weight": "desirable",
+    "undesirable_weight": "undesirable",
 }
 """Theirs to ours, of objectives."""
 
@@ -33,6 +35,8 @@ def translated(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Settings of the objective, and of each loss by its name. brings: the losses where none is named."""
     left = dict(settings)
+    if objective == "kto" and "loss_type" in left:
+        left["variant"] = left.pop("loss_type")
     named = left.pop("loss_type", None)
     weights = left.pop("loss_weights", None)
     names = [named] if isinstance(named, str) else list(named or brings)

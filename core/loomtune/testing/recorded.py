@@ -6,7 +6,7 @@ Batches are taken in the layouts of TRL's collators, and settings under its name
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -151,12 +151,14 @@ def samples_of(batch: Mapping[str, Any], *, prompts: bool = False) -> list[Sampl
         for answer in ("chosen", "rejected"):
             parts = [arrays[f"{answer}_{key}"] for key in ("input_ids", "labels", "attention_mask")]
             rows[answer] = [_row(*each) for each in zip(*parts, strict=True)]
-        return [_pair(*both, prompts) for both in zip(rows["chosen"], rows["rejected"], strict=True)]
+        return [_answers(both, prompts=prompts) for both in zip(rows["chosen"], rows["rejected"], strict=True)]
     if "completion_mask" in arrays and "label" not in arrays:
         ids, mask, learned = (arrays[key] for key in ("input_ids", "attention_mask", "completion_mask"))
         found = [_row(ids[i], np.where(learned[i] > 0, ids[i], IGNORED), mask[i]) for i in range(len(ids))]
         half = len(found) // 2
-        return [_pair(*both, prompts) for both in zip(found[:half], found[half:], strict=True)]
+        return [_answers(both, prompts=prompts) for both in zip(found[:half], found[half:], strict=True)]
+    if {"completion_mask", "label"} <= arrays.keys():
+        return [_labelled(arrays, i) for i in range(len(arrays["label"]))]
     if arrays.keys() - {"margin"} == {"input_ids", "attention_mask"}:
         found = [_row(ids, ids, mask) for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)]
         half = len(found) // 2
@@ -183,6 +185,15 @@ def _single(ids: Any, learned: Any) -> Sample:
     return Sample((Segment(ids, learned, NO_PARENT),))
 
 
+def _labelled(arrays: Mapping[str, Any], i: int) -> Sample:
+    """One answer, and behind the same prompt one that was given to another, where it was recorded."""
+    answers = []
+    for prefix in ("", "KL_") if "KL_input_ids" in arrays else ("",):
+        ids, mask, learned = (arrays[f"{prefix}{key}"][i] for key in ("input_ids", "attention_mask", "completion_mask"))
+        answers.append(_row(ids, np.where(learned > 0, ids, IGNORED), mask))
+    return replace(_answers(answers), numbers={"label": float(arrays["label"][i])})
+
+
 def _scored(chosen: Row, rejected: Row, margin: float) -> Sample:
     """Both answers behind their common beginning, each with its place after the last token as the one target."""
     length = min(len(chosen[0]), len(rejected[0])) - 1
@@ -194,12 +205,13 @@ def _scored(chosen: Row, rejected: Row, margin: float) -> Sample:
     return Sample(tuple(segments), {"margin": float(margin)})
 
 
-def _pair(chosen: Row, rejected: Row, prompts: bool) -> Sample:
-    """Both answers behind what they have in common before the first target."""
-    common = min(int(learned.argmax()) for _, learned in (chosen, rejected))
-    assert np.array_equal(chosen[0][:common], rejected[0][:common]), "both answers follow the same prompt"
-    prompt = Segment(chosen[0][:common], (np.arange(common) > 0) & prompts)
-    return Sample((prompt, *(Segment(ids[common:], learned[common:], 0) for ids, learned in (chosen, rejected))))
+def _answers(answers: Sequence[Row], *, prompts: bool = False) -> Sample:
+    """Answers behind what they have in common before the first target."""
+    common = min(int(learned.argmax()) for _, learned in answers)
+    before = answers[0][0][:common]
+    assert all(np.array_equal(ids[:common], before) for ids, _ in answers), "all answers follow the same prompt"
+    prompt = Segment(before, (np.arange(common) > 0) & prompts)
+    return Sample((prompt, *(Segment(ids[common:], learned[common:], 0) for ids, learned in answers)))
 
 
 __all__ = ["Recorded", "loss_from_log_probs", "loss_of"]

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from loomtune import hookimpl
 from loomtune.contracts import Adapter
 from loomtune.offers import Offer, Trait
+from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings
+from loomtune_plugins.adapters.bottleneck_settings import BottleneckSettings
+from loomtune_plugins.adapters.ia3_settings import IA3Settings
+from loomtune_plugins.adapters.oft_settings import CoftSettings, OftSettings
+from loomtune_plugins.adapters.qlora_settings import QloraSettings
+from loomtune_plugins.adapters.rules import preflight
 from loomtune_plugins.adapters.settings import FullSettings, LoraSettings
+from loomtune_plugins.adapters.virtual_settings import PrefixSettings, PromptSettings, PtuningSettings
+
+__all__ = ["adapters", "preflight"]
 
 
 @hookimpl
@@ -17,6 +26,7 @@ def adapters() -> Sequence[Offer[Adapter]]:
             build="loomtune_plugins.adapters.full:Full",
             schema=FullSettings,
             summary="trains the model's own weights, all or all but the frozen ones",
+            provides=frozenset({Trait.WHOLE_MODEL}),
         ),
         Offer(
             name="lora",
@@ -24,5 +34,69 @@ def adapters() -> Sequence[Offer[Adapter]]:
             schema=LoraSettings,
             summary="trains low-rank additions to linear layers (LoRA, rsLoRA, LoRA+, DoRA) in peft's format",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
+        ),
+        Offer(
+            name="adalora",
+            build="loomtune_plugins.adapters.adalora:AdaLora",
+            schema=AdaLoraSettings,
+            summary="LoRA whose ranks are shared out among layers by importance (AdaLoRA) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS, Trait.SHAPED_UPDATES}),
+        ),
+        Offer(
+            name="oft",
+            build="loomtune_plugins.adapters.oft:Oft",
+            schema=OftSettings,
+            summary="trains rotations of linear layers' inputs (OFT) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
+        ),
+        Offer(
+            name="coft",
+            build="loomtune_plugins.adapters.oft:Coft",
+            schema=CoftSettings,
+            summary="OFT whose rotations stay near the identity (COFT) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS, Trait.SHAPED_UPDATES}),
+        ),
+        Offer(
+            name="ia3",
+            build="loomtune_plugins.adapters.ia3:IA3",
+            schema=IA3Settings,
+            summary="trains factors of keys, values and inner activations (IA3) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
+        ),
+        Offer(
+            name="qlora",
+            build="loomtune_plugins.adapters.qlora:Qlora",
+            schema=QloraSettings,
+            summary="LoRA on a base whose linear layers are kept in 4 bits (QLoRA)",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
+            extra="quantised",
+        ),
+        Offer(
+            name="bottleneck",
+            build="loomtune_plugins.adapters.bottleneck:Bottleneck",
+            schema=BottleneckSettings,
+            summary="trains small networks added after attention and MLP (Houlsby) or after each block (Pfeiffer)",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS, Trait.UNMERGEABLE}),
+        ),
+        Offer(
+            name="prompt",
+            build="loomtune_plugins.adapters.prompt:Prompt",
+            schema=PromptSettings,
+            summary="trains embeddings of virtual tokens before each sample (prompt tuning) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.VIRTUAL_TOKENS, Trait.UNMERGEABLE}),
+        ),
+        Offer(
+            name="ptuning",
+            build="loomtune_plugins.adapters.ptuning:Ptuning",
+            schema=PtuningSettings,
+            summary="trains virtual tokens through a small network (P-tuning) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.VIRTUAL_TOKENS, Trait.UNMERGEABLE}),
+        ),
+        Offer(
+            name="prefix",
+            build="loomtune_plugins.adapters.prefix:Prefix",
+            schema=PrefixSettings,
+            summary="trains keys and values before each sample in every layer (prefix tuning) in peft's format",
+            provides=frozenset({Trait.ADAPTER_OFF, Trait.VIRTUAL_TOKENS, Trait.UNMERGEABLE}),
         ),
     )

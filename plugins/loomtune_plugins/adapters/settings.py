@@ -1,6 +1,7 @@
 """Settings of the adapters."""
 
 from dataclasses import dataclass
+from typing import Union
 
 from loomtune.settings import option
 
@@ -16,15 +17,34 @@ class FullSettings:
 
 @dataclass
 class LoraSettings:
-    """Low-rank adaptation. Usual learning rates are about ten times those of full fine-tuning."""
+    """Low-rank adaptation. Usual learning rates are about ten times those of full fine-tuning.
 
-    rank: int = option(16, "inner dimension of the addition B A")
-    alpha: int = option(32, "the addition is scaled by alpha / rank")
-    dropout: float = option(0.0, "dropout of the addition's input")
-    targets: list[str] = option(
-        ["all-linear"],
-        "linear layers: `all-linear` (all but the output head), names such as `q_proj`, or patterns such as `*.mlp.*`",
+    What is null is as the adapter in `path` has it, or has the default that is named here.
+    """
+
+    rank: int | None = option(None, "inner dimension of the addition B A; default 16")
+    alpha: float | None = option(None, "the addition is scaled by alpha / rank; default 32")
+    dropout: float | None = option(None, "dropout of the addition's input; default 0")
+    targets: list[str] | None = option(
+        None,
+        "linear layers: `all-linear` (the default: all but the output head), names such as `q_proj`, or patterns "
+        "such as `*.mlp.*` and `layers.4-15.*`",
     )
-    rslora: bool = option(False, "scale by alpha / sqrt(rank) instead, which keeps high ranks learning")
-    dora: bool = option(False, "train the length of each output row apart from its direction; slower")
+    rslora: bool | None = option(
+        None, "scale by alpha / sqrt(rank) instead, which keeps high ranks learning; default false"
+    )
+    dora: bool | None = option(
+        None, "train the length of each output row apart from its direction; slower; default false"
+    )
     plus_ratio: float = option(1.0, "LoRA+: learning rate of B over that of A; its authors take 16")
+    init: str | None = option(
+        None,
+        "first values: `kaiming` (the default) or `gaussian` (A; B is zero), `orthogonal`, or of the base's own "
+        "matrices: `pissa`, `pissa_niter_N` (the same, quick, in N iterations), `olora`",
+    )
+    modules: list[str] = option([], "modules that are trained whole beside it: `lm_head`, `embed_tokens`, `*norm`")
+    tokens: list[Union[int, str]] = option(  # noqa: UP007 (OmegaConf reads no other)
+        [], "rows of the embedding that are trained beside it: token ids, or tokens as they are written"
+    )
+    path: str = option("", "folder of an adapter in peft's format with which the training goes on")
+    under: list[str] = option([], "folders of adapters in peft's format that stay active and frozen beneath this one")

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts import WeightSource
 from loomtune.contracts.saved import HEADS
 from loomtune.contracts.sharding import Region
+from loomtune_plugins.adapters.wrapping import NAME
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-NAME = "default"
-"""What peft calls the adapter that is trained, within the module; its files leave it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +32,10 @@ class Names:
     added: dict[str, Added] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
+    def trains(self, name: str) -> bool:
+        """True for what the one adapter that is trained has added."""
+        return (added := self.added.get(name)) is not None and added.adapter == NAME
+
 
 def owners(module: nn.Module) -> dict[int, str]:
     """Which module has which name, before anything is wrapped: peft moves modules, it does not copy them."""
@@ -42,21 +44,32 @@ def owners(module: nn.Module) -> dict[int, str]:
 
 def names(woven: Any, before: Mapping[int, str]) -> Names:
     """What the tensors of a woven module are. before: `owners` of the module that was wrapped."""
-    from peft import get_peft_model_state_dict
-
     found = Names()
     for path, part in woven.named_modules():
         tensors = {**part._parameters, **part._buffers}
-        for leaf in [key for key in tensors if tensors[key] is not None and key not in part._non_persistent_buffers_set]:
+        passing = part._non_persistent_buffers_set
+        for leaf in [key for key in tensors if tensors[key] is not None and key not in passing]:
             if (owner := before.get(id(part))) is not None:
                 found.base[_joined(path, leaf)] = _joined(owner, leaf)
             else:
                 found.added[_joined(path, leaf)] = _added(woven, path, leaf, before)
+    found.files = files(woven, found, NAME)
+    return found
+
+
+def files(woven: Any, found: Names, adapter: str) -> dict[str, str]:
+    """Names in peft's files, by those in the woven module, of what one adapter has added."""
+    from peft import get_peft_model_state_dict
+
+    if adapter != NAME:
+        # peft 0.21 raises KeyError for an adapter beside one that trains rows of tokens. What is not trained here is
+        # plain, and of that peft's files leave the adapter's name out and nothing else.
+        mine = (name for name, added in found.added.items() if added.adapter == adapter)
+        return {name: name.replace(f".{adapter}.", ".") for name in mine}
     tensors = woven.state_dict(keep_vars=True)
     ours = {id(tensor): name for name, tensor in tensors.items() if name in found.added}
-    saved = get_peft_model_state_dict(woven, state_dict=tensors, adapter_name=NAME, save_embedding_layers=False)
-    found.files = {ours[id(tensor)]: file for file, tensor in saved.items() if id(tensor) in ours}
-    return found
+    saved = get_peft_model_state_dict(woven, state_dict=tensors, adapter_name=adapter, save_embedding_layers=False)
+    return {ours[id(tensor)]: file for file, tensor in saved.items() if id(tensor) in ours}
 
 
 def _added(woven: nn.Module, path: str, leaf: str, before: Mapping[int, str]) -> Added:
@@ -102,3 +115,15 @@ class WovenWeights(WeightSource):
         if (added := self._names.added.get(name)) is not None:
             return self._first(name, added, self._added[name], where)
         return self._base.read(self._names.base.get(name, name), where)
+
+
+class Nowhere(WeightSource):
+    """No weights: of a model that is looked at and not used."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """None."""
+        return {}
+
+    def read(self, name: str, where: Region | None = None) -> Tensor:
+        """Nothing can be read."""
+        raise KeyError(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model"
 """Where peft's two wrappers keep the model."""
+NAME = "default"
+"""What peft calls the adapter that is trained, within the module; its files leave it out."""
+WHOLE = "modules_to_save"
+"""The part of a module that is trained whole, as peft names it."""
 
 
 class Wrapping(Adapter):
@@ -30,10 +36,13 @@ class Wrapping(Adapter):
     """
 
     saves_base = False
+    stays: tuple[str, ...] = ()
+    """Names, in peft's modules, of adapters that compute while the trained one is off."""
 
     def __init__(self) -> None:
         self._names: Names | None = None
         self._targets: list[str] = []
+        self._woven: weakref.ref[nn.Module] | None = None
 
     @abstractmethod
     def layers(self, module: nn.Module) -> list[str]:
@@ -47,6 +56,36 @@ class Wrapping(Adapter):
     def first(self, added: Added, shape: tuple[int, ...], base: WeightSource, seed: int) -> Tensor:
         """First values, whole and in fp32, of what is added: a function of its name, the seed and the base alone."""
 
+    def settle(self, module: nn.Module) -> None:
+        """Makes plain values of what peft computes at birth and no file holds: buffers lose it on the meta device."""
+        return
+
+    def config_of(self, layer: str) -> Any:
+        """peft's config by which one layer is merged, whose target is called `layer`."""
+        return self.config(["layer"])
+
+    def configs_of(self, layer: str) -> Mapping[str, Any]:
+        """The same for each adapter that is merged into the layer, by its name in peft's modules."""
+        return {NAME: self.config_of(layer)}
+
+    def dress(self, woven: Any) -> None:
+        """Adds to the woven module, on the meta device, what one config of peft cannot say; names are read after it."""
+        return
+
+    def changed(self, weights: WeightSource, seed: int) -> WeightSource:
+        """The base's weights as the layers beneath the adapter are to have them."""
+        return weights
+
+    def first_of(self, name: str, added: Added, shape: tuple[int, ...], base: WeightSource, seed: int) -> Tensor:
+        """The same as `first`, by the name in the woven module too; what is trained whole begins as the base."""
+        if added.part == WHOLE:
+            return base.read(f"{added.layer}.{name.rpartition('.')[2]}").float()
+        return self.first(added, shape, base, seed)
+
+    def leaves(self, tensors: dict[str, Tensor], config: Any) -> None:
+        """Changes, in place, what is saved where that is not what was trained. tensors: by their names in the file."""
+        return
+
     def suits(self, model: Model) -> None:
         import torch
 
@@ -56,6 +95,8 @@ class Wrapping(Adapter):
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """Wraps the layers. First values come from the source: what peft draws on the meta device is nothing."""
+        # peft imports bitsandbytes where it is installed, which warns of a kernel that nothing here calls (0.50.2).
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from peft import get_peft_model
 
         from loomtune_plugins.adapters.woven import WovenWeights, names, owners
@@ -66,15 +107,30 @@ class Wrapping(Adapter):
             # peft 0.21 asks transformers 5 for a property by its old name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             # The whole names: what the user's patterns chose, and not what peft would make of them.
+            # peft tells that it takes the layers of GPT-2 for what they are.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             woven = get_peft_model(module, self.config(layers))
-        self._names = found = names(woven, before)
+            self.dress(woven)
+        self.settle(woven)
+        self._names, self._woven = (found := names(woven, before)), weakref.ref(woven)
+        for name, parameter in woven.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and found.trains(name))
 
         def first(name: str, added: Added, shape: tuple[int, ...], where: Region | None) -> Tensor:
             # Made whole and then cut: parts are small, and a slice is then the same on every world size.
-            whole = self.first(added, shape, weights, seed)
+            whole = self.first_of(name, added, shape, weights, seed)
             return whole if where is None else whole[where].clone()
 
-        return woven, WovenWeights(weights, woven, found, first)
+        return woven, WovenWeights(self.changed(weights, seed), woven, found, first)
+
+    def parts(self) -> list[dict[str, nn.Parameter]]:
+        """What the module woven last has added to each layer, by part: to be asked when an engine's are in place."""
+        woven = self._woven() if self._woven is not None else None
+        assert woven is not None, "an optimizer is built of a module that is woven"
+        layers: dict[str, dict[str, nn.Parameter]] = {}
+        for name, added in self.names.added.items():
+            layers.setdefault(added.layer, {})[added.part] = woven.get_parameter(name)
+        return list(layers.values())
 
     def base(self, module: nn.Module) -> nn.Module:
         """The model inside peft's two wrappers; its layers stay wrapped."""
@@ -91,14 +147,18 @@ class Wrapping(Adapter):
         from peft.utils.other import AuxiliaryTrainingWrapper
 
         switched = [m for m in module.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-        before = [(layer, layer._disable_adapters) for layer in switched]
+        before = [(layer, layer._disable_adapters, layer._active_adapter) for layer in switched]
         try:
-            for layer, _ in before:
-                layer._disable_adapters = True
+            for layer in switched:
+                there = layer._get_available_adapters() if self.stays else set()
+                if staying := [name for name in self.stays if name in there]:
+                    layer._active_adapter = staying
+                else:
+                    layer._disable_adapters = True
             yield
         finally:
-            for layer, was in before:
-                layer._disable_adapters = was
+            for layer, disabled, active in before:
+                layer._disable_adapters, layer._active_adapter = disabled, active
 
     @property
     def names(self) -> Names:
@@ -117,8 +177,8 @@ class Wrapping(Adapter):
     def merged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The base with what was added in it, computed in fp32, a layer at a time; waits for what it still lacks."""
         wanted: dict[str, int] = {}
-        for added in self.names.added.values():
-            wanted[added.layer] = wanted.get(added.layer, 0) + 1
+        for part in self.names.added.values():
+            wanted[part.layer] = wanted.get(part.layer, 0) + 1
         for name in self.names.base.values():
             layer = name.rpartition(".")[0]
             wanted.update({layer: wanted[layer] + 1} if layer in wanted else {})
@@ -142,8 +202,17 @@ class Wrapping(Adapter):
         """A layer's tensors, in the types that they had. parts: by their names in the woven module."""
         from loomtune_plugins.adapters.merging import merged
 
-        whole = {name.partition(f"{layer}.")[2]: tensor for name, tensor in parts.items()}
-        made = merged(self.config(["layer"]), base, whole)
+        kinds = {name: self.names.added[name] for name in parts}
+        if all(added.part == WHOLE for added in kinds.values()):
+            yield from (
+                (f"{layer}.{leaf}", parts[name].to(base[leaf].dtype)) for name in parts for leaf in [_leaf(name)]
+            )
+            return
+        configs = self.configs_of(layer)
+        whole = {
+            name.partition(f"{layer}.")[2]: tensor for name, tensor in parts.items() if kinds[name].adapter in configs
+        }
+        made = merged(configs, base, whole, self.settle)
         yield from ((f"{layer}.{leaf}", tensor.to(base[leaf].dtype)) for leaf, tensor in made.items())
 
     def save(self, folder: Path, tensors: Iterator[tuple[str, Tensor]], base: str) -> None:
@@ -153,9 +222,14 @@ class Wrapping(Adapter):
         files = self.names.files
         ours = {files[name]: tensor.detach().cpu().contiguous() for name, tensor in tensors if name in files}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(ours, folder / "adapter_model.safetensors")
         config = self.config(self._targets, task_type="CAUSAL_LM", inference_mode=True)
+        self.leaves(ours, config)
+        save_file(ours, folder / "adapter_model.safetensors")
         config.base_model_name_or_path = base
         # peft keeps the targets as a set, whose order would change the file's bytes from run to run.
         config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -10,7 +10,7 @@ from loomtune.offers import Offer, Trait
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
 
-_FROM_FILES = frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.PROMPTS})
+_FROM_FILES = frozenset({Trait.COMPLETIONS, Trait.TEXTS, Trait.PAIRS, Trait.LABELS, Trait.PROMPTS})
 
 
 @hookimpl
@@ -43,6 +43,6 @@ def datas() -> Sequence[Offer[Data]]:
             build="loomtune_plugins.data.sql_quiz_data:SqlCorpus",
             schema=SqlCorpusSettings,
             summary="the text on which the shipped base model was pretrained",
-            provides=frozenset({Trait.COMPLETIONS}),
+            provides=frozenset({Trait.COMPLETIONS, Trait.TEXTS}),
         ),
     )

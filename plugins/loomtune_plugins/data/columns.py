@@ -12,6 +12,7 @@ from loomtune_plugins.data.files_settings import FileSettings
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "preference": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
     "prompt": ("prompt",),
@@ -19,6 +20,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Format to the keys of its rows, in the order in which `auto` tries them."""
 
 KEYS = tuple(dict.fromkeys(key for keys in FORMATS.values() for key in keys))
+
+LABEL = "label"
+"""Says of an answer whether it is wanted. Other files use the word for classes: those columns ride along."""
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of the two speakers."""
@@ -53,7 +57,7 @@ class Columns:
 
     def row(self, record: Mapping[str, Any], origin: str) -> dict[str, Any]:
         """The row; other columns ride along. Raises RecordError."""
-        row = {column: value for column, value in record.items() if column not in KEYS}
+        row = {column: value for column, value in record.items() if column == LABEL or column not in KEYS}
         for key, column in self.columns.items():
             row[key] = self._value(record, key, column)
         row["origin"] = origin
@@ -63,7 +67,11 @@ class Columns:
         if column not in record:
             raise RecordError(f"has no column '{column}'; it has {', '.join(record) or 'none'}")
         value = record[column]
-        if key == "messages" or ("chosen" in self.columns and isinstance(value, list)):
+        if key == LABEL:
+            if not _is_label(value):
+                raise RecordError(f"'{column}' is {_kind(value)}, not true or false (or 1 or 0)")
+            return bool(value)
+        if key == "messages" or ({"chosen", LABEL} & self.columns.keys() and isinstance(value, list)):
             return _conversation(value, column)
         if not isinstance(value, str):
             raise RecordError(f"'{column}' is {_kind(value)}, not text")
@@ -71,13 +79,19 @@ class Columns:
 
 
 def learned(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a row that objectives read; what a hash of its content goes by."""
-    return {key: row[key] for key in KEYS if key in row}
+    """What a row says; what a hash of its content goes by. Both labels of one answer are the same content."""
+    return {key: row[key] for key in KEYS if key in row and key != LABEL}
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, bool | int) and value in (0, 1)
 
 
 def _guess(named: Mapping[str, str], record: Mapping[str, Any], where: str) -> str:
     """The first format that takes every named column and finds its others in the record."""
     takes = [name for name, keys in FORMATS.items() if set(named) <= set(keys)]
+    if LABEL not in named and not _is_label(record.get(LABEL)):
+        takes = [name for name in takes if LABEL not in FORMATS[name]]
     for name in takes:
         if all(named.get(key, key) in record for key in FORMATS[name]):
             return name

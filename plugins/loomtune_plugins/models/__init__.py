@@ -2,7 +2,10 @@
 
 from loomtune import hookimpl
 from loomtune.offers import Offer
+from loomtune_plugins.models.rules import preflight
 from loomtune_plugins.models.settings import HuggingFaceSettings, RandomSettings, TinySettings
+
+__all__ = ["models", "preflight"]
 
 
 @hookimpl

@@ -20,7 +20,7 @@ def restore(module: nn.Module) -> None:
     Raises UserError where a model's code does not say what a buffer holds.
     """
     for name, owner, part in _owned(module):
-        buffers = {key: part._buffers[key] for key in sorted(part._non_persistent_buffers_set)}
+        buffers = {key: part._buffers.get(key) for key in sorted(part._non_persistent_buffers_set)}
         there = {key: buffer for key, buffer in buffers.items() if buffer is not None}
         if there and owner is not None:
             _rebuild(f"{name}.", owner, part, there)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ class CausalLM(Model):
     chat_template: str = ""
     trusted: bool = False
     owns_tokenizer: bool = False
+    new_tokens: Sequence[str] = ()
 
     @abstractmethod
     def described(self) -> Mapping[str, Any]:
@@ -38,6 +39,10 @@ class CausalLM(Model):
     @abstractmethod
     def config(self) -> Any:
         """The config as transformers makes it."""
+
+    def published(self) -> Any:
+        """The config before anything that settings change in it."""
+        return self.config()
 
     @abstractmethod
     def tokenizer_folder(self) -> Path:
@@ -51,7 +56,7 @@ class CausalLM(Model):
             raise UserError.of(
                 f"there is no attention '{self.attention}'.{hint}", f"set model.attention to one of {known}"
             )
-        size, rows = self._tokenizer.size, self.vocabulary()
+        size, rows = self._tokenizer.size, self.stored_rows()
         # A published model may name a token without a row that it never uses (Gemma 3 1B does).
         if size > rows and not self.owns_tokenizer:
             raise UserError.of(
@@ -61,7 +66,7 @@ class CausalLM(Model):
 
     @cached_property
     def _tokenizer(self) -> HuggingFaceTokenizer:
-        return HuggingFaceTokenizer(self.tokenizer_folder(), self.chat_template, self.trusted)
+        return HuggingFaceTokenizer(self.tokenizer_folder(), self.chat_template, self.trusted, self.new_tokens)
 
     def tokenizer(self) -> HuggingFaceTokenizer:
         """The tokenizer, made once."""
@@ -69,7 +74,15 @@ class CausalLM(Model):
 
     def vocabulary(self) -> int:
         """Rows of the embedding."""
+        return self.stored_rows()
+
+    def stored_rows(self) -> int:
+        """Rows of the embedding as it was published; without torch."""
         return int(self._value("vocab_size"))
+
+    def tied(self) -> bool:
+        """Whether the head is the embedding; without torch."""
+        return bool(self._value("tie_word_embeddings"))
 
     def context(self) -> int:
         """The longest sequence, in tokens, that the model was made for."""
@@ -77,7 +90,7 @@ class CausalLM(Model):
 
     def _value(self, *names: str) -> Any:
         """A value of the config under the first name that it has; transformers knows the defaults of each type."""
-        for source in (self.described, lambda: self.config().to_dict()):
+        for source in (self.described, lambda: self.published().to_dict()):
             values = source()
             values = values.get("text_config") or values
             for name in names:
@@ -171,11 +184,11 @@ class CausalLM(Model):
 
         return architecture.blocks(module)
 
-    def save_config(self, folder: Path) -> None:
-        """Writes `config.json` for fp32 weights under the module's names, and with which tokens generation ends."""
+    def save_config(self, folder: Path, dtype: str = "float32") -> None:
+        """Writes `config.json` for weights under the module's names, and with which tokens generation ends."""
         config, module = self.config(), self.ghost()
         config.architectures = [type(module).__name__]
-        config.dtype = "float32"
+        config.dtype = dtype
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder)
         module.generation_config.save_pretrained(folder)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts.saved import HEADS_FILE
 from loomtune.errors import UserError
-from loomtune_plugins.models import folders
+from loomtune_plugins.models import folders, headers, new_tokens
 from loomtune_plugins.models.causal_lm import CausalLM, fingerprint
 from loomtune_plugins.models.settings import HuggingFaceSettings, TinySettings
 
@@ -25,6 +26,7 @@ class HuggingFace(CausalLM):
         self._settings = settings
         self.attention, self.chat_template = settings.attention, settings.chat_template
         self.trusted, self.owns_tokenizer = settings.trust_remote_code, not settings.tokenizer
+        self.new_tokens = settings.new_tokens
 
     @cached_property
     def folder(self) -> Path:
@@ -34,6 +36,7 @@ class HuggingFace(CausalLM):
 
     def find(self) -> None:
         """Finds the files and reads the config of what is no hub id."""
+        new_tokens.check(self.new_tokens, self._settings.pad_vocabulary_to)
         if folder := folders.locate(self._settings.path, self._settings.checkpoint):
             folders.read_config(folder)
             folders.weight_files(folder)
@@ -47,10 +50,20 @@ class HuggingFace(CausalLM):
             return False
         return folder is not None and (folder / "config.json").is_file()
 
+    def stored(self) -> Mapping[str, tuple[int, ...]]:
+        """By the headers of the files; empty for a hub id that was not asked for yet, and where files are faulty."""
+        chosen = self._settings
+        try:
+            folder = self.__dict__.get("folder") or folders.locate(chosen.path, chosen.checkpoint)
+            return headers.shapes(folders.weight_files(folder)) if folder else {}
+        except (UserError, OSError, ValueError):
+            return {}  # `check` says what is wrong
+
     def check(self) -> None:
         """Finds the files and reads the config; downloads a hub id."""
         if self.trusted:
             self._warn()
+        new_tokens.check(self.new_tokens, self._settings.pad_vocabulary_to)
         self.described()
         folders.weight_files(self.folder)
         super().check()
@@ -66,10 +79,25 @@ class HuggingFace(CausalLM):
         return folders.read_config(self.folder)
 
     def config(self) -> Any:
+        """The config with the rows that new tokens need."""
+        config, rows = self.published(), self.vocabulary()
+        if rows != self.stored_rows():
+            config.get_text_config().vocab_size = rows
+        return config
+
+    def published(self) -> Any:
         """The config, from the folder alone."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self.trusted)
+
+    def vocabulary(self) -> int:
+        """Rows that hold every new token; those that are there and that no token uses are taken first."""
+        rows = self.stored_rows()
+        if self.new_tokens:
+            rows = max(rows, 1 + max(self.tokenizer().new_ids.values()))
+        multiple = self._settings.pad_vocabulary_to
+        return -(-rows // multiple) * multiple
 
     def tokenizer_folder(self) -> Path:
         """The model's folder, or that of another tokenizer."""
@@ -80,14 +108,16 @@ class HuggingFace(CausalLM):
         """Digest of config and weights, wherever they lie."""
         files = [self.folder / "config.json", *folders.weight_files(self.folder)]
         files += [heads] if (heads := self.folder / HEADS_FILE).is_file() else []
-        return fingerprint([folders.digest(file) for file in files])
+        grown = [rows] if (rows := self.vocabulary()) != self.stored_rows() else []
+        return fingerprint([folders.digest(file) for file in files], *grown)
 
     def weights(self, seed: int) -> WeightSource:
         """What the files hold; nothing is drawn."""
         from loomtune_plugins.models.stored import StoredWeights
 
         heads = self.folder / HEADS_FILE
-        return StoredWeights(folders.weight_files(self.folder), self.ghost(), heads if heads.is_file() else None)
+        files, rows = folders.weight_files(self.folder), self.stored_rows()
+        return StoredWeights(files, self.ghost(), heads if heads.is_file() else None, rows)
 
     def _set_generation(self, settings: Any) -> None:
         super()._set_generation(settings)
@@ -97,9 +127,9 @@ class HuggingFace(CausalLM):
             ends = GenerationConfig.from_pretrained(str(self.folder)).eos_token_id
             settings.eos_token_id = ends if ends is not None else settings.eos_token_id
 
-    def save_config(self, folder: Path) -> None:
+    def save_config(self, folder: Path, dtype: str = "float32") -> None:
         """Writes `config.json`, and copies the settings of generation and trusted code."""
-        super().save_config(folder)
+        super().save_config(folder, dtype)
         code = sorted(self.folder.glob("*.py")) if self.trusted else []
         for file in (self.folder / "generation_config.json", *code):
             if file.is_file():
@@ -110,4 +140,4 @@ class Tiny(HuggingFace):
     """The shipped model."""
 
     def __init__(self, settings: TinySettings) -> None:
-        super().__init__(HuggingFaceSettings(attention=settings.attention, chat_template=settings.chat_template))
+        super().__init__(HuggingFaceSettings(**asdict(settings)))

@@ -9,6 +9,8 @@ from loomtune.settings import option
 
 ATTENTION = "attention of transformers: sdpa, eager, flash_attention_2, ...; empty: what the model prefers"
 CHAT_TEMPLATE = "a Jinja file in place of the tokenizer's chat template"
+NEW_TOKENS = "special tokens to add to the tokenizer; the embedding grows where it has no spare rows for them"
+PAD_VOCABULARY = "the embedding's rows become a multiple of this; 64 suits accelerators, and what ranks divide"
 
 
 @dataclass
@@ -22,6 +24,8 @@ class HuggingFaceSettings:
     attention: str = option("", ATTENTION)
     chat_template: str = option("", CHAT_TEMPLATE)
     tokenizer: str = option("", "folder of another tokenizer; empty: the model's own")
+    new_tokens: list[str] = option([], NEW_TOKENS)
+    pad_vocabulary_to: int = option(1, PAD_VOCABULARY)
 
 
 @dataclass
@@ -30,6 +34,8 @@ class TinySettings:
 
     attention: str = option("", ATTENTION)
     chat_template: str = option("", CHAT_TEMPLATE)
+    new_tokens: list[str] = option([], NEW_TOKENS)
+    pad_vocabulary_to: int = option(1, PAD_VOCABULARY)
 
 
 @dataclass

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts import WeightSource
 from loomtune.contracts.sharding import Region
 from loomtune.errors import UserError
+from loomtune_plugins.models.growth import grow
+from loomtune_plugins.models.headers import COMPUTED
 from loomtune_plugins.models.pieces import Joined, OpenFile, Piece, Stacked, Stored, region
 
 if TYPE_CHECKING:
@@ -17,22 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 5
-# Files of old versions hold rotary tables and position numbers, which modules compute today.
-COMPUTED = ("rotary_emb.inv_freq", "position_ids", "masked_bias")
 
 
 class StoredWeights(WeightSource):
     """The weights of a model's files.
 
     files: safetensors. module: the skeleton on the meta device, which says what names and shapes are wanted.
-    heads: a file of scalar heads that were trained before, if there is one.
+    heads: a file of scalar heads that were trained before, if there is one. vocabulary: rows of the stored embedding.
     Raises UserError where files and module do not agree.
     """
 
-    def __init__(self, files: Sequence[Path], module: Any, heads: Path | None = None) -> None:
+    def __init__(self, files: Sequence[Path], module: Any, heads: Path | None = None, vocabulary: int = 0) -> None:
         pieces = {name: Stored(file, name) for file in map(OpenFile, files) for name in file.handle.keys()}  # noqa: SIM118
         self._pieces = _renamed(pieces, module)
         self._aliases = _tie(self._pieces, module.all_tied_weights_keys)
+        grow(self._pieces, module, vocabulary)
         _compare(self._pieces, self._aliases, module)
         if heads is not None:
             file = OpenFile(heads)

@@ -12,6 +12,7 @@ from typing import Any
 
 from loomtune.contracts import Tokenizer
 from loomtune.errors import UserError
+from loomtune_plugins.models.new_tokens import add, write
 
 # Classes that do no more than read `tokenizer.json`. AutoTokenizer would import torch for them too.
 PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -31,13 +32,19 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer from a folder, as transformers makes it.
 
     folder: holds `tokenizer.json` or what else its class reads. chat_template: a Jinja file in place of its own.
-    Raises UserError where it cannot be made or has no end-of-sequence token.
+    new_tokens: special tokens to add to it. Raises UserError where it cannot be made or has no end-of-sequence token.
     """
 
-    def __init__(self, folder: Path, chat_template: str = "", trusted: bool = False) -> None:
+    def __init__(
+        self, folder: Path, chat_template: str = "", trusted: bool = False, new_tokens: Sequence[str] = ()
+    ) -> None:
+        """`new_ids` has the id of each new token, of those too that the tokenizer had already."""
         self._folder = folder
         self._overridden = bool(chat_template)
         self._tokenizer = _load(folder, trusted)
+        known = self._tokenizer.get_vocab() if new_tokens else {}
+        self.new_ids = add(self._tokenizer, new_tokens, known) if new_tokens else {}
+        self._added = {token: number for token, number in self.new_ids.items() if token not in known}
         if chat_template:
             self._tokenizer.chat_template = _template(chat_template)
         self.eos_id = self._end()
@@ -47,8 +54,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def size(self) -> int:
-        """The largest token id that text can give, and one."""
-        return 1 + int(max(self._tokenizer.get_vocab().values()))
+        """The largest token id that text can give, and one; without those that were added here."""
+        own = self._tokenizer.get_vocab()
+        return 1 + int(max(number for token, number in own.items() if token not in self._added))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens written out in it are recognised, none is added."""
@@ -103,6 +111,8 @@ class HuggingFaceTokenizer(Tokenizer):
             return
         for file in found:
             shutil.copyfile(file, folder / file.name)
+        if self._added:
+            write(folder, self._added)
         self._save_template(folder)
 
     def _save_template(self, folder: Path) -> None:

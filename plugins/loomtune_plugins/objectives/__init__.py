@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loomtune import hookimpl
 from loomtune.contracts import Objective
 from loomtune.offers import Offer, Trait
+from loomtune.plan import Finding, Plan
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
+from loomtune_plugins.objectives.kto_settings import KtoSettings
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
 from loomtune_plugins.objectives.reward_settings import RewardSettings
 from loomtune_plugins.objectives.sft_settings import SftSettings
@@ -40,6 +42,13 @@ def objectives() -> Sequence[Offer[Objective]]:
             brings={"loss": ("sigmoid",)},
         ),
         Offer(
+            name="kto",
+            build="loomtune_plugins.objectives.kto:Kto",
+            schema=KtoSettings,
+            summary="makes wanted answers likelier and unwanted ones less likely than a frozen reference has them",
+            needs=frozenset({Trait.LABELS}),
+        ),
+        Offer(
             name="cpo",
             build="loomtune_plugins.objectives.unreferenced:Cpo",
             schema=PairsSettings,
@@ -64,3 +73,13 @@ def objectives() -> Sequence[Offer[Objective]]:
             brings={"loss": ("sft", "odds_ratio")},
         ),
     )
+
+
+@hookimpl
+def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
+    """KTO measures each prompt with the answer of another row of its step."""
+    chosen = next(iter(plan.choices("objective").values()), {})
+    if chosen.get("name") != "kto" or chosen["variant"] != "kto" or plan.root.batch.size > 1:
+        return []
+    what = f"objective=kto with batch.size={plan.root.batch.size} has no answer to another prompt to measure z0 on"
+    return [Finding(what, "set batch.size to at least 2, or objective.variant=apo_zero_unpaired")]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from loomtune import hookimpl
 from loomtune.contracts import Optimizer
-from loomtune.offers import Offer
+from loomtune.offers import Offer, Trait
+from loomtune_plugins.optimizers.adamw_8bit_settings import AdamW8bitSettings
 from loomtune_plugins.optimizers.settings import AdamWSettings, SGDSettings
 
 
@@ -23,5 +24,13 @@ def optimizers() -> Sequence[Offer[Optimizer]]:
             build="loomtune_plugins.optimizers.sgd:SGD",
             schema=SGDSettings,
             summary="gradient descent, with momentum if wanted",
+        ),
+        Offer(
+            name="adamw_8bit",
+            build="loomtune_plugins.optimizers.adamw_8bit:AdamW8bit",
+            schema=AdamW8bitSettings,
+            summary="AdamW whose moments take a byte each, or lie in host memory when they must (bitsandbytes)",
+            provides=frozenset({Trait.SHAPED_UPDATES}),
+            extra="quantised",
         ),
     )

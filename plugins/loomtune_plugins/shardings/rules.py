@@ -20,12 +20,10 @@ def _cuts(settings: Mapping[str, Any], provided: Mapping[str, str]) -> Iterator[
     """What an adapter adds has no place in a layer, or a row, that several ranks share."""
     forbidden = {
         "tensor": {
-            Trait.WRAPPED_LINEARS: "cuts linear layers, which {} wraps in modules of its own",
+            Trait.WRAPPED_LINEARS: "cuts linear layers, which {} puts modules of its own around or behind",
             Trait.VIRTUAL_TOKENS: "cuts the heads that what {} puts before each row is made for",
         },
-        "sequence": {
-            Trait.VIRTUAL_TOKENS: "cuts rows into stretches, and {} puts more before each row"
-        },
+        "sequence": {Trait.VIRTUAL_TOKENS: "cuts rows into stretches, and {} puts more before each row"},
     }
     for key, reasons in forbidden.items():
         for trait in reasons.keys() & provided.keys() if settings.get(key, 1) > 1 else ():

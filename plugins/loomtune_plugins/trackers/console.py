@@ -13,6 +13,7 @@ from loomtune.errors import UserError
 from loomtune_plugins.trackers.measured import BEFORE, Measured, before_and_after, by_step
 from loomtune_plugins.trackers.metrics import read
 from loomtune_plugins.trackers.settings import ConsoleSettings
+from loomtune_plugins.trackers.trained import lines
 
 if TYPE_CHECKING:
     from rich.console import Console as Screen
@@ -44,6 +45,15 @@ class Console(Tracker):
         """Says from where the run goes on, and recalls what was measured until then."""
         self._evaluated = by_step([line for line in read(run.folder) if line.get("step", 0) <= step])
         self._say(f"goes on after step {step} from {path}")
+
+    @hookimpl
+    def model_ready(self, run: Run) -> None:
+        """Says what is trained, of every network that is."""
+        weights = run.model.weights(run.settings.seed).shapes()
+        for engine in run.trained_engines():
+            served = [name for name, role in run.roles.items() if role.engine is engine]
+            for line in lines(engine.trained(), weights):
+                self._say(line if served == ["policy"] or line[0] == " " else f"{', '.join(served)}: {line}")
 
     @hookimpl
     def step_finished(self, run: Run, step: int, metrics: Mapping[str, float]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from loomtune.batching import collate
-from loomtune.contracts import Batch, View
+from loomtune.contracts import Batch, View, WeightSource
+from loomtune.errors import UserError
 from loomtune.testing import toy
 from loomtune.toolkit.dropout import SeededDropout
 from loomtune.toolkit.network import Network, saved_name
@@ -56,6 +58,21 @@ def test_a_head_that_is_the_embedding_is_trained_as_such() -> None:
 def test_nothing_of_a_frozen_role_is_trained() -> None:
     of = network("lm", "score", trained=False)
     assert frozen(of) == {name for name, _ in of.named_parameters()}
+
+
+class Idle(toy.ToyAdapter):
+    """Adds nothing and freezes what there is."""
+
+    def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
+        return module.requires_grad_(False), weights
+
+
+def test_a_role_that_would_learn_nothing_is_refused_with_the_cure() -> None:
+    with pytest.raises(UserError, match="Idle leaves nothing to train") as refused:
+        Network(replace(toy.spec(), adapter=Idle()))
+    assert "adapter=" in refused.value.faults[0].cure
+    assert "heads.score.weight" not in frozen(Network(replace(toy.spec(heads=("score",)), adapter=Idle())))
+    assert frozen(Network(replace(toy.spec(trained=False), adapter=Idle())))
 
 
 def test_parameters_are_born_without_storage() -> None:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from adapter_fakes import InMemory
 from loomtune.contracts import Adapter, WeightSource
-
-
-class InMemory(WeightSource):
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def shapes(self):
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    def read(self, name, where=None):
-        return self.tensors[name] if where is None else self.tensors[name][where]
 
 
 @pytest.fixture
@@ -52,8 +42,7 @@ def bring_to_life() -> Callable[..., tuple[nn.Module, WeightSource]]:
         module, source = adapter.weave(skeleton, InMemory(base), seed)
         assert all(parameter.is_meta for parameter in module.parameters())
         rotary = model.model.rotary_emb.inv_freq
-        module.to_empty(device="cpu")
-        adapter.base(module).tie_weights()
+        _materialise(module)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(source.read(name))
@@ -68,3 +57,15 @@ def bring_to_life() -> Callable[..., tuple[nn.Module, WeightSource]]:
 @pytest.fixture
 def tokens() -> Tensor:
     return torch.arange(2 * 9).reshape(2, 9) * 5 % 48
+
+
+def _materialise(module: nn.Module) -> None:
+    """Storage for every parameter and buffer; what was one parameter in two places stays one, as under engines."""
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="cpu")
+                part._parameters[name] = made.setdefault(id(parameter), nn.Parameter(empty, parameter.requires_grad))
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="cpu")

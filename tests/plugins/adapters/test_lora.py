@@ -7,7 +7,9 @@ from itertools import permutations
 
 import pytest
 import torch
+from adapter_fakes import InMemory, logits, streamed, train
 from peft import PeftModel
+from torch import nn
 
 from loomtune.errors import UserError
 from loomtune.offers import Trait
@@ -25,24 +27,6 @@ VARIANTS = [
 @pytest.fixture(params=VARIANTS, ids=["lora", "rslora", "dora"])
 def settings(request) -> LoraSettings:
     return request.param
-
-
-def train(module, tokens, steps: int = 3) -> None:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.5)
-    for _ in range(steps):
-        module(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def logits(module, tokens):
-    with torch.no_grad():
-        return module(input_ids=tokens).logits
-
-
-def streamed(module):
-    return ((name, parameter.detach().clone()) for name, parameter in module.named_parameters())
 
 
 def test_only_the_addition_is_trained(settings, llama, bring_to_life) -> None:
@@ -120,8 +104,24 @@ def test_merged_equals_peft_and_computes_as_the_adapter_does(settings, llama, br
     torch.testing.assert_close(logits(model, tokens), before, atol=1e-5, rtol=1e-5)
 
 
+class Small(nn.Module):
+    """One layer to adapt and one to leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.norm = nn.Linear(5, 3), nn.LayerNorm(4, bias=False)
+        self.config = {"model_type": "small"}
+
+
+def woven_small(rank: int) -> Lora:
+    adapter = Lora(LoraSettings(rank=rank, alpha=4))
+    with torch.device("meta"):
+        adapter.weave(Small(), InMemory({}), 0)
+    return adapter
+
+
 def test_merging_takes_tensors_in_any_order_and_keeps_the_type_of_the_base() -> None:
-    adapter, layer = Lora(LoraSettings(rank=2, alpha=4)), "base_model.model.a.q_proj"
+    adapter, layer = woven_small(rank=2), "base_model.model.q_proj"
     torch.manual_seed(0)
     weight, a, b = torch.randn(3, 5).bfloat16(), torch.randn(2, 5), torch.randn(3, 2)
     parts = [
@@ -133,13 +133,14 @@ def test_merging_takes_tensors_in_any_order_and_keeps_the_type_of_the_base() -> 
     ]
     for order in permutations(parts):
         ours = dict(adapter.merged(iter(order)))
-        assert ours.keys() == {"a.q_proj.weight", "a.q_proj.bias", "norm.weight"}
-        assert torch.equal(ours["a.q_proj.weight"], (weight.float() + 2 * b @ a).bfloat16())
+        assert ours.keys() == {"q_proj.weight", "q_proj.bias", "norm.weight"}
+        assert torch.equal(ours["q_proj.weight"], (weight.float() + 2 * b @ a).bfloat16())
 
 
 def test_merging_refuses_half_an_adapter() -> None:
-    with pytest.raises(AssertionError, match=r"never came.*a\.q_proj"):
-        list(Lora(LoraSettings()).merged(iter([("base_model.model.a.q_proj.base_layer.weight", torch.ones(2, 2))])))
+    half = [("base_model.model.q_proj.base_layer.weight", torch.ones(3, 5))]
+    with pytest.raises(AssertionError, match=r"never came.*q_proj"):
+        list(woven_small(rank=2).merged(iter(half)))
 
 
 def test_a_saved_adapter_opens_in_plain_peft(settings, llama, bring_to_life, tokens, tmp_path) -> None:
@@ -157,7 +158,9 @@ def test_a_fresh_adapter_can_save_tensors_that_another_wove(settings, llama, bri
     module, _ = bring_to_life(Lora(settings), model)
     train(module, tokens)
     ours = ((name, tensor) for name, tensor in streamed(module) if "lora_" in name)
-    Lora(settings).save(tmp_path, ours, "base")
+    another = Lora(settings)
+    bring_to_life(another, model)
+    another.save(tmp_path, ours, "base")
     assert torch.equal(logits(PeftModel.from_pretrained(model, tmp_path), tokens), logits(module, tokens))
 
 
@@ -181,8 +184,9 @@ def test_names_lead_back_to_the_base(settings, llama, bring_to_life) -> None:
     assert type(adapter.base(module)) is type(model)
 
 
-def test_lora_plus_speeds_up_b_alone() -> None:
-    adapter, layer = Lora(LoraSettings(plus_ratio=16.0)), "base_model.model.layers.0.q_proj"
+def test_lora_plus_speeds_up_b_alone(llama, bring_to_life) -> None:
+    adapter, layer = Lora(LoraSettings(rank=4, plus_ratio=16.0)), "base_model.model.model.layers.0.self_attn.q_proj"
+    bring_to_life(adapter, llama())
     assert adapter.learning_rate_scale(f"{layer}.lora_B.default.weight") == 16
     assert adapter.learning_rate_scale(f"{layer}.lora_A.default.weight") == 1
     assert adapter.learning_rate_scale(f"{layer}.base_layer.weight") == 1
@@ -242,5 +246,6 @@ def test_a_model_without_linear_layers_is_refused() -> None:
         Lora(LoraSettings()).weave(torch.nn.Embedding(3, 4), None, 0)
 
 
-def test_only_lora_can_be_switched_off() -> None:
-    assert {offer.name: Trait.ADAPTER_OFF in offer.provides for offer in adapters()} == {"full": False, "lora": True}
+def test_lora_can_be_switched_off_and_full_cannot() -> None:
+    found = {offer.name: Trait.ADAPTER_OFF in offer.provides for offer in adapters()}
+    assert (found["full"], found["lora"]) == (False, True)

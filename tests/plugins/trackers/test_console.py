@@ -1,5 +1,7 @@
 """What a user sees in the terminal."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from loomtune.errors import UserError
@@ -45,6 +47,23 @@ def test_the_end_shows_before_and_after_and_where_everything_is(story, capsys, m
     assert "0.125" in row and "0.625" in row
     assert f"completed after step 1 of 4; everything is in {told.run.folder}" in out
     assert f"metrics: {told.run.folder / 'metrics.jsonl'}" in out
+
+
+def test_the_start_says_what_is_trained_of_every_network(story, capsys, monkeypatch) -> None:
+    plain(monkeypatch)
+    told = story(console=Console(ConsoleSettings()))
+    shapes = {"model.layers.0.up.weight": (4, 2), "model.layers.1.up.weight": (4, 2), "model.norm.weight": (2,)}
+    policy = SimpleNamespace(trained=lambda: {"model.norm.weight": (2,)})
+    value = SimpleNamespace(trained=lambda: shapes)
+    told.run.model = SimpleNamespace(weights=lambda seed: SimpleNamespace(shapes=lambda: shapes))
+    told.run.roles = {"policy": SimpleNamespace(engine=policy), "value": SimpleNamespace(engine=value)}
+    told.run.trained_engines = lambda: [policy, value]
+    told.tell("model_ready")
+    assert capsys.readouterr().out.splitlines() == [
+        "trains 2 parameters, 11.111% of the 18 that the model has by itself",
+        "  model.norm.weight  1 x (2,)  2",
+        "value: trains all 18 parameters of the model",
+    ]
 
 
 def test_on_a_terminal_a_bar_moves(story, capsys, monkeypatch) -> None:

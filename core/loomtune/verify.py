@@ -1,0 +1,226 @@
+"""Whether what leaves says what was trained: logits of both, on rows of the run that were held out where there are any.
+
+Three comparisons at most, each with a bound of its own, relative to the largest logit. What was trained is the adapter
+on its base, computed in fp32 on the CPU. One network is in memory at a time, and of each only its logits are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loomtune.batching import collate
+from loomtune.catalogue import Catalogue
+from loomtune.contracts import Adapter, EngineSpec, Model, Sample, Segment, Tokenizer, Trained, View
+from loomtune.contracts.batch import NO_PARENT
+from loomtune.contracts.saved import HEADS
+from loomtune.errors import ExportError, UserError
+from loomtune.plan import Plan
+from loomtune.samples import open_samples
+from loomtune.toolkit.network import PREFIX, Network
+from loomtune.world import derive
+
+ROWS, TOKENS = 8, 64
+"""How many rows are compared, and how many tokens of each at most."""
+
+EXACT = 1e-4
+"""Bound of a merge, which is computed in fp32: sums in another order, through all layers."""
+
+ROUNDED: Mapping[torch.dtype, float] = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""Bounds of what is kept in shorter numbers; `docs/checkpoints.md` says how they were measured."""
+
+APPROXIMATE = 1.0
+"""Bound of the distance to a base in 4 bits, on which the adapter was trained: beyond, nothing is in common."""
+
+CURE = "\n    cure: tell the author of the adapter or the exporter; --no-check exports unproven"
+
+MESSAGES = ({"role": "user", "content": "Is this what was trained?"},)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A row, where it came from, and its first tokens."""
+
+    origin: str
+    tokens: list[int]
+
+    @property
+    def sample(self) -> Sample:
+        """All of it, each token to be predicted but the first."""
+        return Sample((Segment(np.array(self.tokens, np.int32), np.arange(len(self.tokens)) > 0),))
+
+
+def compared(
+    plan: Plan, catalogue: Catalogue, trained: Trained, opened: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """What was measured, as `export.json` has it. opened: the exported model's settings. folder: the run's.
+
+    Raises ExportError where a difference is beyond its bound, or a text becomes other tokens.
+    """
+    model: Model = catalogue.build("model", opened["name"], opened)
+    bench = _Bench(plan, catalogue, _texts(folder, trained.model))
+    _check_text(trained.model.tokenizer(), model.tokenizer(), bench.texts)
+    source = model.weights(plan.root.seed)
+    kinds = {source.read(name, tuple(slice(0, 0) for _ in shape)).dtype for name, shape in source.shapes().items()}
+    bound = max([EXACT, *(ROUNDED[kind] for kind in kinds & ROUNDED.keys())])
+    wanted, found = bench.trained(trained, trained.adapter), {}
+    if bound > EXACT:  # a fault of the merge could hide behind the rounding
+        said = bench.plain(bench.base, trained.merged())
+        found["merged"] = bench.apart("the merge, before rounding, differs from what was trained", said, wanted, EXACT)
+    said = bench.plain(model, ((name, source.read(name)) for name in source.shapes()))
+    found["exported"] = bench.apart("what was exported differs from what was trained", said, wanted, bound)
+    if (approximate := plan.build(catalogue, "adapter")).exact() is not approximate:
+        said = bench.trained(trained, approximate)
+        words = "what was trained, on an approximation of the base, differs from the same on the base as it is stored"
+        found["approximate"] = bench.apart(words, wanted, said, APPROXIMATE)
+    return {"compared": found, "tokens": bench.tokens, "rows": [text.origin for text in bench.texts]}
+
+
+class _Bench:
+    """Has networks say something about the same texts."""
+
+    def __init__(self, plan: Plan, catalogue: Catalogue, texts: list[Text]) -> None:
+        self.plan, self.catalogue, self.texts = plan, catalogue, texts
+        self.tokens = sum(len(text.tokens) for text in texts)
+        chosen = plan.chosen("model")
+        # Flash attention computes neither in fp32 nor on a CPU.
+        settings = {key: "" if key == "attention" else value for key, value in chosen.items()}
+        self.base: Model = catalogue.build("model", chosen["name"], settings)
+
+    def trained(self, trained: Trained, adapter: Adapter) -> list[Tensor]:
+        """The logits of what was trained, by an adapter of the same names."""
+        network = self._network(self.base, adapter)
+        names, first = network.source.shapes(), network.source.read
+        tensors = ((name, trained.fetch(name) if name in trained.kept else first(name)) for name in names)
+        return self._logits(_filled(network, tensors))
+
+    def plain(self, model: Model, tensors: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
+        """The logits of a model without an adapter."""
+        return self._logits(_filled(self._network(model, self.catalogue.build("adapter", "full", {})), tensors))
+
+    def _network(self, model: Model, adapter: Adapter) -> Network:
+        kernel = next(iter(self.plan.build(self.catalogue, "kernel").values()))
+        seed = self.plan.root.seed
+        spec = EngineSpec(
+            model=model, adapter=adapter, kernel=kernel, optimizer=None, precision="fp32", seed=seed, heads=("lm",)
+        )
+        return Network(spec)
+
+    def _logits(self, network: Network) -> list[Tensor]:
+        """`(tokens but the last, vocabulary)` for each text."""
+        pad = self.base.tokenizer().pad_id
+
+        def read(view: View) -> Tensor:
+            logits: Tensor = view.heads["lm"](view.states)
+            return logits
+
+        with torch.no_grad():
+            return [network(collate([text.sample], [0], pad), read, True) for text in self.texts]
+
+    def apart(self, what: str, found: list[Tensor], wanted: list[Tensor], bound: float) -> dict[str, float]:
+        """The largest difference and that of the root mean squares. Raises ExportError where the first is too large."""
+        scale = max(float(logits.abs().max()) for logits in wanted)
+        apart = [torch.nan_to_num((one - other).abs(), nan=math.inf) for one, other in zip(found, wanted, strict=True)]
+        worst = max(range(len(apart)), key=lambda row: float(apart[row].max()))
+        largest = float(apart[worst].max()) / scale
+        if not largest <= bound:
+            token = int(apart[worst].amax(-1).argmax())
+            where = f"row {self.texts[worst].origin}, after token {token}"
+            said = f"{what} by {largest:.1e} of the largest logit ({where})"
+            cure = "keep fp32 in the exporter's dtype where rounding is at fault; else tell the adapter's author"
+            raise ExportError(f"{said}; the bound is {bound:.0e}\n    cure: {cure}. --no-check exports unproven")
+        line = f"{what} by {largest:.1e} of the largest logit"
+        print(f"loomtune: {line} (bound {bound:.0e}; {self.tokens} tokens)", file=sys.stderr)  # noqa: T201
+        squares = [torch.cat([part.flatten() for part in parts]).square().mean() for parts in (apart, wanted)]
+        return {"largest": largest, "rms": float((squares[0] / squares[1]).sqrt()), "bound": bound}
+
+
+def _filled(network: Network, tensors: Iterable[tuple[str, Tensor]]) -> Network:
+    """The network in fp32 on the CPU. Raises ExportError where a tensor is not among what it has, or one lacks."""
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    with _tied():
+        network.to_empty(device="cpu")
+    places = {name.removeprefix(PREFIX): tensor for name, tensor in network.state_dict(keep_vars=True).items()}
+    waiting = {id(tensor): name for name, tensor in places.items()}
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if name.startswith(HEADS):
+                continue
+            if name not in places or places[name].shape != tensor.shape:
+                raise ExportError(f"{name} {tuple(tensor.shape)} is no tensor of the model{CURE}")
+            places[name].copy_(tensor)
+            waiting.pop(id(places[name]), None)
+    if waiting:
+        raise ExportError(f"the merged model lacks {', '.join(sorted(waiting.values())[:5])}{CURE}")
+    network.spec.model.restore_buffers(network.base)
+    return network.eval()
+
+
+@contextmanager
+def _tied() -> Iterator[None]:
+    """Within it tensors that get storage stay the same objects: tied ones would be parted otherwise."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def _texts(folder: Path, model: Model) -> list[Text]:
+    """Rows of the run's splits, the training rows last; tokens drawn from nothing where its samples are gone."""
+    longest, found = min(TOKENS, model.context()), list[Text]()
+    try:
+        placed = json.loads((folder / "samples.json").read_text())
+        splits = [open_samples(Path(placed[split]["cache"]), placed[split]["key"]) for split in placed]
+    except (OSError, ValueError, KeyError, UserError):
+        splits, placed = [], {}
+    for _, samples in sorted(zip(placed, splits, strict=True), key=lambda split: split[0] == "train"):
+        for index in range(min(len(samples), ROWS - len(found))):
+            tokens = _chain(samples[index])[:longest]
+            found += [Text(samples.origin(index), tokens)] if len(tokens) > 1 else []
+    if found:
+        return found
+    generator = torch.Generator().manual_seed(derive(0, "verify"))
+    return [Text("drawn", torch.randint(model.vocabulary(), (longest,), generator=generator).tolist())]
+
+
+def _chain(sample: Sample) -> list[int]:
+    """Tokens of a sample's first segment and of the first that follow each other from it."""
+    tokens, last = list[int](), NO_PARENT
+    for number, segment in enumerate(sample.segments):
+        if segment.parent == last:
+            tokens, last = [*tokens, *segment.tokens.tolist()], number
+    return tokens
+
+
+def _check_text(ours: Tokenizer, theirs: Tokenizer, texts: list[Text]) -> None:
+    """Raises ExportError where two tokenizers do not agree about the texts, a conversation or special tokens."""
+    said = [ours.decode(text.tokens, special=True) for text in texts]
+    for what, one, other in (
+        ("special tokens", *((by.bos_id, by.eos_id, by.pad_id) for by in (ours, theirs))),
+        ("token ids", *([by.encode(text) for text in said] for by in (ours, theirs))),
+        ("conversations", _rendered(ours), _rendered(theirs)),
+    ):
+        if one != other:
+            raise ExportError(f"the exported tokenizer gives other {what} than the run's: {other}, not {one}{CURE}")
+
+
+def _rendered(tokenizer: Tokenizer) -> str | None:
+    """A conversation as the chat template writes it; None where there is none or it objects."""
+    try:
+        return tokenizer.render(MESSAGES, reply=True)
+    except UserError:
+        return None
