@@ -22,7 +22,7 @@ def refused(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> UserError:
 MISTAKES = [
     ("optimiser.lr=1", "no setting 'optimiser.lr'. Did you mean 'optimizer.lr'?", "--dry-run"),
     ("adapter=lora adapter.rnak=8", "Did you mean 'adapter.rank'?", "adapter.rank, adapter.alpha"),
-    ("adapter.rnak=8", "Did you mean 'adapter.rank'?", "choose adapter=lora and set adapter.rank"),
+    ("adapter.rnak=8", "Did you mean 'adapter.rank'?", "choose adapter=lora or adapter=qlora and set adapter.rank"),
     ("adapter.rank=8", "adapter.rank is not a setting of what is chosen for adapter", "choose adapter=lora"),
     ("tracker.wandb.project=x", "not a setting of what is chosen for tracker", "choose tracker=[...,wandb]"),
     ("tracker.wandbb.project=x", "Did you mean 'tracker.wandb.project'?", "choose tracker=[...,wandb]"),

@@ -55,7 +55,8 @@ def loss_of(
         name: Role(name, cast(Engine, ModuleEngine(given[name], role.head)), head=role.head, trained=role.trained)
         for name, role in wanted.items()
     }
-    samples = samples_of(batch, prompts=getattr(made, "learns_prompts", False))
+    asked = {name: getattr(made, name, False) for name in ("learns_prompts", "mismatches")}
+    samples = samples_of(batch, prompts=asked["learns_prompts"], mismatched=asked["mismatches"])
     collated = collate(samples, range(len(samples)), 0)
     with torch.no_grad():
         statistics = made.statistics(views, [collated], toy.world())
@@ -140,8 +141,9 @@ class ModuleEngine:
         return torch.no_grad()
 
 
-def samples_of(batch: Mapping[str, Any], *, prompts: bool = False) -> list[Sample]:
-    """A recorded batch as samples. prompts: whether prompts of pairs are targets too.
+def samples_of(batch: Mapping[str, Any], *, prompts: bool = False, mismatched: bool = False) -> list[Sample]:
+    """A recorded batch as samples. prompts: whether prompts of pairs are targets too. mismatched: whether answers that
+    were recorded behind the prompts of others are wanted.
 
     Raises ValueError for a layout that is not known.
     """
@@ -158,7 +160,7 @@ def samples_of(batch: Mapping[str, Any], *, prompts: bool = False) -> list[Sampl
         half = len(found) // 2
         return [_answers(both, prompts=prompts) for both in zip(found[:half], found[half:], strict=True)]
     if {"completion_mask", "label"} <= arrays.keys():
-        return [_labelled(arrays, i) for i in range(len(arrays["label"]))]
+        return [_labelled(arrays, i, mismatched) for i in range(len(arrays["label"]))]
     if arrays.keys() - {"margin"} == {"input_ids", "attention_mask"}:
         found = [_row(ids, ids, mask) for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)]
         half = len(found) // 2
@@ -185,10 +187,10 @@ def _single(ids: Any, learned: Any) -> Sample:
     return Sample((Segment(ids, learned, NO_PARENT),))
 
 
-def _labelled(arrays: Mapping[str, Any], i: int) -> Sample:
-    """One answer, and behind the same prompt one that was given to another, where it was recorded."""
+def _labelled(arrays: Mapping[str, Any], i: int, mismatched: bool) -> Sample:
+    """One answer, and behind the same prompt perhaps one that was given to another."""
     answers = []
-    for prefix in ("", "KL_") if "KL_input_ids" in arrays else ("",):
+    for prefix in ("", "KL_") if mismatched else ("",):
         ids, mask, learned = (arrays[f"{prefix}{key}"][i] for key in ("input_ids", "attention_mask", "completion_mask"))
         answers.append(_row(ids, np.where(learned > 0, ids, IGNORED), mask))
     return replace(_answers(answers), numbers={"label": float(arrays["label"][i])})

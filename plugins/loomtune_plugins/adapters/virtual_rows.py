@@ -67,7 +67,7 @@ def understand(woven: Woven) -> int:
 def _embedded(woven: Woven, embed: Any, vocabulary: int, ids: Tensor) -> Tensor:
     """`(rows, length, width)`. Only generation calls for rows without virtual tokens while the adapter is on."""
     virtual = ids >= vocabulary
-    if not woven.on or not virtual.any():
+    if not virtual.any():
         plain: Tensor = embed(ids)
         return plain
     real: Tensor = embed(ids.masked_fill(virtual, 0))

@@ -17,7 +17,7 @@ class FileSettings:
     path: str = option("", "file of training rows, or a pattern such as `rows-*.parquet`, read in order of names")
     validation: str = option("", "file or pattern of validation rows")
     test: str = option("", "file or pattern of test rows")
-    format: str = option("auto", "auto, completion, messages, text, preference, unpaired or prompt; auto goes by the columns")
+    format: str = option("auto", "auto (by the columns), completion, messages, text, preference, unpaired or prompt")
     prompt: str = option("", "column of the prompt")
     completion: str = option("", "column of the answer to be learned")
     messages: str = option("", "column of the conversation, a list of role and content")

@@ -100,9 +100,9 @@ class Kto(Objective):
             ratio, others = ratio + found, others + count
         wanted = sum(float(batch.columns["label"].sum()) for batch in step if len(batch.sample_numbers))
         examples = sum(len(batch.sample_numbers) for batch in step)
-        ratio, others, wanted, examples = world.sum([ratio, others, wanted, float(examples)])
+        ratio, others, wanted, total = world.sum([ratio, others, wanted, float(examples)])
         baseline = max(0.0, ratio / others) if others else 0.0
-        return {"around": Around(baseline, (examples - wanted, wanted), references)}
+        return {"around": Around(baseline, (total - wanted, wanted), references)}
 
     def _log_ratios(self, roles: Roles, batch: Batch, reference: Tensor) -> tuple[float, int]:
         """The sum of log-ratios of mismatched answers, and how many there are."""

@@ -87,7 +87,7 @@ def test_a_large_model_takes_little_more_than_half_a_byte_a_weight_from_birth_on
     assert found["birth"] < held + 4 * one + 24 * (1 << 22), "no more than a layer at a time is whole"
     assert found["birth"] < 0.65 * found["weights"] + 4 * one + 24 * (1 << 22)
     # Kept for the backward pass, the matrices alone would take four bytes a weight.
-    assert found["step"] < 2 * found["weights"], "a matrix is unpacked for as long as it computes"
+    assert found["step"] < 1.8 * found["weights"], "a matrix is unpacked for as long as it computes"
 
 
 @pytest.mark.slow

@@ -77,12 +77,41 @@ def test_parquet_gives_the_rows_that_json_lines_give(tmp_path: Path) -> None:
         ({"text": "t"}, {"text"}),
         ({"prompt": "p", "chosen": "c", "rejected": "r", "completion": "c"}, {"prompt", "chosen", "rejected"}),
         ({"prompt": "p"}, {"prompt"}),
+        ({"prompt": "p", "completion": "c", "label": 1, "text": "t"}, {"prompt", "completion", "label"}),
+        ({"text": "t", "label": "a class, which rides along"}, {"text", "label"}),
+        ({"prompt": "p", "completion": "c", "label": "a class"}, {"prompt", "completion", "label"}),
     ],
 )
 def test_the_format_is_seen_by_the_columns_and_rows_hold_no_other(tmp_path: Path, record: dict, keys: set[str]) -> None:
     data = jsonl(lines(tmp_path / "rows.jsonl", [record]))
     (row,) = data.rows("train")
     assert set(row) == keys | {"origin"}
+
+
+@pytest.mark.parametrize("file", ["rows.jsonl", "rows.parquet"])
+def test_labels_become_true_or_false_whatever_their_column(tmp_path: Path, file: str) -> None:
+    said = [{"role": "user", "content": "hi"}]
+    records = [{"prompt": said, "completion": said, "good": good} for good in (1, 0)]
+    write, read = (lines, Jsonl) if file.endswith("l") else (table, Parquet)
+    rows = list(read(FileSettings(path=write(tmp_path / file, records), label="good")).rows("train"))
+    assert [(row["label"], row["prompt"], row["completion"]) for row in rows] == [
+        (True, said, said),
+        (False, said, said),
+    ]
+
+
+@pytest.mark.parametrize("label", ["yes", 2, 0.5, None])
+def test_a_label_that_is_none_is_refused_with_its_line(tmp_path: Path, label: Any) -> None:
+    good = {"prompt": "a", "completion": "b", "label": True}
+    path = lines(tmp_path / "rows.jsonl", [good, {**good, "label": label}, good])
+    assert f"{path}:2: 'label' is " in refusal(jsonl(path)) and "not true or false" in refusal(jsonl(path))
+
+
+def test_both_labels_of_an_answer_are_set_aside_together(tmp_path: Path) -> None:
+    records = [{"prompt": f"p{i}", "completion": "c", "label": good} for i in range(40) for good in (True, False)]
+    data = jsonl(lines(tmp_path / "rows.jsonl", records), holdout=0.3)
+    held = [row["prompt"] for row in data.rows("validation")]
+    assert 0 < len(held) < 80 and all(held.count(prompt) == 2 for prompt in held)
 
 
 def test_a_named_column_decides_the_format(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def computed(batches: list[Batch], **settings: Any) -> dict[str, float]:
     total.backward()
     norm = math.hypot(*(float(p.grad.norm()) for p in network.parameters() if p.grad is not None))
     means = {name: value / weight for name, (value, weight) in found.items() if weight}
-    return {"loss": float(total), "norm": norm, **means}
+    return {"loss": float(total.detach()), "norm": norm, **means}
 
 
 @pytest.mark.parametrize("variant", ["kto", "apo_zero_unpaired"])
@@ -80,11 +80,9 @@ def test_each_prompt_is_measured_with_the_next_answer_and_the_last_with_the_firs
 
 
 def test_a_foreign_answer_is_cut_to_the_room_that_the_prompt_leaves() -> None:
-    first, second, _ = together(limit=14)
-    assert len(first.segments[0].tokens) + len(first.segments[2].tokens) == 7 + 6
-    assert len(second.segments[2].tokens) == 5
-    _, second, _ = together([ROWS[0], {**ROWS[1], "prompt": "a longer prompt "}, ROWS[2]], limit=18)
-    assert len(second.segments[2].tokens) == 2
+    first, second, _ = together(limit=12)
+    assert (len(first.segments[0].tokens), len(first.segments[2].tokens)) == (8, 4)  # of "flies" and its end
+    assert (len(second.segments[0].tokens), len(second.segments[2].tokens)) == (6, 5)
 
 
 def test_where_nothing_is_measured_no_answer_is_added() -> None:
@@ -151,15 +149,13 @@ def test_margins_are_the_difference_of_the_means() -> None:
 @pytest.mark.parametrize("part", [1, 2])
 def test_a_branch_is_what_a_batch_of_these_answers_alone_would_be(unfolded: bool, part: int) -> None:
     samples = together()
-    alone = batch_of([Sample((one.segments[0], one.segments[part]), one.numbers) for one in samples])
+    alone = batch_of(_alone(samples, part))
     found = branch(batch_of(samples, unfolded=unfolded), part)
     for name in ("tokens", "positions", "target", "predict_from"):
         assert torch.equal(getattr(found, name), getattr(alone, name)), name
     assert torch.equal(found.segments < 0, alone.segments < 0)
     packed = collate(samples, range(3), 0, rows=[2, 1])
-    assert torch.equal(
-        branch(packed, part).tokens, collate([s for s in _alone(samples, part)], range(3), 0, rows=[2, 1]).tokens
-    )
+    assert torch.equal(branch(packed, part).tokens, collate(_alone(samples, part), range(3), 0, rows=[2, 1]).tokens)
 
 
 def _alone(samples: list[Sample], part: int) -> list[Sample]:
@@ -175,7 +171,7 @@ def test_a_row_with_another_label_is_refused(label: Any) -> None:
 def test_settings_that_say_nothing_are_refused() -> None:
     with pytest.raises(UserError, match=r"variant=kta.*\n.*\n.*undesirable=-1") as refused:
         Kto(KtoSettings(variant="kta", undesirable=-1.0))
-    assert "kto?" in str(refused.value)
+    assert "'kto'?" in str(refused.value)
 
 
 def test_a_step_of_one_row_is_refused_before_the_run(tiny_model: Path, tmp_path: Path) -> None:
