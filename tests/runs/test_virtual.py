@@ -39,6 +39,12 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
         ["sharding=zero", "sharding.stage=3", "sharding.activation_checkpointing=true", "packing=true"],
     ),
 }
+def on(layout: str, method: str) -> tuple[int, list[str]]:
+    """Processes and settings of a layout; a prefix needs rows that hold one sample each."""
+    size, how = LAYOUTS[layout]
+    return size, [text for text in how if "prefix" not in method or text != "packing=true"]
+
+
 EVERYDAY = [("prompt", "fsdp on 2, recomputed"), ("prefix", "ddp on 3, micro-batches of 1")]
 CELLS = [
     pytest.param(method, layout, marks=() if (method, layout) in EVERYDAY else pytest.mark.slow)
@@ -59,7 +65,7 @@ def settings(tiny: list[str]) -> list[str]:
 def test_every_layout_gives_the_curve_of_one_process(
     method: str, layout: str, train: Train, alone: Train, settings: list[str]
 ) -> None:
-    size, how = LAYOUTS[layout]
+    size, how = on(layout, method)
     one = alone(*settings, *METHODS[method])
     agree(train(size, [*settings, *METHODS[method], *how]), one)
 
@@ -70,7 +76,7 @@ def test_every_layout_gives_the_curve_of_one_process(
 def test_bf16_stays_near_bf16_on_one_process_and_near_fp32(
     method: str, layout: str, train: Train, alone: Train, settings: list[str]
 ) -> None:
-    size, how = LAYOUTS[layout]
+    size, how = on(layout, method)
     losses = train(size, [*settings, *METHODS[method], "precision=bf16", *how]).series("loss")
     assert largest(losses, alone(*settings, *METHODS[method], "precision=bf16").series("loss")) < 5e-3
     assert 1e-6 < largest(losses, alone(*settings, *METHODS[method]).series("loss")) < 2e-2
@@ -97,7 +103,7 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_pairs_that_share_a_prompt_are_learned_as_pairs_that_do_not(
     method: str, layout: str, train: Train, alone: Train, settings: list[str], preferences: list[str]
 ) -> None:
-    size, how = LAYOUTS[layout]
+    size, how = on(layout, method)
     kept = [text for text in settings if not text.startswith("data.path=")]
     one = alone(*kept, *preferences, *METHODS[method], "batch.share=never")
     agree(train(size, [*kept, *preferences, *METHODS[method], "batch.share=always", *how]), one)
@@ -117,7 +123,7 @@ def test_pairs_that_share_a_prompt_are_learned_as_pairs_that_do_not(
 def test_a_run_goes_on_under_another_layout(
     method: str, first: str, then: str, worlds: Worlds, alone: Train, settings: list[str], tmp_path: Path
 ) -> None:
-    (size, how), (next_size, next_how) = LAYOUTS[first], LAYOUTS[then]
+    (size, how), (next_size, next_how) = on(first, method), on(then, method)
     folder = tmp_path / "run"
     worlds.train(size, [*settings, *METHODS[method], *how, "stop_after=4"], folder)
     agree(worlds.resume(next_size, folder, *next_how), alone(*settings, *METHODS[method]))
@@ -134,7 +140,7 @@ def test_a_run_goes_on_under_another_layout(
 def test_what_a_layout_has_learned_goes_on_as_in_peft(
     method: str, layout: str, worlds: Worlds, settings: list[str], tied_model: Path, tmp_path: Path
 ) -> None:
-    size, how = LAYOUTS[layout]
+    size, how = on(layout, method)
     ran = worlds.train(
         size, [*settings, *METHODS[method], *how, "rollout=huggingface"], tmp_path / "run", work=continued
     )

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class Prefix(Virtual):
     """Trains keys and values that every layer's attention sees before each sample's (Li and Liang 2021).
 
-    Samples stand at the positions behind them, as in peft. What is packed into one row sees the same prefix, which
-    sees nothing.
+    Samples stand at the positions behind them, as in peft. All of a row sees the same prefix, which sees nothing.
     """
 
     def __init__(self, settings: PrefixSettings) -> None:

@@ -11,8 +11,15 @@ from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings, too_shor
 
 @hookimpl
 def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
-    """Where the number of steps is known, whether it leaves AdaLoRA time."""
-    return list(_time(plan))
+    """Whether the steps leave AdaLoRA time, where they are known, and whether a prefix has a row of its own."""
+    return [*_time(plan), *_rows(plan)]
+
+
+def _rows(plan: Plan) -> Iterator[Finding]:
+    """Only an explicit mask can show one prefix to several samples; attention by their lengths has no place for it."""
+    if plan.root.packing and "prefix" in plan.choices("adapter"):
+        what = "packing=true lays several samples into a row, and adapter=prefix gives each row one prefix to see"
+        yield Finding(what, "set packing=false, or adapter=prompt or ptuning, whose tokens stand before each sample")
 
 
 def _time(plan: Plan) -> Iterator[Finding]:

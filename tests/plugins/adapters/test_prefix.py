@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
+from loomtune.compose import compose
 from loomtune.errors import UserError
 from loomtune_plugins.adapters import prefix_cache
 from loomtune_plugins.adapters.prefix import Prefix
+from loomtune_plugins.adapters.rules import preflight
 from loomtune_plugins.adapters.virtual_settings import PrefixSettings
 
 
@@ -105,3 +107,11 @@ def test_a_model_without_a_config_is_refused() -> None:
 def test_settings_without_sense_are_refused(settings, reason) -> None:
     with pytest.raises(UserError, match=reason):
         Prefix(settings)
+
+
+@pytest.mark.parametrize(("adapter", "refused"), [("prefix", True), ("prompt", False)])
+def test_packing_is_refused_with_a_prefix_and_not_with_virtual_tokens(adapter, refused) -> None:
+    plan = compose(["recipe=null", f"adapter={adapter}", "packing=true", "data=jsonl", "data.path=rows.jsonl"])
+    found = [finding for finding in preflight(plan, {}) if finding.fatal]
+    assert bool(found) is refused
+    assert all("packing=true" in one.what and "packing=false" in one.cure for one in found)
