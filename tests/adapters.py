@@ -83,9 +83,9 @@ METHODS = (
     Method("coft", 3e-3, "adapter.block_size=4 adapter.eps=1e-1"),
     Method("bottleneck", 3e-3, "adapter.size=8"),
     Method("bottleneck pfeiffer", 3e-3, "adapter.size=8 adapter.variant=pfeiffer"),
-    Method("prompt", 3e-2),
+    Method("prompt", 1e-2),
     # Adam divides gradients of the encoder that are almost 0 by themselves; with SGD norms agree to 6e-7.
-    Method("ptuning", 3e-3, norm=1e-4),
+    Method("ptuning", 1e-3, norm=1e-4),
     Method("prefix", 1e-2),
     Method("prefix projection", 2e-3, "adapter.projection=true"),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loomtune import plan as plans
-from loomtune import samples
+from loomtune import role_models, samples
 from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import compose as compose_settings
 from loomtune.compose import quoted
@@ -72,11 +72,14 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
         tried(sharding.check, plan.processes)
     if (objective := parts["objective"]) is not None:
         tried(objective.use, parts["loss"] or {}, parts["reward"] or {})
-    for part in () if simulated else (parts["model"], parts["data"]):
+        tried(role_models.check, plan, objective)
+    others = (tried(role_models.models, plan, catalogue) or {}).values()
+    for part in () if simulated else (parts["model"], parts["data"], *others):
         if part is not None:
             tried(part.check)
     if not faults and (not simulated or tried(parts["model"].at_hand)):
-        tried(sharding.suits, parts["model"])
+        for one in (parts["model"], *others):
+            tried(sharding.suits, one)
         tried(parts["adapter"].suits, parts["model"])
     if not faults and not simulated:
         for evaluator in parts["evaluator"].values():
@@ -146,6 +149,7 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
             f"set max_length to at most {room}",
         )
     tokenizer, cache = model.tokenizer(), samples.default_cache()
+    role_models.suit(role_models.models(plan, catalogue), tokenizer, length)
     placed = {}
     for split in data.splits():
         source = samples.Source(data, objective, tokenizer, split, length)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loomtune.batching import CPU_TOKENS
 from loomtune.catalogue import Catalogue
-from loomtune.contracts import Adapter, Engine, EngineSpec, Objective, Role, RoleSpec, Sharding, Tracker
+from loomtune.contracts import Adapter, Engine, EngineSpec, Model, Objective, Role, RoleSpec, Sharding, Tracker
 from loomtune.events import Events
 from loomtune.keeper import Keeper
 from loomtune.lease import Lease
+from loomtune.offers import Trait
 from loomtune.plan import Plan
+from loomtune.role_models import models
 from loomtune.run import Run
 from loomtune.samples import Samples, open_samples
 from loomtune.world import World
@@ -22,12 +25,17 @@ from loomtune.world import World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
-    """A run and what is needed to give it its models."""
+    """A run and what is needed to give it its models.
+
+    models: of the roles that are other networks than the policy. whole: the adapter that adds nothing, for these.
+    """
 
     run: Run
     keeper: Keeper
     adapter: Adapter
     sharding: Sharding
+    models: Mapping[str, Model] = field(default_factory=dict)
+    whole: Adapter | None = None
 
     def build_roles(self) -> None:
         """Builds an engine for every role that cannot be a view of another's, and the views."""
@@ -37,7 +45,9 @@ class Assembly:
             owner = self._owner(name, wanted)
             if owner not in engines:
                 heads = {r.head for n, r in wanted.items() if self._owner(n, wanted) == owner}
-                engines[owner] = self.sharding.engine(self._spec(wanted[owner], tuple(sorted(heads))), self.run.world)
+                engines[owner] = self.sharding.engine(
+                    self._spec(owner, wanted[owner], tuple(sorted(heads))), self.run.world
+                )
             shared_and_frozen = owner != name and not role.trained
             view = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head, trained=role.trained)
             self.run.roles[name] = view
@@ -47,11 +57,11 @@ class Assembly:
         twin = wanted[name].twin_of
         return name if twin is None or self.adapter.saves_base else twin
 
-    def _spec(self, role: RoleSpec, heads: tuple[str, ...]) -> EngineSpec:
-        run = self.run
+    def _spec(self, name: str, role: RoleSpec, heads: tuple[str, ...]) -> EngineSpec:
+        run, other = self.run, self.models.get(name)
         return EngineSpec(
-            model=run.model,
-            adapter=self.adapter,
+            model=other or run.model,
+            adapter=self.adapter if other is None or self.whole is None else self.whole,
             kernel=run.kernel,
             optimizer=run.optimizer if role.trained else None,
             precision=run.settings.precision,
@@ -98,7 +108,21 @@ def assemble(
         attempt=lease.attempt,
         token_budget=CPU_TOKENS,
     )
-    return Assembly(run=run, keeper=Keeper(run, adapter, lease), adapter=adapter, sharding=sharding)
+    return Assembly(
+        run=run,
+        keeper=Keeper(run, adapter, lease),
+        adapter=adapter,
+        sharding=sharding,
+        models=models(plan, catalogue),
+        whole=_whole(catalogue),
+    )
+
+
+def _whole(catalogue: Catalogue) -> Adapter:
+    """The adapter that leaves a model as it is: a frozen role is nothing but its model."""
+    name = next(e.offer.name for e in catalogue.entries("adapter") if Trait.WHOLE_MODEL in e.offer.provides)
+    adapter: Adapter = catalogue.build("adapter", name, {})
+    return adapter
 
 
 def _placed(world: World, sharding: Sharding) -> World:

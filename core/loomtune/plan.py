@@ -63,7 +63,7 @@ class Plan:
     @property
     def root(self) -> Settings:
         """The settings that belong to no axis, typed."""
-        root: Settings = typed(Settings, {key: self.settings[key] for key in ROOT_KEYS})
+        root: Settings = typed(Settings, {key: self.settings[key] for key in ROOT_KEYS if key in self.settings})
         return root
 
     @property

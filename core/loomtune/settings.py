@@ -95,6 +95,9 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    roles: dict[str, Any] = option(
+        {}, "models beside the policy: roles.teacher.model.path=, or any setting of model; others it has from there"
+    )
 
 
 ROOT_KEYS = tuple(entry.name for entry in fields(Settings))

@@ -191,7 +191,7 @@ def catalogue(**hooks: Any) -> Catalogue:
 @pytest.fixture
 def bare(plan: Plan) -> Plan:
     """Root settings alone, because the catalogue of this test has nothing to choose."""
-    return Plan({key: plan.settings[key] for key in ROOT_KEYS}, {})
+    return Plan({key: plan.settings[key] for key in ROOT_KEYS if key in plan.settings}, {})
 
 
 def test_preflight_hooks_add_findings_and_a_failing_one_takes_none_away(bare: Plan) -> None:

@@ -16,6 +16,7 @@ from loomtune.compose.loader import Loader
 from loomtune.compose.requests import AXIS_NAMES, Requests, subject, text_of
 from loomtune.errors import Fault, UserError, near
 from loomtune.offers import Arity, axis
+from loomtune.role_models import misfits
 from loomtune.settings import ROOT_KEYS, Settings, leaves
 
 About = tuple[Fault, str]
@@ -108,6 +109,7 @@ class Composition:
         yield from _fault_of(Settings, {key: value for key, value in settings.items() if key in ROOT_KEYS}, "the root")
         for kind in AXIS_NAMES:
             yield from self._unfitting_axis(kind, settings.get(kind) or {})
+        yield from ((fault, "roles") for fault in misfits(settings, self.catalogue))
         for key in settings.keys() - {*ROOT_KEYS, *AXIS_NAMES}:
             yield Fault(f"'{key}' is no key of loomtune.{near(key, [*ROOT_KEYS, *AXIS_NAMES])}", "remove it"), key
 

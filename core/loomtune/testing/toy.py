@@ -232,7 +232,9 @@ def world() -> World:
     return World(0, 1, 0, torch.device("cpu"))
 
 
-def spec(model: Model | None = None, *, trained: bool = True, heads: Sequence[str] = ("lm",)) -> EngineSpec:
+def spec(
+    model: Model | None = None, *, trained: bool = True, heads: Sequence[str] = ("lm",), seed: int = 0
+) -> EngineSpec:
     """What an engine of the toy network, or of another model, is made of."""
     return EngineSpec(
         model=model or ToyModel(),
@@ -240,16 +242,20 @@ def spec(model: Model | None = None, *, trained: bool = True, heads: Sequence[st
         kernel=ToyKernel(),
         optimizer=ToyOptimizer() if trained else None,
         precision="fp32",
-        seed=0,
+        seed=seed,
         heads=tuple(heads),
     )
 
 
 def roles(objective: Objective, model: Model | None = None) -> dict[str, Role]:
-    """The roles that an objective wants, each with an engine of its own that can do nothing but compute."""
+    """The roles that an objective wants, each with an engine of its own that can do nothing but compute.
+
+    What is nobody's twin has weights of its own.
+    """
     made = {}
     for name, role in objective.roles().items():
-        engine = BareEngine(spec(model, trained=role.trained, heads=[role.head]))
+        seed = int(name != "policy" and role.twin_of is None)
+        engine = BareEngine(spec(model, trained=role.trained, heads=[role.head], seed=seed))
         made[name] = Role(name, cast(Engine, engine), head=role.head, trained=role.trained)
     return made
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from loomtune.contracts import Batch, WeightSource
+from loomtune.contracts import Batch, Model, WeightSource
 from loomtune.errors import UserError, near
 from loomtune_plugins.adapters.virtual import Virtual, check_length, check_width
 from loomtune_plugins.adapters.virtual_settings import PREFIX_INITS, PrefixSettings
@@ -27,6 +27,17 @@ class Prefix(Virtual):
         super().__init__(settings.length)
         _check(settings)
         self._settings = settings
+
+    def suits(self, model: Model) -> None:
+        """Asks a skeleton on the meta device whether its attention can be shown a prefix."""
+        import torch
+
+        from loomtune_plugins.adapters.woven import Nowhere
+
+        super().suits(model)
+        with torch.device("meta"):
+            skeleton = model.skeleton()
+        self.weave(skeleton, Nowhere(), 0)
 
     def config(self, **more: Any) -> Any:
         from peft import PrefixTuningConfig

@@ -71,7 +71,9 @@ class Virtual(Adapter):
         """Freezes the model and puts the encoder beside it."""
         from loomtune_plugins.adapters.virtual_woven import Woven, fitted
         from loomtune_plugins.adapters.woven import Added, Names, WovenWeights
+        from loomtune_plugins.adapters.wrapping import quiet
 
+        quiet()
         self._config = fitted(self.config(), module)
         with next(module.parameters()).device:
             woven = Woven(module.requires_grad_(False), self.encoder(self._config), self.virtual_tokens)

@@ -95,8 +95,7 @@ class Wrapping(Adapter):
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """Wraps the layers. First values come from the source: what peft draws on the meta device is nothing."""
-        # peft imports bitsandbytes where it is installed, which warns of a kernel that nothing here calls (0.50.2).
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        quiet()
         from peft import get_peft_model
 
         from loomtune_plugins.adapters.woven import WovenWeights, names, owners
@@ -229,6 +228,11 @@ class Wrapping(Adapter):
         # peft keeps the targets as a set, whose order would change the file's bytes from run to run.
         config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
+
+
+def quiet() -> None:
+    """Before peft is imported: it imports bitsandbytes, which warns of a kernel that nothing here calls (0.50.2)."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _leaf(name: str) -> str:

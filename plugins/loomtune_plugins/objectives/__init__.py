@@ -8,6 +8,7 @@ from loomtune import hookimpl
 from loomtune.contracts import Objective
 from loomtune.offers import Offer, Trait
 from loomtune.plan import Finding, Plan
+from loomtune_plugins.objectives.distill_settings import DistillSettings
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
 from loomtune_plugins.objectives.kto_settings import KtoSettings
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
@@ -24,6 +25,13 @@ def objectives() -> Sequence[Offer[Objective]]:
             build="loomtune_plugins.objectives.sft:Sft",
             schema=SftSettings,
             summary="supervised fine-tuning: the next token of answers, conversations or plain text",
+            needs=frozenset({Trait.COMPLETIONS}),
+        ),
+        Offer(
+            name="distill",
+            build="loomtune_plugins.objectives.distill:Distill",
+            schema=DistillSettings,
+            summary="learns a teacher's distribution of every next token: forward or reverse KL, or between (GKD)",
             needs=frozenset({Trait.COMPLETIONS}),
         ),
         Offer(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +92,13 @@ def woven(window: int | None) -> nn.Module:
 def test_a_sliding_window_is_refused_with_its_reason() -> None:
     with pytest.raises(UserError, match=r"(?s)sliding window of 8 tokens.*adapter=prompt"):
         woven(8)
+
+
+def test_a_sliding_window_is_refused_before_any_process_exists() -> None:
+    config = MistralConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, sliding_window=8)
+    model: Any = SimpleNamespace(context=lambda: 64, skeleton=lambda: MistralForCausalLM(config))
+    with pytest.raises(UserError, match="sliding window of 8 tokens"):
+        Prefix(PrefixSettings(length=3)).suits(model)
 
 
 def test_a_model_without_a_config_is_refused() -> None:

@@ -34,7 +34,7 @@ def tiny(tied_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
     ]
     path = write_rows(tmp_path_factory.mktemp("kto") / "rows.jsonl", rows)
     data = [f"model.path={tied_model}", "data=jsonl", f"data.path={path}", "data.holdout_rows=6"]
-    learned = ["objective=kto", "objective.beta=0.5", "objective.undesirable=1.5", "optimizer.lr=1e-2"]
+    learned = ["objective=kto", "objective.beta=0.5", "objective.undesirable=1.5", "optimizer.lr=3e-3"]
     return [*data, *learned, "evaluator=[heldout]", "steps=4", "tracker=[jsonl]", "checkpoint.background=false"]
 
 
