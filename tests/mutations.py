@@ -156,8 +156,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "lost EOS",
         "the end token is not learned, and the model never stops",
-        "plugins/loomtune_plugins/objectives/sft.py",
-        "        encoded.end(tokenizer.eos_id)\n",
+        "plugins/loomtune_plugins/objectives/encoding.py",
+        "    encoded.end(tokenizer.eos_id)\n",
         "",
         (
             "tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",
@@ -166,9 +166,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "prompt learned",
         "the prompt's tokens are targets too",
-        "plugins/loomtune_plugins/objectives/sft.py",
-        'text_of(row, "prompt") + self.settings.separator, False',
-        'text_of(row, "prompt") + self.settings.separator, True',
+        "plugins/loomtune_plugins/objectives/encoding.py",
+        'asked = Piece(text_of(row, "prompt") + separator, False)',
+        'asked = Piece(text_of(row, "prompt") + separator, True)',
         (
             "tests/plugins/objectives/test_sft.py::test_a_completion_and_the_end_token_are_learned_and_the_prompt_is_not",
         ),
@@ -209,8 +209,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "dropout by place",
         "masks belong to the place in the micro-batch, not to the sample",
         "core/loomtune/toolkit/dropout.py",
-        "_mix64(batch.sample_numbers[sample])",
-        "_mix64(sample)",
+        "_mix64(batch.sample_numbers[batch.sample_of_segment])",
+        "_mix64(batch.sample_of_segment)",
         ("tests/core/toolkit/test_dropout.py::test_masks_do_not_change_with_order_micro_batch_padding_or_packing",),
     ),
     Mutation(

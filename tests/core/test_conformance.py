@@ -28,8 +28,9 @@ ROWS = [
     {"prompt": "x", "completion": "y"},
 ]
 PAIRS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1]} for row in ROWS]
+TEXTS = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
 LABELS = [{**row, "label": i != 1} for i, row in enumerate(ROWS)]
-ROWS_OF = {"completions": ROWS, "pairs": PAIRS, "labels": LABELS}
+ROWS_OF = {"completions": ROWS, "pairs": PAIRS, "labels": LABELS, "texts": TEXTS}
 """What objectives learn from, by the trait that they need; those that need neither make samples while training."""
 
 

@@ -101,7 +101,8 @@ class Reader:
                 return self._fetch(piece, entry.key, None)
         raise CheckpointError(
             f"{name} can be read only under the layout that wrote it ({self.manifest.world_size} ranks)"
-            "\n    cure: resume with the same sharding and number of processes, or begin a new run from its model/ (model.path) or adapter/ (adapter.path)"
+            "\n    cure: resume with the same sharding and number of processes, or begin a new run from what it holds, "
+            "model/ (model.path) or adapter/ (adapter.path)"
         )
 
     def _fetch(self, piece: Piece, key: str, inside: Region | None) -> Tensor:

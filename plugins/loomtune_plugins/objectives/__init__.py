@@ -12,6 +12,7 @@ from loomtune_plugins.objectives.distill_settings import DistillSettings
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
 from loomtune_plugins.objectives.kto_settings import KtoSettings
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
+from loomtune_plugins.objectives.pretrain_settings import PretrainSettings
 from loomtune_plugins.objectives.reward_settings import RewardSettings
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
@@ -26,6 +27,13 @@ def objectives() -> Sequence[Offer[Objective]]:
             schema=SftSettings,
             summary="supervised fine-tuning: the next token of answers, conversations or plain text",
             needs=frozenset({Trait.COMPLETIONS}),
+        ),
+        Offer(
+            name="pretrain",
+            build="loomtune_plugins.objectives.pretrain:Pretrain",
+            schema=PretrainSettings,
+            summary="continued pretraining: every token of plain text, in samples of at most max_length tokens",
+            needs=frozenset({Trait.TEXTS}),
         ),
         Offer(
             name="distill",
