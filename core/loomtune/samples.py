@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,15 +140,15 @@ class Source:
         made_of = self.data.fingerprint(), self.split, self.objective.fingerprint(), self.tokenizer.fingerprint
         return hashlib.sha256(json.dumps([FORMAT, *made_of, self.max_length]).encode()).hexdigest()
 
-    def sample(self, row: Row) -> tuple[Sample, int]:
-        """A row's sample, and how many tokens the cut took. Raises ValueError where the row cannot be learned from.
+    def samples(self, row: Row) -> tuple[Sequence[Sample], int]:
+        """A row's samples, and how many tokens the cut took. Raises ValueError where the row cannot be learned from.
 
-        Only a sample that fills `max_length` can have lost any, and is made again uncut.
+        Only a sample by itself that fills `max_length` can have lost any, and is made again uncut.
         """
-        sample = self.objective.sample(row, self.tokenizer, self.max_length)
-        if chain(sample) < self.max_length:
-            return sample, 0
-        return sample, self.objective.sample(row, self.tokenizer, UNCUT).length - sample.length
+        made = self.objective.samples(row, self.tokenizer, self.max_length)
+        if len(made) > 1 or chain(made[0]) < self.max_length:
+            return made, 0
+        return made, self.objective.sample(row, self.tokenizer, UNCUT).length - made[0].length
 
 
 def prepare(source: Source, cache: Path, vocabulary: int) -> Samples:
@@ -206,14 +206,15 @@ def _make(folder: Path, source: Source) -> None:
         for count, row in enumerate(source.data.rows(split), start=1):
             origin = str(row.get("origin", f"{split}:{count}"))
             try:
-                sample, lost = source.sample(row)
+                made, lost = source.samples(row)
             except ValueError as error:
                 refusals.add(origin, str(error))
                 continue
-            if not sample.targets and source.objective.needs_targets():
-                (cut_away if lost else refusals).add(origin, _why_no_target(lost, source.max_length))
-            elif not refusals.count:
-                writer.add(sample, origin, lost)
+            for sample in made:
+                if not sample.targets and source.objective.needs_targets():
+                    (cut_away if lost else refusals).add(origin, _why_no_target(lost, source.max_length))
+                elif not refusals.count:
+                    writer.add(sample, origin, lost)
         writer.about["skipped"] = cut_away.count
     if cut_away.count > LEAVES_OUT * count:
         refusals.join(cut_away)

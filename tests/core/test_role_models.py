@@ -31,7 +31,7 @@ def refusal(overrides: list[str]) -> str:
 def test_a_role_has_the_settings_of_the_policys_model_but_for_those_given(given: list[str], tiny_model: Path) -> None:
     plan = api.compose([*given, "model.attention=eager", f"roles.teacher.model.path={tiny_model}"])
     (teacher,) = role_models.models(plan, installed()).values()
-    assert teacher.settings.path == str(tiny_model) and teacher.settings.attention == "eager"
+    assert teacher._settings.path == str(tiny_model) and teacher._settings.attention == "eager"
     assert Plan.parse(plan.dump()).root.roles == {"teacher": {"model": {"path": str(tiny_model)}}}
 
 

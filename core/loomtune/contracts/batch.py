@@ -128,7 +128,7 @@ def _parse(plain: Mapping[str, Any]) -> Segment:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A sample with the row that it was made of. row: its place in the split, as `Run.row` takes it."""
+    """A sample with its place among those of the split, which are its rows where each makes one sample."""
 
     row: int
     sample: Sample

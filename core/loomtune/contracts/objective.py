@@ -84,6 +84,10 @@ class Objective(ABC):
         Raises ValueError, in words for the user, where the row cannot be learned from.
         """
 
+    def samples(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sequence[Sample]:
+        """All samples of a row, in order: one, cut where it is too long, unless an objective goes on where it cut."""
+        return [self.sample(row, tokenizer, max_length)]
+
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
         """Tokens from which a completion of the row is generated: exactly those that stand before its first target.
 

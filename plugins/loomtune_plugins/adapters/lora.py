@@ -58,17 +58,9 @@ class Lora(Wrapping):
     def suits(self, model: Model) -> None:
         """Builds no skeleton where the files of the model say enough."""
         choice = self._choice
-        if choice.tokens or choice.modules or self._file or self._beneath:
-            self.meet(model)
-        elif enough(model.stored(), choice.targets, choice.rank):
-            return
-        import torch
-
-        from loomtune_plugins.adapters.woven import Nowhere
-
-        with torch.device("meta"):
-            skeleton = model.skeleton()
-        self.weave(skeleton, Nowhere(), 0)
+        more = choice.tokens or choice.modules or self._file or self._beneath
+        if more or not enough(model.stored(), choice.targets, choice.rank):
+            super().suits(model)
 
     def layers(self, module: nn.Module) -> list[str]:
         """The linear layers that are meant. Raises UserError where a rank is more than one of them can have."""

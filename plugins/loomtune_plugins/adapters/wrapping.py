@@ -87,11 +87,15 @@ class Wrapping(Adapter):
         return
 
     def suits(self, model: Model) -> None:
+        """Weaves a skeleton that never has weights: what training would refuse is refused here."""
         import torch
 
+        from loomtune_plugins.adapters.woven import Nowhere
+
+        self.meet(model)
         with torch.device("meta"):
             skeleton = model.skeleton()
-        self.layers(skeleton)
+        self.weave(skeleton, Nowhere(), 0)
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """Wraps the layers. First values come from the source: what peft draws on the meta device is nothing."""

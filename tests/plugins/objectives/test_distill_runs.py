@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,9 +82,6 @@ def test_the_policy_nears_its_teacher_which_the_checkpoint_leaves_out(alone: Cal
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(tiny: list[str], tiny_model: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     other = tmp_path / "teacher"
     shutil.copytree(tiny_model, other)
     file = other / "tokenizer.json"

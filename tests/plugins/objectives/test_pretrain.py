@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_every_token_but_the_first_is_learned_once(length: int) -> None:
     learned = [int(token) for piece in pieces for token in piece.tokens[piece.is_target]]
     assert learned == whole[1:]
     assert {len(piece.tokens) for piece in pieces[:-1]} <= {length} and 2 <= len(pieces[-1].tokens) <= length
-    for before, after in zip(pieces, pieces[1:], strict=False):
+    for before, after in pairwise(pieces):
         assert after.tokens[0] == before.tokens[-1] and not after.is_target[0]
 
 
