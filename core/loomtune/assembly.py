@@ -107,6 +107,7 @@ def assemble(
         samples_planned=planned,
         attempt=lease.attempt,
         token_budget=CPU_TOKENS,
+        virtual_tokens=adapter.virtual_tokens,
     )
     return Assembly(
         run=run,

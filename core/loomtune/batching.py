@@ -151,7 +151,7 @@ def evaluation_batches(run: Run, split: str, limit: int = 0) -> list[Batch]:
         lengths = [int(length) for length in samples.lengths[:count]]
         mine = place(range(count), lengths, run.world.replicas, most)[run.world.replica]
         return _collated(run, mine, samples, range(count))
-    whole = run.objective.together([samples[i] for i in range(count)], run.settings.max_length or run.model.context())
+    whole = run.objective.together([samples[i] for i in range(count)], run.max_length)
     return step_batches(run, whole, range(count), most)
 
 

@@ -28,6 +28,7 @@ class Run:
     settings: the root settings, typed. plan: all of it, with the axes. roles: filled before `model_ready`.
     splits: tokenised samples by split. steps, samples_planned: of the whole run. step: optimizer steps done.
     token_budget: tokens, with padding, of a micro-batch where `batch.micro=auto`.
+    virtual_tokens: what the adapter puts before each row.
     metrics: those of the last step and the last evaluation.
     """
 
@@ -52,6 +53,7 @@ class Run:
     samples_planned: int
     attempt: str = ""
     token_budget: int = 0
+    virtual_tokens: int = 0
     roles: dict[str, c.Role] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +63,11 @@ class Run:
     def policy(self) -> c.Role:
         """The trained role."""
         return self.roles["policy"]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest chain of a sample's segments."""
+        return self.settings.max_length or self.model.context() - self.virtual_tokens
 
     def trained_engines(self) -> list[c.Engine]:
         """The engines that take steps, each once, in the order of the roles."""

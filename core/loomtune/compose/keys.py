@@ -57,7 +57,9 @@ class Keys:
         try:
             OmegaConf.update(trial, key, override.value())
         except OmegaConfBaseException as error:
-            return Fault(f"{override.input_line}: {str(error).splitlines()[0]}", f"{key} is {self._described(key)}")
+            told, listed = str(error).splitlines()[0], isinstance(override.value(), str) and "ListConfig" in str(error)
+            cure = f"write a list, {key}=[{override.value()}]: " if listed else ""
+            return Fault(f"{override.input_line}: {told}", f"{cure}{key} is {self._described(key)}")
         return None
 
     def _described(self, key: str) -> str:

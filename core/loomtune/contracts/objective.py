@@ -114,7 +114,7 @@ class Objective(ABC):
         minibatches of its inner epochs, with what they need in `Segment.columns`; they are fixed before the first is
         trained on, and a checkpoint keeps those that are left. Where samples are computed is the loop's affair.
         """
-        return [self.together([one.sample for one in drawn], run.settings.max_length or run.model.context())]
+        return [self.together([one.sample for one in drawn], run.max_length)]
 
     def together(self, samples: Sequence[Sample], max_length: int) -> Sequence[Sample]:
         """Samples that are counted together, those of a step or of a held-out split, each with what it needs of others.

@@ -37,6 +37,7 @@ def translated(
     left = dict(settings)
     if objective == "kto" and "loss_type" in left:
         left["variant"] = left.pop("loss_type")
+    left.pop("lmbda", None)  # says how many rows of a run the policy writes itself, and a batch is there already
     named = left.pop("loss_type", None)
     weights = left.pop("loss_weights", None)
     names = [named] if isinstance(named, str) else list(named or brings)

@@ -213,7 +213,9 @@ class Wrapping(Adapter):
             return
         configs = self.configs_of(layer)
         whole = {
-            name.partition(f"{layer}.")[2]: tensor for name, tensor in parts.items() if kinds[name].adapter in configs
+            name.removeprefix(f"{PREFIX}.{layer}."): tensor
+            for name, tensor in parts.items()
+            if kinds[name].adapter in configs
         }
         made = merged(configs, base, whole, self.settle)
         yield from ((f"{layer}.{leaf}", tensor.to(base[leaf].dtype)) for leaf, tensor in made.items())

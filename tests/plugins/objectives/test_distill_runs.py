@@ -12,7 +12,7 @@ import pytest
 
 from loomtune import api
 from loomtune.errors import UserError
-from runs.curves import agree
+from runs.curves import agree, largest
 from runs.worlds import Outcome, Worlds
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -93,3 +93,12 @@ def test_a_teacher_with_another_tokenizer_is_refused(tiny: list[str], tiny_model
     plan = api.compose([text if "teacher" not in text else f"roles.teacher.model.path={other}" for text in given])
     with pytest.raises(UserError, match=r"roles\.teacher\.model has another tokenizer"):
         api.prepare(plan)
+
+
+@pytest.mark.slow
+def test_bf16_stays_near_fp32_and_alike_under_fsdp(
+    worlds: Worlds, alone: Callable[..., Outcome], tiny: list[str], tmp_path: Path
+) -> None:
+    exact, rounded = (alone("adapter=full", *more).series("loss") for more in ((), ("precision=bf16",)))
+    other = worlds.train(2, [*tiny, "precision=bf16", "sharding=fsdp"], tmp_path / "run").series("loss")
+    assert largest(rounded, exact) < 2e-2 and largest(other, rounded) < 1e-2

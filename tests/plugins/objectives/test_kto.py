@@ -123,6 +123,17 @@ def test_micro_batches_and_unfolding_change_nothing() -> None:
     assert all(parts[name] == pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in whole.items())
 
 
+@pytest.mark.parametrize(("ratios", "baseline"), [((-3.0, 5.0), 1.0), ((-3.0, 1.0), 0.0)])
+def test_z0_is_held_at_0_after_the_mean_over_the_step_and_not_before(
+    ratios: tuple[float, ...], baseline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, left, batch = Kto(KtoSettings()), list(ratios), batch_of(together())
+    monkeypatch.setattr(objective, "_log_ratios", lambda *_: (left.pop(0), 1))
+    with torch.no_grad():
+        around = objective.statistics(toy.roles(objective), [batch, batch], toy.world())["around"]
+    assert (around.baseline, around.counts) == (baseline, (2.0, 4.0))
+
+
 def test_a_micro_batch_that_statistics_did_not_see_is_read_by_itself() -> None:
     objective, batch = Kto(KtoSettings()), batch_of(together())
     roles = toy.roles(objective)
