@@ -21,7 +21,7 @@ from loomtune.errors import ExportError, UserError
 from loomtune.plan import Plan
 from loomtune.testing import toy
 from loomtune.worker import execute, guarded
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.exporters.huggingface import HuggingFace
 from loomtune_plugins.models.tokenizer import HuggingFaceTokenizer
 from runs.exporting import logits

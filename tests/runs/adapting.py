@@ -130,7 +130,7 @@ def reopened(folder: Path, base: Path, others: Mapping[str, Tensor]) -> Any:
 def with_adapter(model: Any, folder: Path) -> Any:
     """As any program of peft opens it; bottleneck adapters, which peft has not, by their own function."""
     if "format" in json.loads((folder / "adapter_config.json").read_text()):
-        from loomtune_plugins.adapters.bottleneck import attach
+        from loomtune_plugins.adapters.bottleneck.bottleneck import attach
 
         return attach(model, folder).eval()
     from peft import PeftModel

@@ -39,6 +39,8 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
         ["sharding=zero", "sharding.stage=3", "sharding.activation_checkpointing=true", "packing=true"],
     ),
 }
+
+
 def on(layout: str, method: str) -> tuple[int, list[str]]:
     """Processes and settings of a layout; a prefix needs rows that hold one sample each."""
     size, how = LAYOUTS[layout]

@@ -22,8 +22,8 @@ def check_objective(
     """Checks samples, weights and loss on a few rows; the tokenizer and the model are toys unless given.
 
     That rows become the same samples each time, cut where asked; that weights are pure and add up; that the loss, its
-    metrics and its gradients over micro-batches add up to the whole batch's, also where a prompt is computed for each of
-    its answers; that an empty batch gives 0, never NaN.
+    metrics and its gradients over micro-batches add up to the whole batch's, also where each answer has its prompt by
+    itself; that an empty batch gives 0, never NaN.
     An online objective's rows are what its `experience` yields, and are not made here.
     """
     from loomtune.batching import collate

@@ -6,13 +6,13 @@ from loomtune import hookimpl
 from loomtune.contracts import Adapter
 from loomtune.offers import Offer, Trait
 from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings
-from loomtune_plugins.adapters.bottleneck_settings import BottleneckSettings
+from loomtune_plugins.adapters.bottleneck.settings import BottleneckSettings
 from loomtune_plugins.adapters.ia3_settings import IA3Settings
+from loomtune_plugins.adapters.lora.qlora_settings import QloraSettings
 from loomtune_plugins.adapters.oft_settings import CoftSettings, OftSettings
-from loomtune_plugins.adapters.qlora_settings import QloraSettings
 from loomtune_plugins.adapters.rules import preflight
 from loomtune_plugins.adapters.settings import FullSettings, LoraSettings
-from loomtune_plugins.adapters.virtual_settings import PrefixSettings, PromptSettings, PtuningSettings
+from loomtune_plugins.adapters.virtual.settings import PrefixSettings, PromptSettings, PtuningSettings
 
 __all__ = ["adapters", "preflight"]
 
@@ -30,7 +30,7 @@ def adapters() -> Sequence[Offer[Adapter]]:
         ),
         Offer(
             name="lora",
-            build="loomtune_plugins.adapters.lora:Lora",
+            build="loomtune_plugins.adapters.lora.lora:Lora",
             schema=LoraSettings,
             summary="trains low-rank additions to linear layers (LoRA, rsLoRA, LoRA+, DoRA) in peft's format",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
@@ -65,7 +65,7 @@ def adapters() -> Sequence[Offer[Adapter]]:
         ),
         Offer(
             name="qlora",
-            build="loomtune_plugins.adapters.qlora:Qlora",
+            build="loomtune_plugins.adapters.lora.qlora:Qlora",
             schema=QloraSettings,
             summary="LoRA on a base whose linear layers are kept in 4 bits (QLoRA)",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS}),
@@ -73,28 +73,28 @@ def adapters() -> Sequence[Offer[Adapter]]:
         ),
         Offer(
             name="bottleneck",
-            build="loomtune_plugins.adapters.bottleneck:Bottleneck",
+            build="loomtune_plugins.adapters.bottleneck.bottleneck:Bottleneck",
             schema=BottleneckSettings,
             summary="trains small networks added after attention and MLP (Houlsby) or after each block (Pfeiffer)",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.WRAPPED_LINEARS, Trait.UNMERGEABLE}),
         ),
         Offer(
             name="prompt",
-            build="loomtune_plugins.adapters.prompt:Prompt",
+            build="loomtune_plugins.adapters.virtual.prompt:Prompt",
             schema=PromptSettings,
             summary="trains embeddings of virtual tokens before each sample (prompt tuning) in peft's format",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.VIRTUAL_TOKENS, Trait.UNMERGEABLE}),
         ),
         Offer(
             name="ptuning",
-            build="loomtune_plugins.adapters.ptuning:Ptuning",
+            build="loomtune_plugins.adapters.virtual.ptuning:Ptuning",
             schema=PtuningSettings,
             summary="trains virtual tokens through a small network (P-tuning) in peft's format",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.VIRTUAL_TOKENS, Trait.UNMERGEABLE}),
         ),
         Offer(
             name="prefix",
-            build="loomtune_plugins.adapters.prefix:Prefix",
+            build="loomtune_plugins.adapters.virtual.prefix:Prefix",
             schema=PrefixSettings,
             summary="trains keys and values before each sample in every layer (prefix tuning) in peft's format",
             provides=frozenset({Trait.ADAPTER_OFF, Trait.VIRTUAL_TOKENS, Trait.UNMERGEABLE}),

@@ -9,13 +9,13 @@ from loomtune.contracts import Optimizer, WeightSource
 from loomtune.errors import Fault, UserError
 from loomtune.world import derive
 from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings, resolved, too_short
-from loomtune_plugins.adapters.targets import ALL_LINEAR, linear_layers
-from loomtune_plugins.adapters.wrapping import Wrapping
+from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, linear_layers
+from loomtune_plugins.adapters.wrapped.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.woven import Added
+    from loomtune_plugins.adapters.wrapped.woven import Added
 
 
 class AdaLora(Wrapping):

@@ -8,13 +8,13 @@ from loomtune.contracts import WeightSource
 from loomtune.errors import UserError
 from loomtune_plugins.adapters.ia3_settings import IA3Settings
 from loomtune_plugins.adapters.patterns import by_end, select
-from loomtune_plugins.adapters.targets import ALL_LINEAR, linear_layers
-from loomtune_plugins.adapters.wrapping import Wrapping
+from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, linear_layers
+from loomtune_plugins.adapters.wrapped.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.woven import Added
+    from loomtune_plugins.adapters.wrapped.woven import Added
 
 USUAL = (
     ("k_proj", "v_proj", "down_proj"),  # Llama, Qwen, Mistral, Gemma

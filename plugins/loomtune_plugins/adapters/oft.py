@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts import Optimizer, WeightSource
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.adapters.oft_settings import BLOCK_SIZE, CoftSettings, OftSettings
-from loomtune_plugins.adapters.targets import ALL_LINEAR, linear_layers
-from loomtune_plugins.adapters.wrapping import Wrapping
+from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, linear_layers
+from loomtune_plugins.adapters.wrapped.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.woven import Added
+    from loomtune_plugins.adapters.wrapped.woven import Added
 
 
 class Oft(Wrapping):

@@ -47,9 +47,7 @@ def shardings() -> list[Offer[Sharding]]:
             schema=ZeroSettings,
             summary="optimizer state, gradients and parameters in parts (DeepSpeed ZeRO stages 1 to 3), with offload",
             provides=frozenset({Trait.MANY_PROCESSES}),
-            excludes={
-                Trait.SHAPED_UPDATES: "DeepSpeed's optimizer sees flat parts of parameters, without shapes"
-            },
+            excludes={Trait.SHAPED_UPDATES: "DeepSpeed's optimizer sees flat parts of parameters, without shapes"},
             variants={
                 "stage 1": ("sharding.stage=1",),
                 "stage 2": ("sharding.stage=2",),

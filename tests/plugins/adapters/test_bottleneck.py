@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loomtune.errors import UserError
 from loomtune.offers import Trait
 from loomtune_plugins.adapters import adapters
-from loomtune_plugins.adapters.bottleneck import Bottleneck, attach
-from loomtune_plugins.adapters.bottleneck_settings import BottleneckSettings
+from loomtune_plugins.adapters.bottleneck.bottleneck import Bottleneck, attach
+from loomtune_plugins.adapters.bottleneck.settings import BottleneckSettings
 
 VARIANTS = [
     BottleneckSettings(reduction=4),

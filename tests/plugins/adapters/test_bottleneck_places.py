@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loomtune.errors import UserError
-from loomtune_plugins.adapters import bottleneck_places
-from loomtune_plugins.adapters.bottleneck import Bottleneck
-from loomtune_plugins.adapters.bottleneck_settings import BottleneckSettings
+from loomtune_plugins.adapters.bottleneck import places as bottleneck_places
+from loomtune_plugins.adapters.bottleneck.bottleneck import Bottleneck
+from loomtune_plugins.adapters.bottleneck.settings import BottleneckSettings
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -15,7 +15,7 @@ from loomtune import api
 from loomtune.errors import UserError
 from loomtune.plan import Plan
 from loomtune.session import opened
-from loomtune_plugins.adapters.bottleneck import attach
+from loomtune_plugins.adapters.bottleneck.bottleneck import attach
 from runs.curves import largest
 from runs.worlds import Outcome, Worlds
 

@@ -7,14 +7,14 @@ from itertools import permutations
 
 import pytest
 import torch
-from adapter_fakes import InMemory, logits, streamed, train
 from peft import PeftModel
 from torch import nn
 
+from adapter_fakes import InMemory, logits, streamed, train
 from loomtune.errors import UserError
 from loomtune.offers import Trait
 from loomtune_plugins.adapters import adapters
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import LoraSettings
 
 VARIANTS = [

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from adapter_fakes import logits, streamed, train
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import LoraSettings
 
 

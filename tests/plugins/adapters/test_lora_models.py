@@ -17,9 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from adapter_fakes import InMemory, logits, streamed, train
 from loomtune.contracts import Model
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import LoraSettings
-from loomtune_plugins.adapters.targets import linear_layers
+from loomtune_plugins.adapters.wrapped.targets import linear_layers
 from loomtune_plugins.models.huggingface import HuggingFace
 from loomtune_plugins.models.settings import HuggingFaceSettings
 

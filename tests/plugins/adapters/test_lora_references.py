@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import LoraSettings
 
 SHARED = Path(os.environ.get("LOOMTUNE_SHARED", Path(__file__).parents[4] / "shared")) / "references"

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from adapter_fakes import logits, streamed, train
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import LoraSettings
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

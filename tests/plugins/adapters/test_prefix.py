@@ -13,10 +13,10 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from loomtune.compose import compose
 from loomtune.errors import UserError
-from loomtune_plugins.adapters import prefix_cache
-from loomtune_plugins.adapters.prefix import Prefix
 from loomtune_plugins.adapters.rules import preflight
-from loomtune_plugins.adapters.virtual_settings import PrefixSettings
+from loomtune_plugins.adapters.virtual import prefix_cache
+from loomtune_plugins.adapters.virtual.prefix import Prefix
+from loomtune_plugins.adapters.virtual.settings import PrefixSettings
 
 
 def test_a_block_can_be_computed_again_with_the_same_cache() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from loomtune import api
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.prompt import Prompt
-from loomtune_plugins.adapters.virtual_settings import PromptSettings
+from loomtune_plugins.adapters.virtual.prompt import Prompt
+from loomtune_plugins.adapters.virtual.settings import PromptSettings
 
 PARAMETER = "encoder.embedding.weight"
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.ptuning import Ptuning
-from loomtune_plugins.adapters.virtual_settings import PtuningSettings
+from loomtune_plugins.adapters.virtual.ptuning import Ptuning
+from loomtune_plugins.adapters.virtual.settings import PtuningSettings
 
 
 def test_layers_begin_as_wide_as_torchs(llama, bring_to_life) -> None:

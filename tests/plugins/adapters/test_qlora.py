@@ -8,9 +8,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.qlora import Qlora
-from loomtune_plugins.adapters.qlora_settings import QloraSettings
-from loomtune_plugins.adapters.quantised import QuantisedLinear
+from loomtune_plugins.adapters.lora.qlora import Qlora
+from loomtune_plugins.adapters.lora.qlora_settings import QloraSettings
+from loomtune_plugins.adapters.lora.quantised import QuantisedLinear
 
 pytest.importorskip("bitsandbytes", reason="the extra `quantised` is not installed")
 

@@ -58,7 +58,7 @@ def step(engine: Any) -> None:
 
 def measured() -> dict[str, int]:
     """Weights of the packed layers, bytes that they take, and peaks of the process above where it stood before."""
-    from loomtune_plugins.adapters.quantised import QuantisedLinear
+    from loomtune_plugins.adapters.lora.quantised import QuantisedLinear
 
     step(born({**SHAPE, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}))  # imports what it needs
     watch = Watch()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loomtune.contracts import WeightSource
-from loomtune_plugins.adapters.quantised import Packing, QuantisedLinear
-from loomtune_plugins.adapters.quantised_weights import QuantisedWeights
+from loomtune_plugins.adapters.lora.quantised import Packing, QuantisedLinear
+from loomtune_plugins.adapters.lora.quantised_weights import QuantisedWeights
 
 functional = pytest.importorskip("bitsandbytes.functional", reason="the extra `quantised` is not installed")
 
@@ -112,7 +112,7 @@ def test_rows_that_are_no_whole_blocks_are_filled_with_zeros() -> None:
 
 def test_large_matrices_are_packed_in_parts_to_the_same_bytes(monkeypatch) -> None:
     whole = Packing(ROWS, COLUMNS).pack(matrix())
-    monkeypatch.setattr("loomtune_plugins.adapters.quantised.AT_ONCE", 5 * COLUMNS)
+    monkeypatch.setattr("loomtune_plugins.adapters.lora.quantised.AT_ONCE", 5 * COLUMNS)
     assert torch.equal(Packing(ROWS, COLUMNS).pack(matrix()), whole)
 
 

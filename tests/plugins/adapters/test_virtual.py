@@ -19,10 +19,10 @@ from loomtune.errors import UserError
 from loomtune.offers import Trait
 from loomtune.toolkit.dropout import batch_keys
 from loomtune_plugins.adapters import adapters
-from loomtune_plugins.adapters.prefix import Prefix
-from loomtune_plugins.adapters.prompt import Prompt
-from loomtune_plugins.adapters.ptuning import Ptuning
-from loomtune_plugins.adapters.virtual_settings import PrefixSettings, PromptSettings, PtuningSettings
+from loomtune_plugins.adapters.virtual.prefix import Prefix
+from loomtune_plugins.adapters.virtual.prompt import Prompt
+from loomtune_plugins.adapters.virtual.ptuning import Ptuning
+from loomtune_plugins.adapters.virtual.settings import PrefixSettings, PromptSettings, PtuningSettings
 from loomtune_plugins.kernels.sdpa import SDPA
 from loomtune_plugins.kernels.settings import SDPASettings
 from support import shared

@@ -12,7 +12,7 @@ from loomtune.errors import UserError
 from loomtune.testing import toy
 from loomtune.toolkit.network import Network
 from loomtune_plugins.adapters.full import Full
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import FullSettings, LoraSettings
 from loomtune_plugins.models.huggingface import HuggingFace, Tiny
 from loomtune_plugins.models.settings import HuggingFaceSettings, TinySettings

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from loomtune.contracts.sharding import Region
-    from loomtune_plugins.adapters.virtual_woven import Woven
-    from loomtune_plugins.adapters.woven import Added
+    from loomtune_plugins.adapters.virtual.woven import Woven
+    from loomtune_plugins.adapters.wrapped.woven import Added
 
 BASE, ENCODER = "base.", "encoder."
 """How names of the woven module begin: of the model as it was, and of peft's encoder of virtual tokens."""
@@ -48,7 +48,7 @@ class Virtual(Adapter):
 
         shape: of the whole, which parameters that lie in parts no longer have.
         """
-        from loomtune_plugins.adapters import virtual_weights
+        from loomtune_plugins.adapters.virtual import weights as virtual_weights
 
         return virtual_weights.drawn(woven.encoder, part, shape, seed)
 
@@ -69,9 +69,9 @@ class Virtual(Adapter):
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """Freezes the model and puts the encoder beside it."""
-        from loomtune_plugins.adapters.virtual_woven import Woven, fitted
-        from loomtune_plugins.adapters.woven import Added, Names, WovenWeights
-        from loomtune_plugins.adapters.wrapping import quiet
+        from loomtune_plugins.adapters.virtual.woven import Woven, fitted
+        from loomtune_plugins.adapters.wrapped.woven import Added, Names, WovenWeights
+        from loomtune_plugins.adapters.wrapped.wrapping import quiet
 
         quiet()
         self._config = fitted(self.config(), module)
@@ -132,7 +132,7 @@ class Virtual(Adapter):
         import torch
         from safetensors.torch import save_file
 
-        from loomtune_plugins.adapters.virtual_woven import made
+        from loomtune_plugins.adapters.virtual.woven import made
 
         assert self._config is not None, "the model's sizes are known once a skeleton is woven"
         ours = {name.removeprefix(ENCODER): tensor.cpu() for name, tensor in tensors if name.startswith(ENCODER)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loomtune.contracts import WeightSource
 from loomtune.contracts.sharding import Region
-from loomtune_plugins.adapters.quantised import Packing, bytes_of
+from loomtune_plugins.adapters.lora.quantised import Packing, bytes_of
 
 
 class QuantisedWeights(WeightSource):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loomtune_plugins.adapters.virtual import check_length, check_width
-from loomtune_plugins.adapters.virtual_inputs import VirtualInputs
-from loomtune_plugins.adapters.virtual_settings import PtuningSettings
+from loomtune_plugins.adapters.virtual.inputs import VirtualInputs
+from loomtune_plugins.adapters.virtual.settings import PtuningSettings
+from loomtune_plugins.adapters.virtual.virtual import check_length, check_width
 
 if TYPE_CHECKING:
     from torch import nn

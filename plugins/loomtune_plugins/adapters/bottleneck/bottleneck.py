@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts import Adapter, Model, WeightSource
 from loomtune.contracts.sharding import Region
 from loomtune.errors import UserError
-from loomtune_plugins.adapters import bottleneck_checks as checks
-from loomtune_plugins.adapters import bottleneck_files as files
-from loomtune_plugins.adapters.bottleneck_settings import (
+from loomtune_plugins.adapters.bottleneck import checks, files
+from loomtune_plugins.adapters.bottleneck.settings import (
     ACTIVATIONS,
     ATTENTION,
     BLOCK,
@@ -37,7 +36,7 @@ from loomtune_plugins.adapters.bottleneck_settings import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.bottleneck_layers import Form
+    from loomtune_plugins.adapters.bottleneck.layers import Form
 
 REDUCTION = 16
 """As in both papers' repositories."""
@@ -65,7 +64,7 @@ class Bottleneck(Adapter):
         """Looks for the places in a skeleton on the meta device."""
         import torch
 
-        from loomtune_plugins.adapters.bottleneck_layers import insert
+        from loomtune_plugins.adapters.bottleneck.layers import insert
 
         with torch.device("meta"):
             skeleton = model.skeleton()
@@ -76,7 +75,7 @@ class Bottleneck(Adapter):
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """The same module with more in it, of which nothing else is trained."""
-        from loomtune_plugins.adapters.bottleneck_layers import bottlenecks, first, insert
+        from loomtune_plugins.adapters.bottleneck.layers import bottlenecks, first, insert
 
         form, saved = self._form(module)
         module.requires_grad_(False)
@@ -90,7 +89,8 @@ class Bottleneck(Adapter):
 
     def _form(self, module: nn.Module) -> tuple[Form, files.Saved | None]:
         """What is to be added, and the saved adapter that says so, if one does."""
-        from loomtune_plugins.adapters import bottleneck_layers, bottleneck_places
+        from loomtune_plugins.adapters.bottleneck import layers as bottleneck_layers
+        from loomtune_plugins.adapters.bottleneck import places as bottleneck_places
 
         settings = self._settings
         width, count = bottleneck_places.width(module), len(bottleneck_places.blocks(module))
@@ -118,7 +118,7 @@ class Bottleneck(Adapter):
 
     def off(self, module: nn.Module) -> AbstractContextManager[None]:
         """The hooks do nothing."""
-        from loomtune_plugins.adapters.bottleneck_layers import inert
+        from loomtune_plugins.adapters.bottleneck.layers import inert
 
         return inert(module)
 
@@ -139,7 +139,7 @@ class Bottleneck(Adapter):
 
     def save(self, folder: Path, tensors: Iterator[tuple[str, Tensor]], base: str) -> None:
         """Writes the format of `bottleneck_files`, which `adapter.path` goes on from and `attach` opens."""
-        from loomtune_plugins.adapters.bottleneck_layers import Form
+        from loomtune_plugins.adapters.bottleneck.layers import Form
 
         ours = {name: tensor.detach().cpu() for name, tensor in tensors if self.base_name(name) is None}
         # What is said of the adapter is read off its tensors: who saves need not be who wove.
@@ -182,7 +182,7 @@ def attach(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     import torch
 
-    from loomtune_plugins.adapters.bottleneck_layers import insert
+    from loomtune_plugins.adapters.bottleneck.layers import insert
 
     saved = files.read(Path(folder))
     shapes = insert(model, saved.form)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from loomtune.contracts import Adapter, Model, WeightSource
 from loomtune.errors import Fault, UserError
-from loomtune_plugins.adapters.lora import Lora
+from loomtune_plugins.adapters.lora.lora import Lora
+from loomtune_plugins.adapters.lora.qlora_settings import QloraSettings
 from loomtune_plugins.adapters.patterns import by_end, select
-from loomtune_plugins.adapters.qlora_settings import QloraSettings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from loomtune_plugins.adapters.lora_choice import Choice
-    from loomtune_plugins.adapters.quantised import Packing
+    from loomtune_plugins.adapters.lora.choice import Choice
+    from loomtune_plugins.adapters.lora.quantised import Packing
 
 KINDS = ("nf4", "fp4")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -42,7 +42,7 @@ class Qlora(Lora):
         super(Lora, self).suits(model)
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
-        from loomtune_plugins.adapters.quantised_weights import QuantisedWeights
+        from loomtune_plugins.adapters.lora.quantised_weights import QuantisedWeights
 
         packings = self._pack(module)
         if left := _left(module):
@@ -55,7 +55,7 @@ class Qlora(Lora):
 
     def _pack(self, module: nn.Module) -> Mapping[str, Packing]:
         """Puts packed layers in the places of linear ones, and says how each is packed."""
-        from loomtune_plugins.adapters.quantised import Packing, QuantisedLinear
+        from loomtune_plugins.adapters.lora.quantised import Packing, QuantisedLinear
 
         settings, packings = self._quantised, dict[str, Packing]()
         for name, layer in _packable(module, settings.keep, self._choice.modules).items():

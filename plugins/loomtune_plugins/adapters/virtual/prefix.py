@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Batch, Model, WeightSource
 from loomtune.errors import UserError, near
-from loomtune_plugins.adapters.virtual import Virtual, check_length, check_width
-from loomtune_plugins.adapters.virtual_settings import PREFIX_INITS, PrefixSettings
+from loomtune_plugins.adapters.virtual.settings import PREFIX_INITS, PrefixSettings
+from loomtune_plugins.adapters.virtual.virtual import Virtual, check_length, check_width
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.virtual_woven import Woven
+    from loomtune_plugins.adapters.virtual.woven import Woven
 
 
 class Prefix(Virtual):
@@ -32,7 +32,7 @@ class Prefix(Virtual):
         """Asks a skeleton on the meta device whether its attention can be shown a prefix."""
         import torch
 
-        from loomtune_plugins.adapters.woven import Nowhere
+        from loomtune_plugins.adapters.wrapped.woven import Nowhere
 
         super().suits(model)
         with torch.device("meta"):
@@ -63,7 +63,7 @@ class Prefix(Virtual):
 
     def prepare(self, woven: Woven) -> None:
         """Raises UserError where attention would not see the prefix from everywhere, or cannot be shown it."""
-        from loomtune_plugins.adapters import prefix_cache
+        from loomtune_plugins.adapters.virtual import prefix_cache
 
         prefix_cache.check(woven.base)
 
@@ -71,7 +71,7 @@ class Prefix(Virtual):
         self, module: nn.Module, batch: Batch, attention: Callable[[Batch], Mapping[str, Any]]
     ) -> tuple[Batch, Mapping[str, Any]]:
         """The batch behind the prefix, and attention to both."""
-        from loomtune_plugins.adapters import prefix_cache
+        from loomtune_plugins.adapters.virtual import prefix_cache
 
         given = replace(batch, positions=batch.positions + self.virtual_tokens)
         made = module.made(batch.tokens.device)  # type: ignore[operator]
@@ -81,7 +81,7 @@ class Prefix(Virtual):
 
     def lead(self, woven: Woven, call: dict[str, Any]) -> dict[str, Any]:
         """A call of the whole model: the first of some rows finds the prefix in its cache."""
-        from loomtune_plugins.adapters import prefix_cache
+        from loomtune_plugins.adapters.virtual import prefix_cache
 
         return prefix_cache.lead(self._config, woven, call)
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loomtune.errors import Fault, UserError
-from loomtune_plugins.adapters.bottleneck_settings import ACTIVATIONS, VARIANTS, BottleneckSettings
+from loomtune_plugins.adapters.bottleneck.settings import ACTIVATIONS, VARIANTS, BottleneckSettings
 
 if TYPE_CHECKING:
-    from loomtune_plugins.adapters.bottleneck_files import Saved
-    from loomtune_plugins.adapters.bottleneck_layers import Form
+    from loomtune_plugins.adapters.bottleneck.files import Saved
+    from loomtune_plugins.adapters.bottleneck.layers import Form
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], saved: Saved) -> None:

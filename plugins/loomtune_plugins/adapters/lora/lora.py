@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Model, WeightSource
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.lora_choice import choose
-from loomtune_plugins.adapters.peft_files import WEIGHTS, PeftFolder
+from loomtune_plugins.adapters.lora.choice import choose
 from loomtune_plugins.adapters.settings import LoraSettings
-from loomtune_plugins.adapters.targets import (
+from loomtune_plugins.adapters.wrapped.files import WEIGHTS, PeftFolder
+from loomtune_plugins.adapters.wrapped.targets import (
     briefest,
     enough,
     every_linear,
@@ -19,13 +19,13 @@ from loomtune_plugins.adapters.targets import (
     turned_layers,
     whole_modules,
 )
-from loomtune_plugins.adapters.wrapping import NAME, Wrapping
+from loomtune_plugins.adapters.wrapped.wrapping import NAME, Wrapping
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.lora_weights import Pair
-    from loomtune_plugins.adapters.woven import Added
+    from loomtune_plugins.adapters.lora.weights import Pair
+    from loomtune_plugins.adapters.wrapped.woven import Added
 
 START = "start"
 """The first A and B once more, frozen, where they were taken out of the base: with them alone it is the base again."""
@@ -51,7 +51,7 @@ class Lora(Wrapping):
         self._source: WeightSource | None = None
 
     def meet(self, model: Model) -> None:
-        from loomtune_plugins.adapters.lora_tokens import ids
+        from loomtune_plugins.adapters.lora.tokens import ids
 
         self._tokens = ids(self._choice.tokens, model)
 
@@ -64,7 +64,7 @@ class Lora(Wrapping):
 
     def layers(self, module: nn.Module) -> list[str]:
         """The linear layers that are meant. Raises UserError where a rank is more than one of them can have."""
-        from loomtune_plugins.adapters.lora_tokens import check_rows
+        from loomtune_plugins.adapters.lora.tokens import check_rows
 
         known = every_linear(module, turned=True)
         for folder in [self._file, *self._beneath.values()]:
@@ -130,7 +130,7 @@ class Lora(Wrapping):
         import torch
         from peft.tuners.lora import LoraLayer
 
-        from loomtune_plugins.adapters.lora_beneath import config_of
+        from loomtune_plugins.adapters.lora.beneath import config_of
 
         more = {name: config_of(folder) for name, folder in self._beneath.items()}
         if self._choice.residual:
@@ -154,7 +154,7 @@ class Lora(Wrapping):
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """As every wrapping method does, and sees that files hold what the module wants of them."""
-        from loomtune_plugins.adapters.woven import files
+        from loomtune_plugins.adapters.wrapped.woven import files
 
         self._factors = {}
         woven, source = super().weave(module, weights, seed)
@@ -169,7 +169,7 @@ class Lora(Wrapping):
         return woven, source
 
     def changed(self, weights: WeightSource, seed: int) -> WeightSource:
-        from loomtune_plugins.adapters.lora_residual import Residual
+        from loomtune_plugins.adapters.lora.residual import Residual
 
         if not self._choice.residual:
             return weights
@@ -184,7 +184,7 @@ class Lora(Wrapping):
                 found: Tensor = file.get_tensor(key).float()
             return found
         if added.part == ROWS:
-            from loomtune_plugins.adapters.lora_tokens import rows
+            from loomtune_plugins.adapters.lora.tokens import rows
 
             return rows(base, f"{added.layer}.weight", self._tokens)
         return super().first_of(name, added, shape, base, seed)
@@ -203,7 +203,7 @@ class Lora(Wrapping):
     def _pair(self, layer: str, base: WeightSource, seed: int) -> Pair:
         """First A and B of a layer; those that are factors of its matrix are made once and kept, the matrix is not."""
         from loomtune.world import derive
-        from loomtune_plugins.adapters import lora_weights
+        from loomtune_plugins.adapters.lora import weights as lora_weights
 
         choice = self._choice
         if not choice.residual:
@@ -240,7 +240,7 @@ class Lora(Wrapping):
         if {self.names.added[name].part for name in parts} != {ROWS}:
             yield from super()._merged(layer, base, parts)
             return
-        from loomtune_plugins.adapters.merging import with_rows
+        from loomtune_plugins.adapters.wrapped.merging import with_rows
 
         (rows,) = parts.values()
         yield f"{layer}.weight", with_rows(base["weight"], rows, self._tokens)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Batch
-from loomtune_plugins.adapters.virtual import Virtual
+from loomtune_plugins.adapters.virtual.virtual import Virtual
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from loomtune_plugins.adapters.virtual_woven import Woven
+    from loomtune_plugins.adapters.virtual.woven import Woven
 
 
 class VirtualInputs(Virtual):
@@ -25,7 +25,7 @@ class VirtualInputs(Virtual):
         self._vocabulary = 0
 
     def prepare(self, woven: Woven) -> None:
-        from loomtune_plugins.adapters import virtual_rows
+        from loomtune_plugins.adapters.virtual import rows as virtual_rows
 
         self._vocabulary = virtual_rows.understand(woven)
 
@@ -33,12 +33,12 @@ class VirtualInputs(Virtual):
         self, module: nn.Module, batch: Batch, attention: Callable[[Batch], Mapping[str, Any]]
     ) -> tuple[Batch, Mapping[str, Any]]:
         """The batch with virtual tokens before each tree of segments, packed or not, and its attention."""
-        from loomtune_plugins.adapters.virtual_rows import led
+        from loomtune_plugins.adapters.virtual.rows import led
 
         given = led(batch, self.virtual_tokens, self._vocabulary)
         return given, attention(given)
 
     def lead(self, woven: Woven, call: dict[str, Any]) -> dict[str, Any]:
-        from loomtune_plugins.adapters import virtual_rows
+        from loomtune_plugins.adapters.virtual import rows as virtual_rows
 
         return virtual_rows.lead(self._vocabulary, woven, call)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts import WeightSource
 from loomtune.contracts.saved import HEADS
 from loomtune.contracts.sharding import Region
-from loomtune_plugins.adapters.wrapping import NAME
+from loomtune_plugins.adapters.wrapped.wrapping import NAME
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peft import LoraConfig
 
-from loomtune_plugins.adapters.peft_files import PeftFolder
+from loomtune_plugins.adapters.wrapped.files import PeftFolder
 
 
 def config_of(folder: PeftFolder) -> LoraConfig:

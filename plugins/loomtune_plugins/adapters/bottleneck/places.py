@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.bottleneck_settings import ATTENTION, BLOCK, MLP
+from loomtune_plugins.adapters.bottleneck.settings import ATTENTION, BLOCK, MLP
 
 MLPS = ("mlp", "feedforward", "feed_forward", "ffn", "moe")
 OTHERS = ("mamba", "conv", "delta", "recurrent", "rwkv", "lstm", "router", "cross", "xlnet", "cpmant")

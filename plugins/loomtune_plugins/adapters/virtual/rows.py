@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from loomtune.contracts import Batch
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
-from loomtune_plugins.adapters.virtual_woven import Woven, begins_at, inserted, is_first
+from loomtune_plugins.adapters.virtual.woven import Woven, begins_at, inserted, is_first
 
 
 def led(batch: Batch, length: int, vocabulary: int) -> Batch:

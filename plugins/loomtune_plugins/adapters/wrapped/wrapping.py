@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Adapter, Model, WeightSource
 from loomtune.contracts.sharding import Region
-from loomtune_plugins.adapters.targets import shortest
+from loomtune_plugins.adapters.wrapped.targets import shortest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.woven import Added, Names
+    from loomtune_plugins.adapters.wrapped.woven import Added, Names
 
 PREFIX = "base_model.model"
 """Where peft's two wrappers keep the model."""
@@ -90,7 +90,7 @@ class Wrapping(Adapter):
         """Weaves a skeleton that never has weights: what training would refuse is refused here."""
         import torch
 
-        from loomtune_plugins.adapters.woven import Nowhere
+        from loomtune_plugins.adapters.wrapped.woven import Nowhere
 
         self.meet(model)
         with torch.device("meta"):
@@ -102,7 +102,7 @@ class Wrapping(Adapter):
         quiet()
         from peft import get_peft_model
 
-        from loomtune_plugins.adapters.woven import WovenWeights, names, owners
+        from loomtune_plugins.adapters.wrapped.woven import WovenWeights, names, owners
 
         layers, before = self.layers(module), owners(module)
         self._targets = shortest(layers, (name for name, _ in module.named_modules()))
@@ -203,7 +203,7 @@ class Wrapping(Adapter):
         self, layer: str, base: Mapping[str, Tensor], parts: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
         """A layer's tensors, in the types that they had. parts: by their names in the woven module."""
-        from loomtune_plugins.adapters.merging import merged
+        from loomtune_plugins.adapters.wrapped.merging import merged
 
         kinds = {name: self.names.added[name] for name in parts}
         if all(added.part == WHOLE for added in kinds.values()):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from loomtune.errors import UserError
 from loomtune.world import derive
-from loomtune_plugins.adapters import bottleneck_places
-from loomtune_plugins.adapters.bottleneck_settings import ATTENTION, BLOCK, MLP
+from loomtune_plugins.adapters.bottleneck import places as bottleneck_places
+from loomtune_plugins.adapters.bottleneck.settings import ATTENTION, BLOCK, MLP
 from loomtune_plugins.adapters.patterns import by_start, select
 
 FUNCTIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.adapters.peft_files import PeftFolder
 from loomtune_plugins.adapters.settings import LoraSettings
-from loomtune_plugins.adapters.targets import ALL_LINEAR
+from loomtune_plugins.adapters.wrapped.files import PeftFolder
+from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR
 
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora")
 UNHEARD = {"eva": "data", "corda": "data", "lora_ga": "gradients", "loftq": "a quantised base", "mica": "a frozen B"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.virtual_woven import Woven, is_first
+from loomtune_plugins.adapters.virtual.woven import Woven, is_first
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, `(rows, heads, length, head width)` each."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Model, WeightSource
 from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.adapters.virtual import check_length
-from loomtune_plugins.adapters.virtual_inputs import VirtualInputs
-from loomtune_plugins.adapters.virtual_settings import INITS, PromptSettings
+from loomtune_plugins.adapters.virtual.inputs import VirtualInputs
+from loomtune_plugins.adapters.virtual.settings import INITS, PromptSettings
+from loomtune_plugins.adapters.virtual.virtual import check_length
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune_plugins.adapters.virtual_woven import Woven
+    from loomtune_plugins.adapters.virtual.woven import Woven
 
 
 class Prompt(VirtualInputs):
@@ -51,7 +51,7 @@ class Prompt(VirtualInputs):
 
     def first(self, woven: Woven, part: str, shape: tuple[int, ...], base: WeightSource, seed: int) -> Tensor:
         """Embeddings of real tokens; peft's normal values of deviation 1 are tens of times longer than most."""
-        from loomtune_plugins.adapters import virtual_weights as weights
+        from loomtune_plugins.adapters.virtual import weights
 
         name, count = weights.embedding(woven.base, base), self.virtual_tokens
         if self._settings.init == "text":

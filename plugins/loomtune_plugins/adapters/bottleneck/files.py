@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.bottleneck_settings import ACTIVATIONS, VARIANTS
+from loomtune_plugins.adapters.bottleneck.settings import ACTIVATIONS, VARIANTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loomtune_plugins.adapters.bottleneck_layers import Form
+    from loomtune_plugins.adapters.bottleneck.layers import Form
 
 FORMAT, VERSION = "loomtune-bottleneck", 1
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -83,7 +83,7 @@ def read(folder: Path) -> Saved:
     """Opens a saved adapter. Raises UserError where the folder is none, or its two files contradict each other."""
     from safetensors import SafetensorError, safe_open
 
-    from loomtune_plugins.adapters.bottleneck_layers import Form
+    from loomtune_plugins.adapters.bottleneck.layers import Form
 
     try:
         config = json.loads((folder / CONFIG).read_text())

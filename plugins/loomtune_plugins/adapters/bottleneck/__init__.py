@@ -1,0 +1,1 @@
+"""Small networks behind sublayers or blocks."""

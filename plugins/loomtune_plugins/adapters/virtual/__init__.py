@@ -1,0 +1,1 @@
+"""Virtual tokens, as inputs or as keys and values."""

@@ -1,0 +1,1 @@
+"""What the methods of peft that wrap layers share."""
