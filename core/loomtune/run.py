@@ -71,8 +71,7 @@ class Run:
 
     def trained_engines(self) -> list[c.Engine]:
         """The engines that take steps, each once, in the order of the roles."""
-        wanted = self.objective.roles()
-        return list(dict.fromkeys(role.engine for name, role in self.roles.items() if wanted[name].trained))
+        return list(dict.fromkeys(role.engine for role in self.roles.values() if role.trained))
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
         """Around one micro-batch: after the last, gradients of every trained engine are reduced over ranks."""
