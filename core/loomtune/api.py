@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loomtune import inputs, role_models, samples
 from loomtune import plan as plans
-from loomtune import role_models, samples
 from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import compose as compose_settings
 from loomtune.compose import quoted
-from loomtune.contracts import Data, Launcher, Model, Objective, Tracker
+from loomtune.contracts import Adapter, Data, Launcher, Model, Objective, Tracker
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
 from loomtune.plan import Finding, Plan
@@ -104,11 +104,14 @@ def prepare(plan: Plan) -> Path:
     root = plan.root
     folder = Path(root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
     _same_run(folder, plan)
+    began = inputs.fingerprints(inputs.parts(plan, catalogue))
+    inputs.check(folder, began)
     placed = _tokenise(plan, catalogue)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(plan.dump())
     (folder / "plugins.json").write_text(json.dumps(dict(plan.versions), indent=1) + "\n")
     (folder / "samples.json").write_text(json.dumps(placed, indent=1) + "\n")
+    (folder / inputs.FILE).write_text(json.dumps(began, indent=1) + "\n")
     (folder / "result.json").unlink(missing_ok=True)
     return folder
 
@@ -135,11 +138,12 @@ def _differences(before: Plan, now: Plan) -> list[str]:
 
 
 def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
-    """Samples of every split, cached by content; where each lies."""
+    """Samples of every split, cached by content; where each lies. Raises UserError where they do not fit the rest."""
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
     objective: Objective = plan.build(catalogue, "objective")
-    virtual = plan.build(catalogue, "adapter").virtual_tokens
+    adapter: Adapter = plan.build(catalogue, "adapter")
+    virtual = adapter.virtual_tokens
     room = model.context() - virtual
     length = plan.root.max_length or room
     if length > room:
@@ -155,6 +159,9 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
         source = samples.Source(data, objective, tokenizer, split, length)
         made = samples.prepare(source, cache, model.vocabulary())
         _tell_cuts(made, split, length)
+        if split == "train":  # what an adapter holds against so many steps is told before ranks exist
+            steps, _ = plan.length(len(made), objective.steps_per_batch())
+            adapter.optimizer(plan.build(catalogue, "optimizer"), steps)
         placed[split] = {"cache": str(cache), "key": made.key}
     return placed
 

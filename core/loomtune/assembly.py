@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,8 +82,7 @@ def assemble(
     objective: Objective = plan.build(catalogue, "objective")
     objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
     adapter: Adapter = plan.build(catalogue, "adapter")
-    planned = round(len(splits["train"]) * root.epochs) if root.steps == 0 else root.steps * root.batch.size
-    steps = root.steps or math.ceil(planned / root.batch.size) * objective.steps_per_batch()
+    steps, planned = plan.length(len(splits["train"]), objective.steps_per_batch())
     run = Run(
         plan=plan,
         settings=root,

@@ -6,20 +6,17 @@ import json
 import os
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from torch import Tensor
 
-from loomtune import checkpoint
+from loomtune import checkpoint, inputs
 from loomtune.catalogue import Catalogue, installed
 from loomtune.checkpoint.files import sync_folder
 from loomtune.contracts import Adapter, Exporter, Model, Trained
 from loomtune.contracts.saved import HEADS
-from loomtune.contracts.sharding import StateReader
 from loomtune.errors import CheckpointError, UserError
 from loomtune.events import Events
 from loomtune.plan import Plan
@@ -52,15 +49,17 @@ def export(
     exporter: Exporter = catalogue.build("exporter", to, plan.choices("exporter").get(to, {"name": to}))
     final = (out or folder / "export" / to).absolute()
     _check_free(final)
+    _check_began(plan, folder, catalogue)
     reader = checkpoint.Reader(_chosen(folder / "checkpoints", which))
     draft = final.with_name(f".{final.name}-{uuid4().hex[:8]}")
     try:
         trained = _trained(plan, catalogue, reader)
         draft.mkdir(parents=True)
         exporter.export(trained, draft)
+        check &= exporter.check
         opened = exporter.reopened(trained, draft) if check else None
-        found = compared(plan, catalogue, trained, opened, folder) if opened else _uncompared(final, check)
-        about = {"run": plan.hash, "step": reader.step, "exporter": to, **found}
+        found = compared(plan, catalogue, trained, opened, folder) if opened else None
+        about = {"run": plan.hash, "step": reader.step, "exporter": to, **(found or _uncompared(final, check))}
         about["versions"] = {"torch": str(torch.__version__), **plan.versions}
         (draft / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _sync(draft)
@@ -77,7 +76,7 @@ def export(
 
 
 def _uncompared(final: Path, check: bool) -> dict[str, Any]:
-    why = "no run opens this format" if check else "it was not asked for"
+    why = "nothing here opens this format" if check else "it was not asked for"
     print(f"loomtune: {final} was not compared with what was trained: {why}", file=sys.stderr)  # noqa: T201
     return {"compared": None, "why": why}
 
@@ -107,6 +106,12 @@ def _check_fits(catalogue: Catalogue, to: str, adapter: str) -> None:
         fitting = [one.offer.name for one in every if not one.offer.excludes.keys() & trained.offer.provides]
         what = f"{asked} does not go with {trained}: {asked.offer.excludes[clash[0]]}"
         raise UserError.of(what, f"set --to {' or --to '.join(fitting)}")
+
+
+def _check_began(plan: Plan, folder: Path, catalogue: Catalogue) -> None:
+    """Of roles that stay behind nothing is asked."""
+    leaving = {key: part for key, part in inputs.parts(plan, catalogue).items() if key in inputs.WEAVING}
+    inputs.check(folder, inputs.fingerprints(leaving))
 
 
 def _check_free(final: Path) -> None:
@@ -145,7 +150,7 @@ def _trained(plan: Plan, catalogue: Catalogue, reader: checkpoint.Reader) -> Tra
     kept = {name for role, name, tensor in reader.manifest.index if (role, tensor) == (ROLE, "weight")}
     there = source.shapes().keys()
     learned = {name for name, parameter in woven.named_parameters() if parameter.requires_grad} & there
-    heads = {name for name in kept | there if name.startswith(HEADS)}
+    heads, read = {name for name in kept | there if name.startswith(HEADS)}, reader.read(ROLE)
     if wrong := sorted((kept - there | learned - kept) - heads):
         what = f"{reader.path} and the model that the run began with differ in {wrong[0]}"
         raise CheckpointError(f"{what}\n    cure: restore both, or name another checkpoint")
@@ -157,12 +162,8 @@ def _trained(plan: Plan, catalogue: Catalogue, reader: checkpoint.Reader) -> Tra
         source=source,
         learned=frozenset(learned),
         kept=frozenset(kept),
-        fetch=partial(_whole, reader.read(ROLE)),
+        fetch=lambda name: read(name, "weight", None),
     )
-
-
-def _whole(read: StateReader, name: str) -> Tensor:
-    return read(name, "weight", None)
 
 
 def _sync(folder: Path) -> None:

@@ -106,5 +106,4 @@ class Keeper:
             run.model.save_config(folder)
             run.tokenizer.save(folder)
 
-        base = str(run.plan.chosen("model").get("path") or run.plan.chosen("model")["name"])
-        return Servable(role="policy", adapter=self.adapter, base=base, describe=describe)
+        return Servable(role="policy", adapter=self.adapter, base=run.model.origin, describe=describe)

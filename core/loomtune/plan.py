@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -100,6 +101,12 @@ class Plan:
         """What is chosen of an axis: its implementation, None where it may be and is empty; of many, by their names."""
         built = {name: catalogue.build(axis, node["name"], node) for name, node in self.choices(axis).items()}
         return built if is_many(axis) else next(iter(built.values()), None)
+
+    def length(self, rows: int, steps_per_batch: int) -> tuple[int, int]:
+        """(optimizer steps, samples) of the whole run. rows: of `train`. steps_per_batch: as the objective says."""
+        root = self.root
+        planned = round(rows * root.epochs) if root.steps == 0 else root.steps * root.batch.size
+        return root.steps or math.ceil(planned / root.batch.size) * steps_per_batch, planned
 
     def dump(self) -> str:
         """The text of `run.yaml`."""

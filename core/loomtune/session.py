@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loomtune import checkpoint
+from loomtune import checkpoint, inputs
 from loomtune import world as worlds
 from loomtune.assembly import assemble
 from loomtune.catalogue import installed
@@ -19,16 +19,21 @@ from loomtune.run import Run
 
 @contextmanager
 def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
-    """The run with the weights of its latest, or best, checkpoint. Nothing in the folder changes."""
+    """The run with the weights of its latest, or best, checkpoint. Nothing in the folder changes.
+
+    Raises UserError where there is none, and where files that the run began from were changed.
+    """
     checkpoints = folder / "checkpoints"
     path = checkpoint.best(checkpoints) if best else checkpoint.latest(checkpoints)
     if path is None:
         raise UserError.of(
             f"{folder} has no {'best ' if best else ''}checkpoint", "train it first, or name another run"
         )
+    catalogue = installed()
+    inputs.check(folder, inputs.fingerprints(inputs.parts(plan, catalogue)))
     world = worlds.join()
     try:
-        assembly = assemble(plan, folder, installed(), world, Lease(folder, "reading"), observed=False)
+        assembly = assemble(plan, folder, catalogue, world, Lease(folder, "reading"), observed=False)
         assembly.build_roles()
         assembly.keeper.load(path)
         if plan.root.packing:

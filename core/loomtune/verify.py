@@ -11,9 +11,9 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loomtune.batching import collate
 from loomtune.catalogue import Catalogue
-from loomtune.contracts import Adapter, EngineSpec, Model, Sample, Segment, Tokenizer, Trained, View
+from loomtune.contracts import Adapter, EngineSpec, Model, Sample, Segment, Tokenizer, Trained, WeightSource
 from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.saved import HEADS
 from loomtune.errors import ExportError, UserError
@@ -29,6 +29,9 @@ from loomtune.plan import Plan
 from loomtune.samples import open_samples
 from loomtune.toolkit.network import PREFIX, Network
 from loomtune.world import derive
+
+if TYPE_CHECKING:
+    from loomtune.contracts.exporter import Opener
 
 ROWS, TOKENS = 8, 64
 """How many rows are compared, and how many tokens of each at most."""
@@ -47,87 +50,83 @@ CURE = "\n    cure: tell the author of the adapter or the exporter; --no-check e
 MESSAGES = ({"role": "user", "content": "Is this what was trained?"},)
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A row, where it came from, and its first tokens."""
+class Text(NamedTuple):
+    """A row: where it came from, and its first tokens."""
 
     origin: str
     tokens: list[int]
 
-    @property
-    def sample(self) -> Sample:
-        """All of it, each token to be predicted but the first."""
-        return Sample((Segment(np.array(self.tokens, np.int32), np.arange(len(self.tokens)) > 0),))
 
-
+@torch.no_grad()
 def compared(
-    plan: Plan, catalogue: Catalogue, trained: Trained, opened: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
-    """What was measured, as `export.json` has it. opened: the exported model's settings. folder: the run's.
+    plan: Plan, catalogue: Catalogue, trained: Trained, opened: Mapping[str, Any] | Opener, folder: Path
+) -> dict[str, Any] | None:
+    """What was measured, as `export.json` has it; None where nothing opens what was exported.
 
-    Raises ExportError where a difference is beyond its bound, or a text becomes other tokens.
+    opened: see `Exporter.reopened`. folder: the run's. Raises ExportError where a difference is beyond its bound, or a
+    text becomes other tokens.
     """
-    model: Model = catalogue.build("model", opened["name"], opened)
-    bench = _Bench(plan, catalogue, _texts(folder, trained.model))
-    _check_text(trained.model.tokenizer(), model.tokenizer(), bench.texts)
-    source = model.weights(plan.root.seed)
-    kinds = {source.read(name, tuple(slice(0, 0) for _ in shape)).dtype for name, shape in source.shapes().items()}
-    bound = max([EXACT, *(ROUNDED[kind] for kind in kinds & ROUNDED.keys())])
-    wanted, found = bench.trained(trained, trained.adapter), {}
-    if bound > EXACT:  # a fault of the merge could hide behind the rounding
-        said = bench.plain(bench.base, trained.merged())
-        found["merged"] = bench.apart("the merge, before rounding, differs from what was trained", said, wanted, EXACT)
-    said = bench.plain(model, ((name, source.read(name)) for name in source.shapes()))
+    bench, found, bound = _Bench(plan, catalogue, trained, folder), dict[str, Any](), EXACT
+    wanted = bench.trained(trained.adapter)
+    if isinstance(opened, Mapping):
+        model: Model = catalogue.build("model", opened["name"], opened)
+        _check_text(trained.model.tokenizer(), model.tokenizer(), bench.texts)
+        source = model.weights(plan.root.seed)
+        kinds = {source.read(name, tuple(slice(0, 0) for _ in shape)).dtype for name, shape in source.shapes().items()}
+        bound = max([EXACT, *(ROUNDED[kind] for kind in kinds & ROUNDED.keys())])
+        if bound > EXACT:  # a fault of the merge could hide behind the rounding
+            said = bench.says(bench.plain(bench.model, trained.merged()))
+            found["merged"] = bench.apart("the merge, before rounding, differs from what was trained", said, wanted)
+        said = bench.says(bench.plain(model, _all(source)))
+    elif ask := opened(bench.plain(bench.model, _all(trained.weights)).base):
+        said = [ask(torch.tensor([text.tokens]))[0, :-1] for text in bench.texts]
+        del ask  # and the model with it
+    else:
+        return None
     found["exported"] = bench.apart("what was exported differs from what was trained", said, wanted, bound)
     if (approximate := plan.build(catalogue, "adapter")).exact() is not approximate:
-        said = bench.trained(trained, approximate)
+        said = bench.trained(approximate)
         words = "what was trained, on an approximation of the base, differs from the same on the base as it is stored"
         found["approximate"] = bench.apart(words, wanted, said, APPROXIMATE)
     return {"compared": found, "tokens": bench.tokens, "rows": [text.origin for text in bench.texts]}
 
 
+def _all(source: WeightSource) -> Iterator[tuple[str, Tensor]]:
+    return ((name, source.read(name)) for name in source.shapes())
+
+
 class _Bench:
     """Has networks say something about the same texts."""
 
-    def __init__(self, plan: Plan, catalogue: Catalogue, texts: list[Text]) -> None:
-        self.plan, self.catalogue, self.texts = plan, catalogue, texts
-        self.tokens = sum(len(text.tokens) for text in texts)
-        chosen = plan.chosen("model")
-        # Flash attention computes neither in fp32 nor on a CPU.
-        settings = {key: "" if key == "attention" else value for key, value in chosen.items()}
-        self.base: Model = catalogue.build("model", chosen["name"], settings)
-
-    def trained(self, trained: Trained, adapter: Adapter) -> list[Tensor]:
-        """The logits of what was trained, by an adapter of the same names."""
-        network = self._network(self.base, adapter)
-        names, first = network.source.shapes(), network.source.read
-        tensors = ((name, trained.fetch(name) if name in trained.kept else first(name)) for name in names)
-        return self._logits(_filled(network, tensors))
-
-    def plain(self, model: Model, tensors: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
-        """The logits of a model without an adapter."""
-        return self._logits(_filled(self._network(model, self.catalogue.build("adapter", "full", {})), tensors))
-
-    def _network(self, model: Model, adapter: Adapter) -> Network:
-        kernel = next(iter(self.plan.build(self.catalogue, "kernel").values()))
-        seed = self.plan.root.seed
-        spec = EngineSpec(
-            model=model, adapter=adapter, kernel=kernel, optimizer=None, precision="fp32", seed=seed, heads=("lm",)
+    def __init__(self, plan: Plan, catalogue: Catalogue, trained: Trained, folder: Path) -> None:
+        self.model, self._left = trained.model.exact(), trained
+        nothing, kernel = catalogue.build("adapter", "full", {}), next(iter(plan.build(catalogue, "kernel").values()))
+        self._spec = EngineSpec(
+            model=self.model, adapter=nothing, kernel=kernel, optimizer=None, precision="fp32", seed=plan.root.seed
         )
-        return Network(spec)
+        self.texts = _texts(folder, min(TOKENS, self.model.context() - trained.adapter.virtual_tokens), self.model)
+        self.tokens = sum(len(text.tokens) for text in self.texts)
 
-    def _logits(self, network: Network) -> list[Tensor]:
-        """`(tokens but the last, vocabulary)` for each text."""
-        pad = self.base.tokenizer().pad_id
+    def trained(self, adapter: Adapter) -> list[Tensor]:
+        """The logits of what was trained, by an adapter of the same names."""
+        network, left = Network(replace(self._spec, adapter=adapter)), self._left
+        names, first = network.source.shapes(), network.source.read
+        tensors = ((name, left.fetch(name) if name in left.kept else first(name)) for name in names)
+        return self.says(_filled(network, tensors))
 
-        def read(view: View) -> Tensor:
-            logits: Tensor = view.heads["lm"](view.states)
-            return logits
+    def plain(self, model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Network:
+        """A model without an adapter."""
+        return _filled(Network(replace(self._spec, model=model)), tensors)
 
-        with torch.no_grad():
-            return [network(collate([text.sample], [0], pad), read, True) for text in self.texts]
+    def says(self, network: Network) -> list[Tensor]:
+        """`(tokens but the last, vocabulary)` logits for each text, of which every token but the first is predicted."""
+        pad, said = self.model.tokenizer().pad_id, list[Tensor]()
+        for _, tokens in self.texts:
+            sample = Sample((Segment(np.array(tokens, np.int32), np.arange(len(tokens)) > 0),))
+            said.append(network(collate([sample], [0], pad), lambda view: view.heads["lm"](view.states), True))
+        return said
 
-    def apart(self, what: str, found: list[Tensor], wanted: list[Tensor], bound: float) -> dict[str, float]:
+    def apart(self, what: str, found: list[Tensor], wanted: list[Tensor], bound: float = EXACT) -> dict[str, float]:
         """The largest difference and that of the root mean squares. Raises ExportError where the first is too large."""
         scale = max(float(logits.abs().max()) for logits in wanted)
         apart = [torch.nan_to_num((one - other).abs(), nan=math.inf) for one, other in zip(found, wanted, strict=True)]
@@ -154,14 +153,13 @@ def _filled(network: Network, tensors: Iterable[tuple[str, Tensor]]) -> Network:
         network.to_empty(device="cpu")
     places = {name.removeprefix(PREFIX): tensor for name, tensor in network.state_dict(keep_vars=True).items()}
     waiting = {id(tensor): name for name, tensor in places.items()}
-    with torch.no_grad():
-        for name, tensor in tensors:
-            if name.startswith(HEADS):
-                continue
-            if name not in places or places[name].shape != tensor.shape:
-                raise ExportError(f"{name} {tuple(tensor.shape)} is no tensor of the model{CURE}")
-            places[name].copy_(tensor)
-            waiting.pop(id(places[name]), None)
+    for name, tensor in tensors:
+        if name.startswith(HEADS):
+            continue
+        if name not in places or places[name].shape != tensor.shape:
+            raise ExportError(f"{name} {tuple(tensor.shape)} is no tensor of the model{CURE}")
+        places[name].copy_(tensor)
+        waiting.pop(id(places[name]), None)
     if waiting:
         raise ExportError(f"the merged model lacks {', '.join(sorted(waiting.values())[:5])}{CURE}")
     network.spec.model.restore_buffers(network.base)
@@ -179,9 +177,9 @@ def _tied() -> Iterator[None]:
         torch.__future__.set_swap_module_params_on_conversion(before)
 
 
-def _texts(folder: Path, model: Model) -> list[Text]:
+def _texts(folder: Path, longest: int, model: Model) -> list[Text]:
     """Rows of the run's splits, the training rows last; tokens drawn from nothing where its samples are gone."""
-    longest, found = min(TOKENS, model.context()), list[Text]()
+    found = list[Text]()
     try:
         placed = json.loads((folder / "samples.json").read_text())
         splits = [open_samples(Path(placed[split]["cache"]), placed[split]["key"]) for split in placed]

@@ -90,7 +90,12 @@ def test_a_prepared_folder_has_all_that_ranks_need_and_no_old_result(settings: S
     (folder / "result.json").write_text("{}")
     plan = api.compose(settings)
     assert api.prepare(plan) == folder
-    assert sorted(path.name for path in folder.iterdir()) == ["plugins.json", "run.yaml", "samples.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "inputs.json",
+        "plugins.json",
+        "run.yaml",
+        "samples.json",
+    ]
     assert json.loads((folder / "plugins.json").read_text()) == dict(plan.versions)
     assert set(json.loads((folder / "samples.json").read_text())) == {"train"}
 

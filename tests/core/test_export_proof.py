@@ -293,6 +293,21 @@ def test_a_wrong_merge_at_a_runs_end_is_told_and_the_run_stays_complete(
     assert list((folder / "export").iterdir()) == []
 
 
+def test_a_run_whose_model_is_too_large_to_be_compared_leaves_without(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(verify, "Network")
+    folder = prepared(base, tmp_path, *LORA, "exporter=[huggingface]", "exporter.huggingface.check=false")
+    assert ends(folder) == 0
+    about = json.loads((folder / "export" / "huggingface-step-00000003" / "export.json").read_text())
+    assert about["compared"] is None and about["why"] == "it was not asked for"
+
+
+def test_models_are_compared_by_an_attention_that_runs_anywhere(base: Path) -> None:
+    model = installed().build("model", "huggingface", {"path": str(base), "attention": "flash_attention_2"})
+    assert (model.exact().attention, model.attention) == ("", "flash_attention_2")
+
+
 def test_only_settings_of_the_exporter_may_be_given(adapted: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)other maths: seed.*exporter\.huggingface"):
         api.export(adapted, tmp_path / "out", ["seed=8"])

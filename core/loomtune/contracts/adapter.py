@@ -37,6 +37,13 @@ class Adapter(ABC):
         """Told of the model before each weaving for training; the place to ask its tokenizer."""
         return
 
+    def fingerprint(self) -> str:
+        """Digest of the files from which it is woven, which no checkpoint holds; without torch.
+
+        Empty, as here: nothing outside the settings. Raises UserError where files are missing.
+        """
+        return ""
+
     @abstractmethod
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """Adds to a module, which may be on the meta device, and marks by `requires_grad` what is trained.
@@ -93,6 +100,14 @@ class Adapter(ABC):
     @abstractmethod
     def save(self, folder: Path, tensors: Iterator[tuple[str, Tensor]], base: str) -> None:
         """Writes what was added, as others read it (peft's format). base: path or id of the base. `full`: nothing."""
+
+    def reopen(self, module: nn.Module, folder: Path) -> Callable[[Tensor], Tensor] | None:
+        """Puts what `save` wrote on its base as other programs do: token ids `(1, length)` to logits of each token.
+
+        module: a skeleton with the base's weights, which is used for nothing else afterwards. None, as here, where no
+        other program opens it.
+        """
+        return None
 
     @property
     @abstractmethod

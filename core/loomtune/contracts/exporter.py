@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, dtype
+    from torch import Tensor, dtype, nn
 
     from loomtune.contracts.adapter import Adapter
     from loomtune.contracts.model import Model, WeightSource
+
+    Opener = Callable[[nn.Module], Callable[[Tensor], Tensor] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,6 @@ class Trained:
     learned: frozenset[str]
     kept: frozenset[str]
     fetch: Callable[[str], Tensor]
-
-    @property
-    def base(self) -> str:
-        """Path or id of the model that the run began with."""
-        return str(self.chosen.get("path") or self.chosen["name"])
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """The base's tensors with the adapter merged in: fp32, whole, under the names that the skeleton has for them.
@@ -67,15 +64,19 @@ class Exporter(ABC):
     """Writes a model in a form that other programs serve.
 
     What its offer excludes is refused of an adapter too: `Trait.UNMERGEABLE` by who asks for merged tensors.
+    check: whether what left is compared with what was trained before it gets its name.
     """
+
+    check: bool = True
 
     @abstractmethod
     def export(self, trained: Trained, folder: Path) -> None:
         """Writes everything that a server needs into an empty folder, which gets its name once this returns."""
 
-    def reopened(self, trained: Trained, folder: Path) -> Mapping[str, Any] | None:
+    def reopened(self, trained: Trained, folder: Path) -> Mapping[str, Any] | Opener | None:
         """Settings, `name` among them, of the model by which a run would begin from what was exported there.
 
-        What that model says is compared with what was trained. None, as here: no run can open it, nothing is compared.
+        Or, for what needs its base, what puts it on that: see `Adapter.reopen`. What it says is compared with what was
+        trained. None, as here: nothing can open it, nothing is compared.
         """
         return None

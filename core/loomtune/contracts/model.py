@@ -104,6 +104,15 @@ class Model(ABC):
     def fingerprint(self) -> str:
         """Digest of what the weights are: path and file digests or settings and seed; without torch."""
 
+    def exact(self) -> Model:
+        """The same model with attention that computes in fp32 on any device; as here: this one."""
+        return self
+
+    @property
+    def origin(self) -> str:
+        """Whole path or id by which others load it, as an adapter's files name its base; empty where there is none."""
+        return ""
+
     @abstractmethod
     def skeleton(self) -> nn.Module:
         """The module without weights: called on torch's meta device.

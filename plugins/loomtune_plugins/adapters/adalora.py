@@ -9,7 +9,7 @@ from loomtune.contracts import Optimizer, WeightSource
 from loomtune.errors import Fault, UserError
 from loomtune.world import derive
 from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings, resolved, too_short
-from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, linear_layers
+from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, check_rank, linear_layers
 from loomtune_plugins.adapters.wrapped.wrapping import Wrapping
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ class AdaLora(Wrapping):
     def layers(self, module: nn.Module) -> list[str]:
         """The linear layers that are meant. Raises UserError where a rank is more than one of them can have."""
         found = linear_layers(module, self._settings.targets, "AdaLoRA")
-        name, widths = min(found.items(), key=lambda layer: min(layer[1]))
-        if (rank := self._settings.init_rank) > min(widths):
-            raise UserError.of(
-                f"adapter.init_rank={rank} is more than layer '{name}' ({widths[0]} to {widths[1]}) can have",
-                f"set adapter.init_rank to at most {min(widths)}, or leave the layer out of adapter.targets",
-            )
+        check_rank("init_rank", self._settings.init_rank, found)
         return list(found)
 
     def config(self, targets: list[str], **more: Any) -> Any:

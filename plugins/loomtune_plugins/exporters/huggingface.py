@@ -25,7 +25,7 @@ class HuggingFace(Exporter):
     def __init__(self, settings: HuggingFaceSettings) -> None:
         _check(settings)
         self._limit = int(settings.shard_gigabytes * 1e9)
-        self._dtype = TYPES[settings.dtype]
+        self._dtype, self.check = TYPES[settings.dtype], settings.check
 
     def export(self, trained: Trained, folder: Path) -> None:
         """Holds no more than one file's tensors, or one tensor that is larger than a file should be."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,12 @@ class CausalLM(Model):
                 if values.get(name) is not None:
                     return values[name]
         raise UserError.of(f"the model's config has no {names[0]}", f"add {names[0]} to the config")
+
+    def exact(self) -> Model:
+        """With the usual attention: flash attention computes neither in fp32 nor on a CPU."""
+        other = copy(self)
+        other.attention = ""
+        return other
 
     def skeleton(self) -> nn.Module:
         """The module without weights, on the current device."""

@@ -32,7 +32,17 @@ class HuggingFace(CausalLM):
     def folder(self) -> Path:
         """Where the model's files are; a hub id is downloaded when this is first asked."""
         chosen = self._settings
-        return folders.resolve(chosen.path, chosen.checkpoint, chosen.revision, chosen.trust_remote_code)
+        return self._here or folders.resolve(chosen.path, chosen.checkpoint, chosen.revision, chosen.trust_remote_code)
+
+    @cached_property
+    def _here(self) -> Path | None:
+        """The folder of what is no hub id; looked for once, since a run that is the model may go on."""
+        return folders.locate(self._settings.path, self._settings.checkpoint)
+
+    @property
+    def origin(self) -> str:
+        """The folder's whole path, which means the same wherever a server is started; an id stays what it is."""
+        return str(self._here.absolute()) if self._here else self._settings.path
 
     def find(self) -> None:
         """Finds the files and reads the config of what is no hub id."""
@@ -106,9 +116,9 @@ class HuggingFace(CausalLM):
 
     def fingerprint(self) -> str:
         """Digest of config and weights, wherever they lie."""
+        grown = [rows] if (rows := self.vocabulary()) != self.stored_rows() else []
         files = [self.folder / "config.json", *folders.weight_files(self.folder)]
         files += [heads] if (heads := self.folder / HEADS_FILE).is_file() else []
-        grown = [rows] if (rows := self.vocabulary()) != self.stored_rows() else []
         return fingerprint([folders.digest(file) for file in files], *grown)
 
     def weights(self, seed: int) -> WeightSource:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from loomtune import api
 from loomtune.errors import UserError
 from loomtune.export import export
 from runs.curves import largest
@@ -121,6 +122,17 @@ def test_a_run_too_short_is_refused_before_any_process_exists(worlds: Worlds, ti
     with pytest.raises(UserError, match=r"(?s)tinit=4 and adapter.tfinal=2 leave none of 6 steps.*at most 5"):
         worlds.train(1, [*tiny, "adapter=adalora", "adapter.tinit=4", "adapter.tfinal=2"], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_epochs_is_too_short_as_soon_as_its_rows_are_counted(tiny: list[str], tmp_path: Path) -> None:
+    given = [text for text in tiny if not text.startswith("steps")]
+    spans = ["adapter=adalora", "adapter.tinit=4", "adapter.tfinal=4", f"run.dir={tmp_path / 'run'}"]
+    plan = api.compose([*given, *spans, "epochs=1"], processes=1)
+    api.check(plan)
+    with pytest.raises(UserError, match=r"(?s)tinit=4 and adapter.tfinal=4 leave none of 8 steps.*at most 7"):
+        api.prepare(plan)
+    assert not (tmp_path / "run").exists()
+    assert api.prepare(api.compose([*given, *spans, "epochs=1.2"], processes=1)) == tmp_path / "run"
 
 
 @pytest.mark.parametrize("adapter", SHAPED)

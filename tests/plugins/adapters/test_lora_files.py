@@ -72,6 +72,50 @@ def test_what_was_typed_may_say_the_same_and_nothing_else(by_peft) -> None:
     assert "adapter.rank=8 contradicts adapter.path, whose adapter has 4" in str(caught.value)
 
 
+class Met:
+    "A model whose tokenizer writes its tokens as numbers."
+
+    def vocabulary(self) -> int:
+        return 48
+
+    def tokenizer(self) -> Any:
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        return [int(text.removeprefix("<").removesuffix(">"))]
+
+
+MEANT = [
+    {"modules": ["*norm"]},
+    {"modules": ["model.norm", "layers.*.*norm"]},
+    {"tokens": [9, 3]},
+    {"tokens": ["<9>", 3]},
+]
+OTHERS = [{"modules": ["model.norm"]}, {"modules": ["*norm", "lm_head"]}, {"tokens": [9]}, {"tokens": ["<9>", "<4>"]}]
+
+
+def goes_on(folder: Path, typed: dict[str, Any], live: Any, model: Any) -> None:
+    adapter = Lora(LoraSettings(path=str(folder), **typed))
+    adapter.meet(Met())  # type: ignore[arg-type]
+    live(adapter, model)
+
+
+@pytest.mark.parametrize("typed", MEANT, ids=str)
+def test_what_means_that_which_the_adapter_has_contradicts_nothing(typed, by_peft, llama, bring_to_life) -> None:
+    goes_on(by_peft(modules_to_save=["norm"], trainable_token_indices=[3, 9]), typed, bring_to_life, llama())
+
+
+@pytest.mark.parametrize("typed", OTHERS, ids=str)
+def test_what_means_more_or_less_than_the_adapter_has_contradicts_it(typed, by_peft, llama, bring_to_life) -> None:
+    folder, (key,) = by_peft(modules_to_save=["norm"], trainable_token_indices=[3, 9]), typed
+    with pytest.raises(UserError, match=f"adapter.{key}=.* contradicts adapter.path, whose adapter has"):
+        goes_on(folder, typed, bring_to_life, llama())
+
+
+def test_the_embedding_by_its_last_name_is_that_of_the_adapter(by_peft, llama, bring_to_life) -> None:
+    goes_on(by_peft(modules_to_save=["embed_tokens"]), {"modules": ["embed_tokens"]}, bring_to_life, llama())
+
+
 def change(folder: Path, **config: Any) -> Path:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
@@ -151,23 +195,77 @@ def test_an_adapter_stands_on_others_which_stay_when_it_is_off(by_peft, llama, b
     torch.testing.assert_close(logits(module, tokens), before, atol=1e-5, rtol=1e-5)
 
     train(module, tokens, lr=0.1)
-    said = logits(module, tokens)
-    assert not torch.allclose(said, before, atol=1e-3)
+    assert not torch.allclose(logits(module, tokens), before, atol=1e-3)
     with adapter.off(module):
         torch.testing.assert_close(logits(module, tokens), before, atol=1e-5, rtol=1e-5)
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter.detach(), source.read(name)) != parameter.requires_grad, name
         assert parameter.requires_grad == (".default." in name)
 
-    adapter.save(tmp_path / "ours", streamed(module), "base")
-    assert not [name for name in load_file(tmp_path / "ours" / "adapter_model.safetensors") if "under" in name]
-    stacked.load_adapter(tmp_path / "ours", "third")
-    stacked.base_model.set_adapter(["default", "second", "third"])
-    torch.testing.assert_close(logits(stacked.eval(), tokens), said, atol=1e-4, rtol=1e-4)
-    ours = dict(adapter.merged(streamed(module)))
-    assert ours.keys() == dict(model.named_parameters()).keys()
-    model.load_state_dict(ours)
+    leaves_alike(adapter, module, model, tokens, tmp_path / "ours")
+
+
+def leaves_alike(adapter: Lora, module: Any, model: Any, tokens: Any, folder: Path) -> None:
+    """The saved adapter alone on the plain base, and the merged model, say what the run says."""
+    said = logits(module, tokens)
+    adapter.save(folder, streamed(module), "base")
+    alone = opened(model, folder)
+    assert list(alone.peft_config) == ["default"]
+    torch.testing.assert_close(logits(alone.eval(), tokens), said, atol=1e-4, rtol=1e-4)
+    merged = dict(adapter.merged(streamed(module)))
+    assert merged.keys() == dict(model.named_parameters()).keys()
+    model.load_state_dict(merged)
     torch.testing.assert_close(logits(model, tokens), said, atol=1e-4, rtol=1e-4)
+
+
+def test_what_stood_on_others_has_one_rank_in_its_file_and_a_run_goes_on_from_it(
+    by_peft, llama, bring_to_life, tokens, tmp_path
+) -> None:
+    model, under = llama(), by_peft("first", target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 7})
+    adapter = Lora(LoraSettings(rank=3, alpha=5, rslora=True, targets=["q_proj", "v_proj"], under=[str(under)]))
+    module, _ = bring_to_life(adapter, model)
+    train(module, tokens, lr=0.1)
+    adapter.save(tmp_path / "ours", streamed(module), "base")
+    config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (7, {}, {})
+    assert config["target_modules"] == ["q_proj", "up_proj", "v_proj"]
+    on, _ = bring_to_life(Lora(LoraSettings(path=str(tmp_path / "ours"))), model)
+    torch.testing.assert_close(logits(on, tokens), logits(module, tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_that_goes_on_with_ranks_of_its_own_stands_on_another(
+    by_peft, llama, bring_to_life, tokens, tmp_path
+) -> None:
+    model, under = llama(), by_peft("first", use_rslora=True, target_modules=["q_proj", "lm_head"])
+    path = by_peft("patterns", rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 10})
+    adapter = Lora(LoraSettings(path=str(path), under=[str(under)], modules=[], tokens=[]))
+    module, _ = bring_to_life(adapter, model)
+    train(module, tokens, lr=0.1)
+    leaves_alike(adapter, module, model, tokens, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "more,what",
+    [
+        ({"modules": ["lm_head"]}, r"trains 'lm_head' whole, and an adapter in adapter\.under.*merge it into its base"),
+        ({"tied": True}, r"adapter\.under adapts 'lm_head', whose weight is tied.*merge it into its base"),
+    ],
+)
+def test_what_one_file_cannot_say_is_refused_before_training(more, what, by_peft, llama) -> None:
+    tied = more.pop("tied", False)
+    adapter = Lora(LoraSettings(rank=2, under=[str(by_peft(target_modules=["q_proj", "lm_head"]))], **more))
+    with torch.device("meta"), pytest.raises(UserError, match=f"(?s){what}"):
+        adapter.layers(llama(tied))
+
+
+def test_modules_and_tokens_are_trained_beside_what_stands_on_another(
+    by_peft, llama, bring_to_life, tokens, tmp_path
+) -> None:
+    model = llama()
+    adapter = Lora(LoraSettings(rank=2, modules=["lm_head"], tokens=[3, 9], under=[str(by_peft())]))
+    module, _ = bring_to_life(adapter, model)
+    train(module, tokens, lr=0.1)
+    leaves_alike(adapter, module, model, tokens, tmp_path / "ours")
 
 
 def test_pissa_and_tokens_stand_on_another(by_peft, llama, bring_to_life, tokens, tmp_path) -> None:
@@ -179,9 +277,7 @@ def test_pissa_and_tokens_stand_on_another(by_peft, llama, bring_to_life, tokens
     train(module, tokens, lr=0.1)
     with adapter.off(module):
         torch.testing.assert_close(logits(module, tokens), before, atol=1e-4, rtol=1e-4)
-    said = logits(module, tokens)
-    model.load_state_dict(dict(adapter.merged(streamed(module))))
-    torch.testing.assert_close(logits(model, tokens), said, atol=1e-4, rtol=1e-4)
+    leaves_alike(adapter, module, model, tokens, tmp_path / "ours")
 
 
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loomtune import api
-from loomtune.errors import UserError
+from loomtune.contracts import Adapter, Trained
+from loomtune.errors import ExportError, UserError
 from loomtune.plan import Plan
 from loomtune.testing import toy
 from loomtune.worker import execute, guarded
+from loomtune_plugins.adapters.lora.lora import Lora
+from loomtune_plugins.exporters.adapter import AdapterAlone
 from runs.exporting import logits
 from support import mixed_rows, signals_kept, tiny_llama, write_rows
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -43,6 +48,11 @@ def opened(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def measured(out: Path) -> Any:
+    """What the proof has written down."""
+    return json.loads((out / "export.json").read_text())["compared"]
 
 
 def far(one: Tensor, other: Tensor) -> float:
@@ -73,7 +83,86 @@ def test_its_folder_has_what_a_server_needs(adapted: Path, base: Path, tmp_path:
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "warp"}], tokenize=False) == "warp"
     assert not list(out.glob("model*.safetensors")) and not (out / "config.json").exists()
-    assert json.loads((out / "export.json").read_text())["compared"] is None
+
+
+def test_it_is_opened_on_its_base_and_says_there_what_was_trained(adapted: Path, tmp_path: Path) -> None:
+    exported = measured(api.export(adapted, tmp_path / "out", to="adapter"))["exported"]
+    assert exported["largest"] < 1e-5 and exported["bound"] == 1e-4
+
+
+@pytest.mark.parametrize("adapter", ["prefix", "bottleneck"])
+def test_so_is_what_cannot_be_merged(adapter: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt tuning: below, where a merge of it is refused."""
+    run = ended(base, tmp_path, f"adapter={adapter}")
+    assert measured(api.export(run, to="adapter"))["exported"]["largest"] < 1e-5
+    broken(shift_a_tensor, monkeypatch)
+    with pytest.raises(ExportError, match="what was exported differs from what was trained by"):
+        api.export(run, tmp_path / "out", to="adapter")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["ptuning", "prompt", "ia3", "adalora", "oft", "coft", "lora adapter.dora=true"])
+def test_so_is_whatever_peft_opens(adapter: str, base: Path, tmp_path: Path) -> None:
+    run = ended(base, tmp_path, *f"adapter={adapter}".split(), "steps=4")
+    assert measured(api.export(run, to="adapter"))["exported"]["largest"] < 1e-5
+
+
+def factor_lost(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: tensors[name] for name in sorted(tensors)[:-1]}, folder / WEIGHTS)
+
+
+def shift_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({**tensors, (last := sorted(tensors)[-1]): tensors[last] + 0.1}, folder / WEIGHTS)
+
+
+def other_alpha(folder: Path) -> None:
+    """As where alpha / rank is taken for alpha."""
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] / config["r"]}))
+
+
+def target_lost(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"target_modules": config["target_modules"][1:]}))
+
+
+@pytest.mark.parametrize("fault", [factor_lost, shift_a_tensor, other_alpha, target_lost])
+def test_what_is_saved_otherwise_than_it_was_trained_is_refused_and_leaves_nothing(
+    adapted: Path, fault: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(fault, monkeypatch)
+    with pytest.raises(ExportError, match="what was exported differs from what was trained by"):
+        api.export(adapted, tmp_path / "out", to="adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def broken(fault: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on what is saved goes wrong in this way."""
+    right = AdapterAlone.export
+
+    def wrong(self: AdapterAlone, trained: Trained, folder: Path) -> None:
+        right(self, trained, folder)
+        fault(folder)
+
+    monkeypatch.setattr(AdapterAlone, "export", wrong)
+
+
+def test_a_setting_leaves_the_proof_out_and_that_is_said(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(other_alpha, monkeypatch)
+    out = api.export(adapted, tmp_path / "out", ["exporter.adapter.check=false"], to="adapter")
+    assert measured(out) is None and "it was not asked for" in capsys.readouterr().err
+
+
+def test_what_nobody_else_opens_leaves_unproven_and_that_is_said(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Lora, "reopen", Adapter.reopen)
+    out = api.export(adapted, tmp_path / "out", to="adapter")
+    assert measured(out) is None and "nothing here opens this format" in capsys.readouterr().err
 
 
 def test_it_holds_what_was_trained_and_not_what_it_began_with(adapted: Path, tmp_path: Path) -> None:
@@ -102,7 +191,9 @@ def test_what_cannot_be_merged_is_told_so_before_anything_is_written_and_leaves_
         api.export(run)
     assert not made
     monkeypatch.undo()
-    alone = PeftModel.from_pretrained(opened(base), api.export(run, to="adapter"))
+    out = api.export(run, to="adapter")
+    assert measured(out)["exported"]["largest"] < 1e-5
+    alone = PeftModel.from_pretrained(opened(base), out)
     assert far(logits(alone)[:, -8:], logits(opened(base))) > 1e-3
 
 
@@ -122,7 +213,9 @@ def test_what_qlora_learned_is_merged_into_the_base_as_stored_and_both_distances
     pytest.importorskip("bitsandbytes")
     run = ended(base, tmp_path, "adapter=qlora", "adapter.rank=4", "adapter.targets=[all-linear]")
     out = api.export(run)
-    about = json.loads((out / "export.json").read_text())["compared"]
+    about = measured(out)
+    alone = measured(api.export(run, to="adapter"))
+    assert alone["exported"]["largest"] < 1e-5 and alone["approximate"] == about["approximate"]
     assert about["exported"]["largest"] < 1e-5, "of the adapter on the base in its own precision"
     assert 1e-3 < about["approximate"]["largest"] < about["approximate"]["bound"], "of the base in 4 bits"
     began, left = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")

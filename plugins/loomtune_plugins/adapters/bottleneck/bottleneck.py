@@ -13,7 +13,7 @@ which is an adapter at the block's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from loomtune_plugins.adapters.bottleneck.settings import (
     VARIANTS,
     BottleneckSettings,
 )
+from loomtune_plugins.adapters.digests import digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +60,11 @@ class Bottleneck(Adapter):
     def _saved(self) -> files.Saved | None:
         """What `adapter.path` names; read once, since training may outlive the folder."""
         return files.read(Path(self._settings.path)) if self._settings.path else None
+
+    def fingerprint(self) -> str:
+        """Of `adapter.path`, whose form is read at every weaving."""
+        found = self._saved
+        return digest(found.folder / files.CONFIG, found.folder / files.WEIGHTS) if found else ""
 
     def suits(self, model: Model) -> None:
         """Looks for the places in a skeleton on the meta device."""
@@ -154,6 +160,12 @@ class Bottleneck(Adapter):
             dropout=self._settings.dropout,
         )
         files.write(folder, ours, form, base)
+
+    def reopen(self, module: nn.Module, folder: Path) -> Callable[[Tensor], Tensor] | None:
+        """By `attach`; None where the model is called otherwise than those of transformers."""
+        from loomtune_plugins.adapters.wrapped.opened import asked
+
+        return asked(attach(module, folder)) if hasattr(module, "prepare_inputs_for_generation") else None
 
 
 class BottleneckWeights(WeightSource):

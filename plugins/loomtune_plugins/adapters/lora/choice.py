@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from loomtune.errors import Fault, UserError, near
+from loomtune_plugins.adapters.patterns import by_end
 from loomtune_plugins.adapters.settings import LoraSettings
 from loomtune_plugins.adapters.wrapped.files import PeftFolder
 from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR
@@ -42,12 +44,9 @@ def choose(settings: LoraSettings, file: PeftFolder | None) -> Choice:
     """Raises UserError for every setting that has no sense or contradicts the file."""
     said = _said(file) if file else {}
     faults = [
-        Fault(
-            f"adapter.{key}={_shown(typed)} contradicts adapter.path, whose adapter has {_shown(said[key])}",
-            f"leave adapter.{key} out, or adapter.path",
-        )
+        _contradiction(key, typed, said[key])
         for key in ("rank", "alpha", "rslora", "dora", "modules", "tokens")
-        if key in said and (typed := getattr(settings, key)) not in (None, []) and typed != said[key]
+        if key in said and (typed := getattr(settings, key)) not in (None, []) and not _same(key, typed, said[key])
     ]
     faults += [
         Fault(f"adapter.{key} is for a new adapter, and adapter.path has one", f"leave adapter.{key} out")
@@ -58,6 +57,26 @@ def choose(settings: LoraSettings, file: PeftFolder | None) -> Choice:
     if faults := [*faults, *_faults(settings, choice)]:
         raise UserError(*faults)
     return choice
+
+
+def check_said(key: str, typed: Sequence[Any], meant: Iterable[Any], said: Sequence[Any]) -> None:
+    """Raises UserError where what was typed means, in the model, something else than the file has."""
+    if set(meant) != set(said):
+        raise UserError(_contradiction(key, typed, said))
+
+
+def _same(key: str, typed: Any, said: Any) -> bool:
+    """False where the two contradict each other in any model; what names mean is seen once there is one."""
+    if key == "modules":
+        return all(any(by_end(name, pattern) for name in said) for pattern in typed)
+    if key == "tokens":
+        return bool(said) and (any(isinstance(token, str) for token in typed) or set(typed) == set(said))
+    return bool(typed == said)
+
+
+def _contradiction(key: str, typed: Any, said: Any) -> Fault:
+    what = f"adapter.{key}={_shown(typed)} contradicts adapter.path, whose adapter has {_shown(said)}"
+    return Fault(what, f"leave adapter.{key} out, or adapter.path")
 
 
 def _said(file: PeftFolder) -> dict[str, Any]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Model, WeightSource
 from loomtune.errors import UserError
-from loomtune_plugins.adapters.lora.choice import choose
+from loomtune_plugins.adapters.digests import digest
+from loomtune_plugins.adapters.lora.choice import check_said, choose
 from loomtune_plugins.adapters.settings import LoraSettings
-from loomtune_plugins.adapters.wrapped.files import WEIGHTS, PeftFolder
+from loomtune_plugins.adapters.wrapped.files import CONFIG, MERGE, WEIGHTS, PeftFolder
 from loomtune_plugins.adapters.wrapped.targets import (
     briefest,
+    check_rank,
+    check_tied,
     enough,
     every_linear,
     linear_layers,
+    shortest,
     turned_layers,
     whole_modules,
 )
@@ -24,6 +28,7 @@ from loomtune_plugins.adapters.wrapped.wrapping import NAME, Wrapping
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from loomtune_plugins.adapters.lora.summed import Term
     from loomtune_plugins.adapters.lora.weights import Pair
     from loomtune_plugins.adapters.wrapped.woven import Added
 
@@ -39,21 +44,31 @@ class Lora(Wrapping):
         super().__init__()
         self._file = PeftFolder.open("adapter.path", settings.path) if settings.path else None
         self._choice, self._ratio = choose(settings, self._file), settings.plus_ratio
-        self._beneath = {f"under_{i}": beneath(folder) for i, folder in enumerate(settings.under)}
+        self._beneath = {
+            f"under_{i}": PeftFolder.open("adapter.under", folder).plain() for i, folder in enumerate(settings.under)
+        }
         self.stays = (*self._beneath, *([START] if self._choice.residual else []))
         self._layers: list[str] = []
         self._turned: set[str] = set()
         self._modules: list[str] = []
         self._brief: list[str] = []
+        self._saved: list[str] = []
         self._tokens = sorted({token for token in self._choice.tokens if isinstance(token, int)})
         self._files: dict[str, tuple[PeftFolder, str]] = {}
         self._factors: dict[str, Pair] = {}
         self._source: WeightSource | None = None
 
+    def fingerprint(self) -> str:
+        """Of `path`, whose ranks and patterns are read at every weaving, and of what stays beneath."""
+        files = [folder for folder in (self._file, *self._beneath.values()) if folder]
+        return digest(*(folder.folder / name for folder in files for name in (CONFIG, WEIGHTS)))
+
     def meet(self, model: Model) -> None:
         from loomtune_plugins.adapters.lora.tokens import ids
 
         self._tokens = ids(self._choice.tokens, model)
+        if self._file:
+            check_said("tokens", self._choice.tokens, self._tokens, self._file.tokens)
 
     def suits(self, model: Model) -> None:
         """Builds no skeleton where the files of the model say enough."""
@@ -66,25 +81,38 @@ class Lora(Wrapping):
         """The linear layers that are meant. Raises UserError where a rank is more than one of them can have."""
         from loomtune_plugins.adapters.lora.tokens import check_rows
 
-        known = every_linear(module, turned=True)
+        known, names = every_linear(module, turned=True), [name for name, _ in module.named_modules()]
         for folder in [self._file, *self._beneath.values()]:
             if folder:
                 folder.check_layers(known)
         found = linear_layers(module, self._choice.targets, "LoRA", turned=True)
-        name, widths = min(found.items(), key=lambda layer: min(layer[1]))
-        if (rank := self._choice.rank) > min(widths) and not self._file:
-            raise UserError.of(
-                f"adapter.rank={rank} is more than layer '{name}' ({widths[0]} to {widths[1]}) can have",
-                f"set adapter.rank to at most {min(widths)}, or leave the layer out of adapter.targets",
-            )
+        if not self._file:
+            check_rank("rank", self._choice.rank, found)
         self._turned = set(turned_layers(module))
-        self._modules = whole_modules(module, self._choice.modules, found)
-        self._brief = briefest(self._modules, [name for name, _ in module.named_modules()])
+        self._modules = self._whole(module, found)
+        self._brief = briefest(self._modules, names)
+        self._saved = shortest({*found, *self._under}, names)
         assert bool(self._tokens) == bool(self._choice.tokens), "tokens are looked up in the model that the adapter met"
         if self._tokens:
             check_rows(module, self._tokens, [*found, *self._modules])
         self._layers = list(found)
         return self._layers
+
+    @property
+    def _under(self) -> set[str]:
+        """Layers that are adapted beneath."""
+        return {layer for folder in self._beneath.values() for layer in folder.layers}
+
+    def _whole(self, module: nn.Module, adapted: Iterable[str]) -> list[str]:
+        """What is trained whole. Raises UserError where one file could not say it and all that is adapted."""
+        check_tied(module, self._under, "adapter.under adapts", f"leave that adapter out, or {MERGE}")
+        found = whole_modules(module, self._choice.modules, adapted)
+        if self._file and self._choice.modules:
+            check_said("modules", self._choice.modules, found, self._file.modules)
+        if both := sorted(self._under.intersection(found)):
+            what = f"adapter.modules trains '{both[0]}' whole, and an adapter in adapter.under adapts it"
+            raise UserError.of(what, f"leave it out of adapter.modules, or {MERGE}")
+        return found
 
     def config(self, targets: list[str], **more: Any) -> Any:
         from peft import LoraConfig
@@ -130,9 +158,7 @@ class Lora(Wrapping):
         import torch
         from peft.tuners.lora import LoraLayer
 
-        from loomtune_plugins.adapters.lora.beneath import config_of
-
-        more = {name: config_of(folder) for name, folder in self._beneath.items()}
+        more: dict[str, Any] = {name: folder.frozen() for name, folder in self._beneath.items()}
         if self._choice.residual:
             more[START] = config = self.config(self._layers)
             config.modules_to_save = config.trainable_token_indices = None
@@ -158,6 +184,7 @@ class Lora(Wrapping):
 
         self._factors = {}
         woven, source = super().weave(module, weights, seed)
+        self._targets = self._saved
         self._source, shapes = source, source.shapes()
         of = {NAME: self._file, **self._beneath}
         self._files = {}
@@ -246,36 +273,37 @@ class Lora(Wrapping):
         yield f"{layer}.weight", with_rows(base["weight"], rows, self._tokens)
 
     def leaves(self, tensors: dict[str, Tensor], config: Any) -> None:
-        """What belongs to a changed base leaves as a LoRA of twice the rank for the true base: `s (B A - B0 A0)`."""
-        import torch
-
+        """What the true base lacks leaves too: the adapters beneath, and `- s B0 A0`, which was taken out of it."""
         config.modules_to_save = self._brief or None
-        if not self._choice.residual:
+        if not self.stays:
             return
+        from loomtune_plugins.adapters.lora.summed import summed
+
+        rank, found = summed(self._terms(tensors), self._scale)
+        tensors |= found
+        config.lora_alpha = self._scale * (math.sqrt(rank) if config.use_rslora else rank)
+        config.r, config.rank_pattern, config.alpha_pattern = rank, {}, {}
+
+    def _terms(self, tensors: Mapping[str, Tensor]) -> dict[str, list[Term]]:
+        """What adds to each layer of the true base. tensors: those that were trained, by their names in the file."""
+        from loomtune_plugins.adapters.lora.summed import scale_of
+
+        source = self._source
+        terms: dict[str, list[Term]] = {}
+        assert source is not None, "what is saved was woven"
         for name, added in self.names.added.items():
-            if (
-                added.adapter == START
-                and (file := self.names.files[name.replace(f".{START}.", f".{NAME}.")]) in tensors
-            ):
-                assert self._source is not None
-                start, axis = self._source.read(name), 0 if added.part == "lora_A" else 1
-                tensors[file] = torch.cat([tensors[file], start if axis == 0 else -start], dim=axis).contiguous()
-        config.r, config.lora_alpha = 2 * config.r, config.lora_alpha * (math.sqrt(2) if config.use_rslora else 2)
+            if added.part == "lora_A":
+                pair = name, name.replace(".lora_A.", ".lora_B.")
+                kept = (tensors[self.names.files[n]] if added.adapter == NAME else source.read(n) for n in pair)
+                of = self.configs_of(added.layer)
+                scale = -scale_of(of[NAME]) if added.adapter == START else scale_of(of[added.adapter])
+                terms.setdefault(added.layer, []).append((*kept, scale))
+        return terms
 
     def learning_rate_scale(self, name: str) -> float:
         """The ratio of LoRA+ (Hayou et al. 2024) for B."""
         added = self.names.added.get(name)
         return self._ratio if added is not None and added.part == "lora_B" else 1.0
-
-
-def beneath(folder: str) -> PeftFolder:
-    """An adapter that stays. Raises UserError where it is more than a sum beside its layers."""
-    found = PeftFolder.open("adapter.under", folder)
-    more = [key for key in ("use_dora", "modules_to_save", "trainable_token_indices") if found.config.get(key)]
-    if more:
-        cure = "merge it into its base (`loomtune export`, or peft's merge_and_unload) and set model.path to that"
-        raise found.refuse(f"has {more[0]}, and only plain additions can stay beneath another", cure)
-    return found
 
 
 def pattern(patterns: Mapping[str, Any], layer: str, usual: Any) -> Any:

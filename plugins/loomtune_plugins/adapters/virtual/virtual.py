@@ -148,6 +148,12 @@ class Virtual(Adapter):
         config.base_model_name_or_path = base
         config.save_pretrained(str(folder))
 
+    def reopen(self, module: nn.Module, folder: Path) -> Callable[[Tensor], Tensor] | None:
+        """By `PeftModel.from_pretrained`."""
+        from loomtune_plugins.adapters.wrapped.opened import by_peft
+
+        return by_peft(module, folder)
+
 
 SIZES = frozenset(
     {"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules", "encoder_hidden_size"}

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loomtune.errors import Fault, UserError, near
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -26,6 +29,7 @@ KNOWN = {
     *("qalora_group_size", "runtime_config"),
 }
 """Keys of a config whose meaning is known here. Any other that is set makes an adapter of another kind."""
+MERGE = "merge it into its base (`loomtune export`, or peft's merge_and_unload) and set model.path to that"
 RESIDUAL = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """First values that are taken out of the base: such an adapter belongs to a base that is changed."""
 
@@ -68,6 +72,27 @@ class PeftFolder:
         """Ids of the tokens whose rows were trained."""
         found = self.config.get("trainable_token_indices") or []
         return list(next(iter(found.values()))) if isinstance(found, dict) else list(found)
+
+    def plain(self) -> PeftFolder:
+        """Itself. Raises UserError where it is more than a sum beside its layers."""
+        more = [key for key in ("use_dora", "modules_to_save", "trainable_token_indices") if self.config.get(key)]
+        if more:
+            raise self.refuse(f"has {more[0]}, and only plain additions can stay beneath another", MERGE)
+        return self
+
+    def frozen(self) -> LoraConfig:
+        """peft's config for exactly the layers that are adapted; what is frozen has no dropout."""
+        from peft import LoraConfig
+
+        said = self.config
+        return LoraConfig(
+            r=said.get("r", 8),
+            lora_alpha=said.get("lora_alpha", 8),
+            use_rslora=bool(said.get("use_rslora")),
+            rank_pattern=dict(said.get("rank_pattern") or {}),
+            alpha_pattern=dict(said.get("alpha_pattern") or {}),
+            target_modules=list(self.layers),
+        )
 
     def refuse(self, what: str, cure: str | None = None) -> UserError:
         """The error that names this folder."""

@@ -40,7 +40,7 @@ def linear_layers(
             f"adapter.targets={list(targets)} finds no linear layer in the model",
             f"use adapter=full: {method} can adapt linear layers only",
         )
-    _check_tied(module, chosen)
+    check_tied(module, chosen, "adapter.targets names", "leave it out of adapter.targets")
     return layers
 
 
@@ -98,7 +98,17 @@ def whole_modules(module: nn.Module, patterns: Sequence[str], adapted: Iterable[
     return chosen
 
 
-def _check_tied(module: nn.Module, chosen: set[str]) -> None:
+def check_rank(key: str, rank: int, layers: Mapping[str, tuple[int, int]]) -> None:
+    """Raises UserError where one of the layers, name to (input width, output width), cannot have the rank."""
+    name, widths = min(layers.items(), key=lambda layer: min(layer[1]))
+    if rank > min(widths):
+        raise UserError.of(
+            f"adapter.{key}={rank} is more than layer '{name}' ({widths[0]} to {widths[1]}) can have",
+            f"set adapter.{key} to at most {min(widths)}, or leave the layer out of adapter.targets",
+        )
+
+
+def check_tied(module: nn.Module, chosen: set[str], says: str, cure: str) -> None:
     """A shared weight cannot be adapted in one place: merging would change the other, or tear them apart."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -107,10 +117,7 @@ def _check_tied(module: nn.Module, chosen: set[str]) -> None:
         ours = [name for name in shared if name.rpartition(".")[0] in chosen]
         if ours and len(shared) > 1:
             others = ", ".join(name for name in shared if name != ours[0])
-            raise UserError.of(
-                f"adapter.targets names '{ours[0].rpartition('.')[0]}', whose weight is tied to {others}",
-                "leave it out of adapter.targets",
-            )
+            raise UserError.of(f"{says} '{ours[0].rpartition('.')[0]}', whose weight is tied to {others}", cure)
 
 
 def shortest(layers: Iterable[str], modules: Iterable[str]) -> list[str]:

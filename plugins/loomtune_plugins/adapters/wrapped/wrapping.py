@@ -6,7 +6,7 @@ import logging
 import warnings
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,6 +234,12 @@ class Wrapping(Adapter):
         # peft keeps the targets as a set, whose order would change the file's bytes from run to run.
         config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
+
+    def reopen(self, module: nn.Module, folder: Path) -> Callable[[Tensor], Tensor] | None:
+        """By `PeftModel.from_pretrained`."""
+        from loomtune_plugins.adapters.wrapped.opened import by_peft
+
+        return by_peft(module, folder)
 
 
 def quiet() -> None:

@@ -1,0 +1,43 @@
+"""What a run began from in files that no checkpoint holds: whoever opens it later must find them as they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from loomtune.catalogue import Catalogue
+from loomtune.contracts import Adapter, Model
+from loomtune.errors import Fault, UserError
+from loomtune.plan import Plan
+from loomtune.role_models import models
+
+FILE = "inputs.json"
+WEAVING = ("model", "adapter")
+"""What a model is made from that leaves: roles beside the policy stay behind."""
+
+
+def parts(plan: Plan, catalogue: Catalogue) -> dict[str, Model | Adapter]:
+    """What reads files, by the setting that names them."""
+    others = {f"roles.{role}.model": model for role, model in models(plan, catalogue).items()}
+    return {**{axis: plan.build(catalogue, axis) for axis in WEAVING}, **others}
+
+
+def fingerprints(parts: Mapping[str, Model | Adapter]) -> dict[str, str]:
+    """A digest each; the text of `inputs.json`."""
+    return {key: part.fingerprint() for key, part in parts.items()}
+
+
+def check(folder: Path, now: Mapping[str, str]) -> None:
+    """Raises UserError naming what is not as it was. A folder that does not say what it began from is accepted."""
+    if not (folder / FILE).is_file():
+        return
+    before = json.loads((folder / FILE).read_text())
+    cure = "restore the files, or begin another run: choose another run.dir"
+    faults = [
+        Fault(f"the run in {folder} began from other files of {key}: they were changed since", cure)
+        for key, digest in now.items()
+        if before.get(key, digest) != digest
+    ]
+    if faults:
+        raise UserError(*faults)
