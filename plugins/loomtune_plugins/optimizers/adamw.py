@@ -5,31 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Optimizer, ParameterGroup, StateKind
-from loomtune_plugins.optimizers.groups import check, check_share, torch_groups
+from loomtune.contracts import ParameterGroup, StateKind
+from loomtune_plugins.optimizers.base import Checked
+from loomtune_plugins.optimizers.groups import torch_groups
 from loomtune_plugins.optimizers.settings import AdamWSettings
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamW(Optimizer):
+class AdamW(Checked):
     """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as torch computes it."""
 
-    def __init__(self, settings: AdamWSettings) -> None:
-        check(lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, clip=settings.clip)
-        check_share(beta1=settings.beta1, beta2=settings.beta2)
-        self._settings = settings
-
-    @property
-    def learning_rate(self) -> float:
-        """The peak rate."""
-        return self._settings.lr
-
-    @property
-    def clip(self) -> float:
-        """Largest global gradient norm; 0 for no clipping."""
-        return self._settings.clip
+    _settings: AdamWSettings
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         """torch's AdamW over the groups, in order."""

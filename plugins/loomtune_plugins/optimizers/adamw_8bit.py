@@ -9,39 +9,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Optimizer, ParameterGroup, StateKind
+from loomtune.contracts import ParameterGroup, StateKind
 from loomtune.errors import UserError
 from loomtune_plugins.optimizers.adamw_8bit_settings import AdamW8bitSettings
-from loomtune_plugins.optimizers.groups import check, check_share, torch_groups
+from loomtune_plugins.optimizers.base import Checked
+from loomtune_plugins.optimizers.groups import torch_groups
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamW8bit(Optimizer):
+class AdamW8bit(Checked):
     """Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization": moments in blocks of 256 with a scale each.
 
     Blocks are cut out of what a rank holds of a parameter, so moments of 8 bits mean nothing under another layout.
     """
 
     def __init__(self, settings: AdamW8bitSettings) -> None:
-        check(lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, clip=settings.clip)
-        check_share(beta1=settings.beta1, beta2=settings.beta2)
+        super().__init__(settings)
         if settings.bits not in (8, 32):
             raise UserError.of(f"moments of {settings.bits} bits are not known", "set optimizer.bits to 8 or 32")
         if settings.bits == 32 and not settings.paged:
             raise UserError.of("optimizer.bits=32 without pages is plain AdamW", "set optimizer=adamw, or paged=true")
-        self._settings = settings
-
-    @property
-    def learning_rate(self) -> float:
-        """The peak rate."""
-        return self._settings.lr
-
-    @property
-    def clip(self) -> float:
-        """Largest global gradient norm; 0 for no clipping."""
-        return self._settings.clip
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         """bitsandbytes' AdamW over the groups, in order."""
