@@ -64,22 +64,22 @@ def name_of(cell: Cell) -> str:
 
 
 THOROUGH = ("full", "lora")
-"""Adapters that are run under every sharding and with every objective; the others under the plain shardings."""
+"""Adapters that are run under every sharding; the others, and other objectives than `sft`, under the plain ones."""
 
-PLAIN = ("single", "ddp", "fsdp", "zero stage 3")
+PLAIN = ("fsdp", "zero stage 3")
 
 
 def built_in() -> list[Cell]:
-    """The cells whose three offers are ours, of which so many are run that each pair of choices has met."""
+    """The cells whose three offers are ours, of which so many are run that each choice has met each plain sharding."""
     found = list(cells())
     ours = [c for c in found if all(o.entry.source.distribution == BUILT_IN_DISTRIBUTION for o in c.choices.values())]
     return [cell for cell in ours if _is_run(*(choice.label for choice in cell.choices.values()))]
 
 
 def _is_run(objective: str, adapter: str, sharding: str) -> bool:
-    if adapter not in THOROUGH:
-        return objective == "sft" and sharding in PLAIN
-    return objective == "sft" or sharding in PLAIN
+    if objective == "sft":
+        return adapter in THOROUGH or sharding in PLAIN
+    return sharding in PLAIN and (adapter == "full" or (objective, adapter) == ("dpo", "lora"))
 
 
 def partner(cell: Cell, among: Sequence[Cell]) -> Cell:
@@ -94,9 +94,12 @@ class Bench:
     def __init__(self, folder: Path, worlds: Worlds) -> None:
         self.folder, self.worlds = folder, worlds
         self.model = tiny_llama(folder / "tiny", tied=True)
+        self.teacher = tiny_llama(folder / "teacher")
         answers = mixed_rows(64)
         pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": r["completion"] + "?"} for r in answers]
-        rows = {Trait.COMPLETIONS: answers, Trait.PAIRS: pairs}
+        labels = [{**row, "label": number % 3 > 0} for number, row in enumerate(answers)]
+        texts = [{"text": row["prompt"] + row["completion"]} for row in answers]
+        rows = {Trait.COMPLETIONS: answers, Trait.PAIRS: pairs, Trait.LABELS: labels, Trait.TEXTS: texts}
         self.rows = {trait: write_rows(folder / f"{trait}.jsonl", found) for trait, found in rows.items()}
         self._alone: dict[tuple[str, ...], Outcome] = {}
 
@@ -105,6 +108,8 @@ class Bench:
         (need,) = cell.choices["objective"].entry.offer.needs & self.rows.keys()
         run = [f"model.path={self.model}", "data=jsonl", f"data.path={self.rows[Trait(need)]}", "optimizer.lr=1e-3"]
         how = [f"steps={STEPS}", "tracker=[jsonl]", "checkpoint.background=false"]
+        if cell.choices["objective"].label == "distill":
+            run.append(f"roles.teacher.model.path={self.teacher}")
         return ["recipe=null", *run, *how, *(text for axis in VARIED[:2] for text in cell.choices[axis].typed)]
 
     def alone(self, cell: Cell) -> Outcome:
@@ -208,8 +213,8 @@ INTRODUCTION = """# What goes with what, measured
 Written by `make matrix` on {today}: {versions}, on CPUs.
 
 `loomtune matrix` computes which objective, adapter and sharding go together, from what each plugin declares. Here
-`sft` was run with {thorough} under every sharding, and every other adapter, and every other objective with {thorough},
-under {plain}: a tiny Llama with tied embeddings trains {first} steps of 8 rows of mixed
+`sft` was run with {thorough} under every sharding, and every other adapter and objective under {plain}; in every cell
+a tiny Llama with tied embeddings trains {first} steps of 8 rows of mixed
 lengths in fp32 with AdamW, saves and stops, goes on to step {steps} under the sharding named, and is exported. Numbers
 are largest relative differences from one process that was left alone: of loss and gradient norm (before clipping),
 before and after the move, and of the logits of the exported model and of the checkpoint's own folder (`model/`, or

@@ -21,6 +21,8 @@ from loomtune.plan import Finding, Plan, between, itself, refuse
 
 VARIED = ("objective", "adapter", "sharding")
 PROCESSES = 2
+DATA = {Trait.COMPLETIONS, Trait.PAIRS, Trait.PROMPTS, Trait.LABELS, Trait.TEXTS}
+"""What rows have; the base's may lack what an objective needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def cells(
 
 def _cell(catalogue: Catalogue, choices: Sequence[Choice], base: Plan, processes: int) -> Cell:
     world = _world([choice.entry for choice in choices], processes)
+    base = _beside(catalogue, [choice.entry for choice in choices], base)
     nodes = {choice.entry.axis.name: choice.settings for choice in choices}
     found = [finding for choice in choices for finding in choice.held]
     if all(nodes.values()):
@@ -97,6 +100,20 @@ def _cell(catalogue: Catalogue, choices: Sequence[Choice], base: Plan, processes
     typed = (*base.overrides, *(text for choice in choices for text in choice.typed))
     faults = tuple(dict.fromkeys(finding for finding in found if finding.fatal))
     return Cell(dict(zip(VARIED, choices, strict=True)), typed, world, faults)
+
+
+def _beside(catalogue: Catalogue, entries: Sequence[Entry], base: Plan) -> Plan:
+    """The base with what choices bring along on other axes, and with data that have what they need."""
+    nodes: dict[str, Any] = {}
+    for entry in entries:
+        for axis, names in entry.offer.brings.items():
+            if not base.choices(axis):
+                nodes[axis] = {name: settings_of(catalogue.find(axis, name), (), base) for name in names}
+        data = catalogue.find("data", base.chosen("data")["name"])
+        fitting = [e for e in catalogue.entries("data") if entry.offer.needs & DATA & e.offer.provides]
+        if entry.offer.needs & DATA and data not in fitting and fitting:
+            nodes["data"] = {"name": fitting[0].offer.name}
+    return replace(base, settings={**base.settings, **nodes}) if nodes else base
 
 
 def _choices(catalogue: Catalogue, axis: str, name: str | None, base: Plan, processes: int) -> Iterator[Choice]:
@@ -124,7 +141,8 @@ def _choice(
                 if any(text.startswith(("model=", "model.")) for text in base.overrides):
                     part.suits(base.build(catalogue, "model"))  # reads its config, so only where one is named
             if entry.axis.name == "objective":
-                part.use(base.build(catalogue, "loss"), base.build(catalogue, "reward"))
+                plan = _beside(catalogue, [entry], base)
+                part.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
     except UserError as error:
         return replace(choice, held=tuple(Finding(fault.what, fault.cure) for fault in error.faults))
     except Exception as error:  # a plugin's class may fail in any manner, which takes no other's cells away
