@@ -496,6 +496,17 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        "unproven adapter",
+        "an adapter that leaves alone may be anything",
+        "plugins/loomtune_plugins/exporters/adapter.py",
+        "return lambda module: trained.adapter.reopen(module, folder)",
+        "return lambda module: None",
+        (
+            "tests/plugins/exporters/test_adapter.py::"
+            "test_what_is_saved_otherwise_than_it_was_trained_is_refused_and_leaves_nothing",
+        ),
+    ),
+    Mutation(
         "merge hidden by rounding",
         "a merge is compared only once it is rounded to bf16",
         "core/loomtune/verify.py",

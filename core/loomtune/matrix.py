@@ -2,6 +2,7 @@
 
 One composition gives what is not varied; a cell replaces the choices of three axes in it and asks what `loomtune train`
 would ask of the same settings: `plan.between`, the choices' own classes, and the sharding about the world size.
+A model of a role beside the policy, such as a teacher, is the user's to name, so no cell is refused for want of one.
 """
 
 from __future__ import annotations

@@ -37,7 +37,10 @@ def benches(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Benches
     return of
 
 
-@pytest.mark.parametrize(("label", "sharding"), [("lora", "zero 3"), ("bottleneck", "fsdp"), ("prefix", "fsdp")])
+@pytest.mark.parametrize(
+    ("label", "sharding"),
+    [("lora", "zero 3"), pytest.param("bottleneck", "fsdp", marks=pytest.mark.slow), ("prefix", "fsdp")],
+)
 def test_an_adapter_learns_alike_and_leaves_what_it_learned(label: str, sharding: str, benches: Benches) -> None:
     row = benches(4).row(LABELLED[label], LAID_OUT[sharding])
     assert not row.wrong, row.told

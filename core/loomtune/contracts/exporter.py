@@ -55,9 +55,7 @@ class Trained:
 
     def stored(self, name: str) -> dtype | None:
         """The type in which the base's files hold a tensor, by the base's name; None where they have none such."""
-        if (shape := self.weights.shapes().get(name)) is None:
-            return None
-        return self.weights.read(name, tuple(slice(0, 0) for _ in shape)).dtype
+        return self.weights.dtype(name) if name in self.weights.shapes() else None
 
 
 class Exporter(ABC):

@@ -12,7 +12,7 @@ from loomtune.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor, dtype, nn
 
     from loomtune.toolkit.sequence import Exchange
 
@@ -62,6 +62,10 @@ class WeightSource(ABC):
     @abstractmethod
     def read(self, name: str, where: tuple[slice, ...] | None = None) -> Tensor:
         """The tensor, or the slice of it, on the CPU in the stored type. Raises KeyError for an unknown name."""
+
+    def dtype(self, name: str) -> dtype:
+        """The stored type of a tensor, of which nothing is read."""
+        return self.read(name, tuple(slice(0, 0) for _ in self.shapes()[name])).dtype
 
 
 class Model(ABC):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 HEADS = "heads."
 """How names of scalar heads begin, in a network and in files."""
@@ -16,6 +17,24 @@ HEADS_FILE = "heads.safetensors"
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+LONGEST = 100_000_000
+"""Bytes of a header that the format of safetensors allows."""
+
+
+def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors by name, of which no more than the header is read.
+
+    Raises ValueError where it is none. Eight bytes of length, little-endian, then as many of JSON:
+    https://github.com/huggingface/safetensors#format.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(length)) if length <= LONGEST else None
+        return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}  # type: ignore[union-attr]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"'{file}' begins with no header of safetensors") from error
 
 
 def weight_files(count: int) -> list[str]:

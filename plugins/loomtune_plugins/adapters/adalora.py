@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Optimizer, WeightSource
-from loomtune.errors import Fault, UserError
+from loomtune.errors import UserError
 from loomtune.world import derive
 from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings, resolved, too_short
+from loomtune_plugins.adapters.around import Around
+from loomtune_plugins.adapters.told import misset
 from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, check_rank, linear_layers
 from loomtune_plugins.adapters.wrapped.wrapping import Wrapping
 
@@ -22,7 +24,7 @@ class AdaLora(Wrapping):
     """Adds `scale * B diag(E) A` to linear layers, and lets the least important entries of E go.
 
     Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning". Sharing out is a part of the
-    optimizer's step (see `Budgeted`), since what it remembers of each parameter lies where the parameter does.
+    optimizer's step (see `Allocator`), since what it remembers of each parameter lies where the parameter does.
     """
 
     def __init__(self, settings: AdaLoraSettings) -> None:
@@ -80,36 +82,31 @@ class AdaLora(Wrapping):
 
     def optimizer(self, optimizer: Optimizer, steps: int) -> Optimizer:
         """The run's, whose steps also share out ranks. Raises UserError where the run is too short for that."""
-        from loomtune_plugins.adapters.adalora_budget import Budgeted
+        from loomtune_plugins.adapters.adalora_budget import KEPT, Allocator
 
         if wrong := too_short(self._settings, steps):
             raise UserError.of(*wrong)
         self._scheduled, self._steps = resolved(self._settings, steps), steps
-        return Budgeted(optimizer, self._scheduled, steps, self.parts)
+        return Around(optimizer, lambda built: Allocator(built, self._scheduled, steps, self.parts()).join(), KEPT)
 
 
 def _check(settings: AdaLoraSettings) -> None:
     low, high = settings.target_rank, settings.init_rank
-    spans = [
-        Fault(f"adapter.{key}={value} is no number of steps", f"set adapter.{key} to 0 or more, or to null")
-        for key, value in (("tinit", settings.tinit), ("tfinal", settings.tfinal))
-        if value is not None and value < 0
-    ]
-    faults = [
-        Fault(f"adapter.{key}={getattr(settings, key)} {wrong}", f"set adapter.{key} to {right}")
-        for key, fits, wrong, right in (
-            ("init_rank", high >= 1, "is no rank", "a whole number from 1 on"),
-            ("target_rank", low >= 1, "is no rank", "a whole number from 1 on"),
-            ("target_rank", low <= high, f"is more than adapter.init_rank={high}", f"at most {high}"),
-            ("alpha", settings.alpha > 0, "would add nothing", "a number above 0"),
-            ("dropout", 0 <= settings.dropout < 1, "is no probability below 1", "0 or more, below 1"),
-            ("targets", bool(settings.targets), "adapts nothing", f"[{ALL_LINEAR}] or layers"),
-            ("delta_t", settings.delta_t >= 1, "is no number of steps", "a whole number from 1 on"),
-            ("beta1", 0 < settings.beta1 < 1, "does not lie between 0 and 1", "above 0 and below 1"),
-            ("beta2", 0 < settings.beta2 < 1, "does not lie between 0 and 1", "above 0 and below 1"),
-            ("orth_reg_weight", settings.orth_reg_weight >= 0, "would tear A and B apart", "0 or more"),
-        )
-        if not fits
-    ]
-    if faults + spans:
-        raise UserError(*faults, *spans)
+    steps, right = "is no number of steps", "0 or more, or to null"
+    faults = misset(
+        settings,
+        ("init_rank", high >= 1, "is no rank", "a whole number from 1 on"),
+        ("target_rank", low >= 1, "is no rank", "a whole number from 1 on"),
+        ("target_rank", low <= high, f"is more than adapter.init_rank={high}", f"at most {high}"),
+        ("alpha", settings.alpha > 0, "would add nothing", "a number above 0"),
+        ("dropout", 0 <= settings.dropout < 1, "is no probability below 1", "0 or more, below 1"),
+        ("targets", bool(settings.targets), "adapts nothing", f"[{ALL_LINEAR}] or layers"),
+        ("delta_t", settings.delta_t >= 1, steps, "a whole number from 1 on"),
+        ("beta1", 0 < settings.beta1 < 1, "does not lie between 0 and 1", "above 0 and below 1"),
+        ("beta2", 0 < settings.beta2 < 1, "does not lie between 0 and 1", "above 0 and below 1"),
+        ("orth_reg_weight", settings.orth_reg_weight >= 0, "would tear A and B apart", "0 or more"),
+        ("tinit", (settings.tinit or 0) >= 0, steps, right),
+        ("tfinal", (settings.tfinal or 0) >= 0, steps, right),
+    )
+    if faults:
+        raise UserError(*faults)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from loomtune.contracts import Optimizer, ParameterGroup, StateKind
+from loomtune.contracts import StateKind
 from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings
 
 SENSITIVITY, UNCERTAINTY, COUNT = "exp_avg_ipt", "exp_avg_unc", "allocator_step"
@@ -19,39 +19,7 @@ Parts = Mapping[str, nn.Parameter]
 """`lora_A` `(rank, inputs)`, `lora_E` `(rank, 1)` and `lora_B` `(outputs, rank)` of a layer."""
 
 
-class Budgeted(Optimizer):
-    """The run's optimizer, with the penalty and the budget of AdaLoRA in each of its steps.
-
-    settings: with `tinit` and `tfinal` as numbers. steps: of the whole run. parts: gives those of each layer.
-    """
-
-    def __init__(
-        self, inner: Optimizer, settings: AdaLoraSettings, steps: int, parts: Callable[[], Sequence[Parts]]
-    ) -> None:
-        self._inner, self._settings, self._steps, self._parts = inner, settings, steps, parts
-
-    @property
-    def learning_rate(self) -> float:
-        """The inner one's."""
-        return self._inner.learning_rate
-
-    @property
-    def clip(self) -> float:
-        """The inner one's."""
-        return self._inner.clip
-
-    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        """The inner optimizer, hooked into before and after each step."""
-        built = self._inner.build(groups)
-        allocator = Allocator(built, self._settings, self._steps, self._parts())
-        built.register_step_pre_hook(lambda *_: allocator.penalise())
-        built.register_step_post_hook(lambda *_: allocator.allocate())
-        return built
-
-    def state(self) -> Mapping[str, StateKind]:
-        """The inner one's, and two means of each entry's importance."""
-        ours = {SENSITIVITY: StateKind.LIKE, UNCERTAINTY: StateKind.LIKE, COUNT: StateKind.SCALAR}
-        return {**self._inner.state(), **ours}
+KEPT = {SENSITIVITY: StateKind.LIKE, UNCERTAINTY: StateKind.LIKE, COUNT: StateKind.SCALAR}
 
 
 class Allocator:
@@ -69,6 +37,11 @@ class Allocator:
         self._all = sum(layer["lora_E"].shape[0] for layer in layers)
         self._target = settings.target_rank * len(layers)
         self._final: list[Tensor] = []
+
+    def join(self) -> None:
+        """Hooks into each step of the optimizer."""
+        self._optimizer.register_step_pre_hook(lambda *_: self.penalise())
+        self._optimizer.register_step_post_hook(lambda *_: self.allocate())
 
     @torch.no_grad()
     def penalise(self) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Optimizer, WeightSource
-from loomtune.errors import Fault, UserError
+from loomtune.errors import UserError
+from loomtune_plugins.adapters.around import Around
 from loomtune_plugins.adapters.oft_settings import BLOCK_SIZE, CoftSettings, OftSettings
+from loomtune_plugins.adapters.told import misset
 from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR, linear_layers
 from loomtune_plugins.adapters.wrapped.wrapping import Wrapping
 
@@ -102,9 +104,9 @@ class Coft(Oft):
 
     def optimizer(self, optimizer: Optimizer, steps: int) -> Optimizer:
         """The run's, whose steps end in the ball."""
-        from loomtune_plugins.adapters.oft_projection import Projected
+        from loomtune_plugins.adapters.oft_projection import project_after
 
-        return Projected(optimizer, self._eps, self.parts)
+        return Around(optimizer, lambda built: project_after(built, self.parts(), self._eps))
 
 
 def _follow(rotation: Any, given: tuple[Tensor]) -> None:
@@ -122,16 +124,13 @@ def _nearest(asked: int, inputs: Iterable[int], counted: bool) -> int | None:
 
 def _check(settings: OftSettings) -> None:
     size, blocks, terms = settings.block_size, settings.blocks, settings.neumann_terms
-    faults = [
-        Fault(f"adapter.{key}={value} {wrong}", f"set adapter.{key} to {right}")
-        for key, value, fits, wrong, right in (
-            ("block_size", size, size is None or size >= 2, "rotates nothing", "a whole number from 2 on, or to null"),
-            ("blocks", blocks, blocks is None or blocks >= 1, "is no number of blocks", "1 or more, or to null"),
-            ("block_size", size, not (size and blocks), f"stands beside adapter.blocks={blocks}", "null"),
-            ("neumann_terms", terms, terms == 0 or terms >= 2, "rotates nothing", "2 or more, or to 0"),
-            ("targets", settings.targets, bool(settings.targets), "adapts nothing", f"[{ALL_LINEAR}] or layers"),
-        )
-        if not fits
-    ]
+    faults = misset(
+        settings,
+        ("block_size", size is None or size >= 2, "rotates nothing", "a whole number from 2 on, or to null"),
+        ("blocks", blocks is None or blocks >= 1, "is no number of blocks", "1 or more, or to null"),
+        ("block_size", not (size and blocks), f"stands beside adapter.blocks={blocks}", "null"),
+        ("neumann_terms", terms == 0 or terms >= 2, "rotates nothing", "2 or more, or to 0"),
+        ("targets", bool(settings.targets), "adapts nothing", f"[{ALL_LINEAR}] or layers"),
+    )
     if faults:
         raise UserError(*faults)

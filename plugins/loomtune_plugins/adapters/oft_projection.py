@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from loomtune.contracts import Optimizer, ParameterGroup, StateKind
 
+def project_after(optimizer: torch.optim.Optimizer, layers: Sequence[Mapping[str, nn.Parameter]], eps: float) -> None:
+    """After each step no block's skew matrix is longer than `eps / sqrt(blocks)`. layers: the rotations of each.
 
-class Projected(Optimizer):
-    """The run's optimizer, after whose steps no block's skew matrix is longer than `eps / sqrt(blocks)`.
-
-    parts: gives the rotations of each layer.
+    Nothing is remembered: where the ball ends follows from the parameters alone.
     """
-
-    def __init__(self, inner: Optimizer, eps: float, parts: Callable[[], Sequence[Mapping[str, nn.Parameter]]]) -> None:
-        self._inner, self._eps, self._parts = inner, eps, parts
-
-    @property
-    def learning_rate(self) -> float:
-        """The inner one's."""
-        return self._inner.learning_rate
-
-    @property
-    def clip(self) -> float:
-        """The inner one's."""
-        return self._inner.clip
-
-    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        """The inner optimizer, hooked into after each step."""
-        built = self._inner.build(groups)
-        rotations = [rotation for layer in self._parts() for rotation in layer.values()]
-        built.register_step_post_hook(lambda *_: project(rotations, self._eps))
-        return built
-
-    def state(self) -> Mapping[str, StateKind]:
-        """The inner one's: where the ball ends follows from the parameters alone."""
-        return self._inner.state()
+    rotations = [rotation for layer in layers for rotation in layer.values()]
+    optimizer.register_step_post_hook(lambda *_: project(rotations, eps))
 
 
 @torch.no_grad()

@@ -40,7 +40,8 @@ class LoraSettings:
     init: str | None = option(
         None,
         "first values: `kaiming` (the default) or `gaussian` (A; B is zero), `orthogonal`, or of the base's own "
-        "matrices: `pissa`, `pissa_niter_N` (the same, quick, in N iterations), `olora`",
+        "matrices: `pissa` (an exact SVD of each matrix in fp64, at each start on each rank), "
+        "`pissa_niter_N` (nearly the same in N iterations, such as 4: for large models), `olora` (its QR)",
     )
     modules: list[str] = option([], "modules that are trained whole beside it: `lm_head`, `embed_tokens`, `*norm`")
     tokens: list[Union[int, str]] = option(  # noqa: UP007 (OmegaConf reads no other)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-LONGEST = 100_000_000
-"""Bytes of a header that the format allows."""
+from loomtune.contracts.saved import stored_shapes
+
 # Files of old versions hold rotary tables and position numbers, which modules compute today.
 COMPUTED = ("rotary_emb.inv_freq", "position_ids", "masked_bias")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
@@ -23,18 +22,8 @@ def shapes(files: Iterable[Path]) -> Shapes:
     """
     found: Shapes = {}
     for file in files:
-        found |= {name: shape for name, shape in _header(file).items() if not name.endswith(COMPUTED)}
+        found |= {name: shape for name, shape in stored_shapes(file).items() if not name.endswith(COMPUTED)}
     embedding = next((name for name in found if name.endswith(EMBEDDINGS)), None)
     if embedding is not None and not any(name.endswith(HEAD) for name in found):
         found[HEAD] = found[embedding]
     return found
-
-
-def _header(file: Path) -> Shapes:
-    """Eight bytes of length, little-endian, then as many of JSON: https://github.com/huggingface/safetensors#format."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > LONGEST:
-            raise ValueError(f"'{file}' begins with no header of safetensors")
-        entries = json.loads(stream.read(length))
-    return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}

@@ -406,3 +406,20 @@ def test_it_offers_itself_as_one_that_can_be_switched_off_but_not_merged() -> No
 class _Nothing:
     def shapes(self):
         return {}
+
+
+def test_the_fingerprint_is_that_of_the_files_gone_on_from(settings, llama, bring_to_life, tmp_path) -> None:
+    def of() -> str:
+        return Bottleneck(BottleneckSettings(path=str(tmp_path))).fingerprint()
+
+    assert Bottleneck(settings).fingerprint() == ""
+    adapter = Bottleneck(settings)
+    module, _ = bring_to_life(adapter, llama())
+    adapter.save(tmp_path, streamed(moved(module)), "base")
+    first = of()
+    assert len(first) == 64 and of() == first
+    adapter.save(tmp_path, streamed(moved(module, std=0.2)), "base")
+    second = of()
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"scaling": 0.25}))
+    assert len({first, second, of()}) == 3

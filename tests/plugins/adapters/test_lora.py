@@ -237,7 +237,7 @@ def test_settings_without_sense_are_refused_all_at_once() -> None:
     with pytest.raises(UserError) as caught:
         Lora(LoraSettings(rank=0, alpha=0, dropout=1.0, plus_ratio=0.0, targets=[]))
     assert [fault.what.split("=")[0] for fault in caught.value.faults] == [
-        f"adapter.{key}" for key in ("rank", "alpha", "dropout", "plus_ratio", "targets")
+        f"adapter.{key}" for key in ("rank", "alpha", "dropout", "targets", "plus_ratio")
     ]
 
 

@@ -16,6 +16,8 @@ from adapter_fakes import logits, streamed, train
 from loomtune.errors import UserError
 from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.settings import LoraSettings
+from loomtune_plugins.models.huggingface import HuggingFace
+from loomtune_plugins.models.settings import HuggingFaceSettings
 
 
 @pytest.fixture
@@ -82,16 +84,16 @@ class Met:
         return self
 
     def encode(self, text: str) -> list[int]:
-        return [int(text.removeprefix("<").removesuffix(">"))]
+        return [int(text)]
 
 
 MEANT = [
     {"modules": ["*norm"]},
     {"modules": ["model.norm", "layers.*.*norm"]},
     {"tokens": [9, 3]},
-    {"tokens": ["<9>", 3]},
+    {"tokens": ["9", 3]},
 ]
-OTHERS = [{"modules": ["model.norm"]}, {"modules": ["*norm", "lm_head"]}, {"tokens": [9]}, {"tokens": ["<9>", "<4>"]}]
+OTHERS = [{"modules": ["model.norm"]}, {"modules": ["*norm", "lm_head"]}, {"tokens": [9]}, {"tokens": ["9", "4"]}]
 
 
 def goes_on(folder: Path, typed: dict[str, Any], live: Any, model: Any) -> None:
@@ -114,6 +116,14 @@ def test_what_means_more_or_less_than_the_adapter_has_contradicts_it(typed, by_p
 
 def test_the_embedding_by_its_last_name_is_that_of_the_adapter(by_peft, llama, bring_to_life) -> None:
     goes_on(by_peft(modules_to_save=["embed_tokens"]), {"modules": ["embed_tokens"]}, bring_to_life, llama())
+
+
+def test_at_which_rank_a_run_goes_on_is_said_once(by_peft, tied_model, capsys) -> None:
+    adapter = Lora(LoraSettings(path=str(by_peft(r=5))))
+    for _ in range(2):
+        with pytest.raises(UserError, match="as a layer of"):
+            adapter.suits(HuggingFace(HuggingFaceSettings(path=str(tied_model))))
+    assert capsys.readouterr().err.count("adapter.path goes on at the rank of its file, 5: twice") == 1
 
 
 def change(folder: Path, **config: Any) -> Path:
@@ -236,9 +246,9 @@ def test_what_stood_on_others_has_one_rank_in_its_file_and_a_run_goes_on_from_it
 def test_an_adapter_that_goes_on_with_ranks_of_its_own_stands_on_another(
     by_peft, llama, bring_to_life, tokens, tmp_path
 ) -> None:
-    model, under = llama(), by_peft("first", use_rslora=True, target_modules=["q_proj", "lm_head"])
+    model, under = llama(), by_peft("first", use_rslora=True, target_modules=["q_proj", "up_proj"])
     path = by_peft("patterns", rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 10})
-    adapter = Lora(LoraSettings(path=str(path), under=[str(under)], modules=[], tokens=[]))
+    adapter = Lora(LoraSettings(path=str(path), under=[str(under)]))
     module, _ = bring_to_life(adapter, model)
     train(module, tokens, lr=0.1)
     leaves_alike(adapter, module, model, tokens, tmp_path / "ours")
@@ -298,3 +308,19 @@ def test_lora_on_a_merged_export_and_beneath_it_say_the_same(by_peft, llama, bri
     train(on, tokens, lr=0.1)
     train(merged, tokens, lr=0.1)
     torch.testing.assert_close(logits(on, tokens), logits(merged, tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_the_fingerprint_follows_every_file_and_not_the_place(by_peft, tmp_path) -> None:
+    one, two = by_peft("one"), by_peft("two more")
+
+    def of(**settings: Any) -> str:
+        return Lora(LoraSettings(**settings)).fingerprint()
+
+    assert of() == "" and len(of(path=str(one))) == 64
+    assert len({of(path=str(one)), of(path=str(two)), of(under=[str(one), str(two)]), of(under=[str(two)] * 2)}) == 4
+    moved = one.rename(tmp_path / "elsewhere")
+    before = of(under=[str(moved)]), of(under=[str(two), str(moved)])
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 7}))
+    after = of(under=[str(moved)]), of(under=[str(two), str(moved)])
+    assert before[0] != after[0] and before[1] != after[1]

@@ -101,9 +101,12 @@ def test_so_is_what_cannot_be_merged(adapter: str, base: Path, tmp_path: Path, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["ptuning", "prompt", "ia3", "adalora", "oft", "coft", "lora adapter.dora=true"])
+@pytest.mark.parametrize("adapter", [
+    *("ptuning", "ia3", "adalora", "oft", "coft"),
+    *(f"lora adapter.{setting}" for setting in ("dora=true", "init=pissa", "modules=[model.norm]", "tokens=[3,9]")),
+])  # fmt: skip
 def test_so_is_whatever_peft_opens(adapter: str, base: Path, tmp_path: Path) -> None:
-    run = ended(base, tmp_path, *f"adapter={adapter}".split(), "steps=4")
+    run = ended(base, tmp_path, *f"adapter={adapter}".split())
     assert measured(api.export(run, to="adapter"))["exported"]["largest"] < 1e-5
 
 

@@ -312,3 +312,19 @@ def test_the_shipped_model_is_there_and_small():
     network = born(chosen)
     assert network.config.vocab_size == chosen.vocabulary()
     assert sum(file.stat().st_size for file in chosen.folder.iterdir()) < 6 * 2**20
+
+
+def test_its_origin_is_a_whole_path_or_the_id_and_stays_where_a_run_goes_on(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved("llama"), tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    assert model("here").origin == model(tmp_path / "here").origin == str(tmp_path / "here")
+    assert model("org/name").origin == "org/name"
+    assert Path(Tiny(TinySettings()).origin).is_absolute() and Path(Tiny(TinySettings()).origin).is_dir()
+    (tmp_path / "run.yaml").write_text("seed: 0\n")
+    for step in ("step-00000001", "step-00000002"):
+        shutil.copytree(saved("llama"), tmp_path / "checkpoints" / step / "model")
+    (tmp_path / "checkpoints" / "LATEST").write_text("step-00000001\n")
+    first = model(tmp_path)
+    assert first.folder == tmp_path / "checkpoints" / "step-00000001" / "model" and first.origin == str(first.folder)
+    (tmp_path / "checkpoints" / "LATEST").write_text("step-00000002\n")
+    assert first.origin == str(first.folder) and model(tmp_path).origin != first.origin

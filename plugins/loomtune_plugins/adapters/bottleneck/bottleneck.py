@@ -13,15 +13,14 @@ which is an adapter at the block's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loomtune.contracts import Adapter, Model, WeightSource
-from loomtune.contracts.sharding import Region
 from loomtune.errors import UserError
 from loomtune_plugins.adapters.bottleneck import checks, files
 from loomtune_plugins.adapters.bottleneck.settings import (
@@ -82,16 +81,19 @@ class Bottleneck(Adapter):
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         """The same module with more in it, of which nothing else is trained."""
         from loomtune_plugins.adapters.bottleneck.layers import bottlenecks, first, insert
+        from loomtune_plugins.adapters.wrapped.woven import Added, Names, WovenWeights
 
         form, saved = self._form(module)
         module.requires_grad_(False)
         shapes = insert(module, form)
         for part in bottlenecks(module):
             part.requires_grad_(True)
-        if saved is None:
-            return module, BottleneckWeights(weights, shapes, lambda name: first(name, shapes, seed))
-        checks.fits(shapes, saved)
-        return module, BottleneckWeights(weights, shapes, saved.read)
+        if saved is not None:
+            checks.fits(shapes, saved)
+        added = {name: Added("", name) for name in shapes}
+        names = Names(base={name: name for name in module.state_dict() if name not in added}, added=added)
+        values = saved.read if saved is not None else partial(first, shapes=shapes, seed=seed)
+        return module, WovenWeights(weights, module, names, lambda name, *_: values(name))
 
     def _form(self, module: nn.Module) -> tuple[Form, files.Saved | None]:
         """What is to be added, and the saved adapter that says so, if one does."""
@@ -166,24 +168,6 @@ class Bottleneck(Adapter):
         from loomtune_plugins.adapters.wrapped.opened import asked
 
         return asked(attach(module, folder)) if hasattr(module, "prepare_inputs_for_generation") else None
-
-
-class BottleneckWeights(WeightSource):
-    """The base's tensors under their own names, and those of what was added."""
-
-    def __init__(self, base: WeightSource, added: Mapping[str, tuple[int, ...]], first: Any) -> None:
-        self._base, self._added, self._first = base, added, first
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes as in the woven module."""
-        return {**self._base.shapes(), **self._added}
-
-    def read(self, name: str, where: Region | None = None) -> Tensor:
-        """The tensor or the slice of it; what was added in fp32, made whole and then cut: it is small."""
-        if name not in self._added:
-            return self._base.read(name, where)
-        whole: Tensor = self._first(name)
-        return whole if where is None else whole[where].clone()
 
 
 def attach(model: nn.Module, folder: str | Path) -> nn.Module:

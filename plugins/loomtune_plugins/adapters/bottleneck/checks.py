@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.adapters.bottleneck.settings import ACTIVATIONS, VARIANTS, BottleneckSettings
+from loomtune_plugins.adapters.told import misset
 
 if TYPE_CHECKING:
     from loomtune_plugins.adapters.bottleneck.files import Saved
@@ -50,23 +51,15 @@ def agree(settings: BottleneckSettings, form: Form, width: int, layers: tuple[in
 def check(settings: BottleneckSettings) -> None:
     """Raises UserError that names all settings without sense."""
     variants, activations = " or ".join(VARIANTS), ", ".join(ACTIVATIONS)
-    faults = [
-        Fault(f"adapter.{key}={getattr(settings, key)} {wrong}", f"set adapter.{key} to {right}")
-        for key, fits, wrong, right in (
-            ("variant", settings.variant in ("", *VARIANTS), "is no variant", variants),
-            ("reduction", settings.reduction >= 0, "is no factor", "a whole number from 1 on, or 0 for the usual"),
-            (
-                "size",
-                settings.size >= 0,
-                "is no width",
-                "a whole number from 1 on, or 0",
-            ),
-            ("activation", settings.activation in ("", *ACTIVATIONS), "is no activation", activations),
-            ("dropout", 0 <= settings.dropout < 1, "is no probability below 1", "0 or more, below 1"),
-            ("scaling", settings.scaling >= 0, "is no factor", "a number above 0, or 0 for 1"),
-        )
-        if not fits
-    ]
+    faults = misset(
+        settings,
+        ("variant", settings.variant in ("", *VARIANTS), "is no variant", variants),
+        ("reduction", settings.reduction >= 0, "is no factor", "a whole number from 1 on, or 0 for the usual"),
+        ("size", settings.size >= 0, "is no width", "a whole number from 1 on, or 0"),
+        ("activation", settings.activation in ("", *ACTIVATIONS), "is no activation", activations),
+        ("dropout", 0 <= settings.dropout < 1, "is no probability below 1", "0 or more, below 1"),
+        ("scaling", settings.scaling >= 0, "is no factor", "a number above 0, or 0 for 1"),
+    )
     if settings.size and settings.reduction:
         faults.append(Fault("adapter.size and adapter.reduction both say how wide it is", "set one of them"))
     if faults:

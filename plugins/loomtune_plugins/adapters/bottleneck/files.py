@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loomtune.contracts.saved import stored_shapes
 from loomtune.errors import UserError
 from loomtune_plugins.adapters.bottleneck.settings import ACTIVATIONS, VARIANTS
 
@@ -81,15 +82,12 @@ def write(folder: Path, tensors: dict[str, Tensor], form: Form, base: str) -> No
 
 def read(folder: Path) -> Saved:
     """Opens a saved adapter. Raises UserError where the folder is none, or its two files contradict each other."""
-    from safetensors import SafetensorError, safe_open
-
     from loomtune_plugins.adapters.bottleneck.layers import Form
 
     try:
         config = json.loads((folder / CONFIG).read_text())
-        with safe_open(str(folder / WEIGHTS), framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+        shapes = stored_shapes(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
         raise UserError.of(f"'{folder}' holds no saved adapter: {error}", CURE) from error
     if wrong := _wrong(config, shapes):
         raise UserError.of(f"'{folder}' {wrong}", CURE)

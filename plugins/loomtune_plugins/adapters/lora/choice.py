@@ -10,6 +10,7 @@ from typing import Any
 from loomtune.errors import Fault, UserError, near
 from loomtune_plugins.adapters.patterns import by_end
 from loomtune_plugins.adapters.settings import LoraSettings
+from loomtune_plugins.adapters.told import misset
 from loomtune_plugins.adapters.wrapped.files import PeftFolder
 from loomtune_plugins.adapters.wrapped.targets import ALL_LINEAR
 
@@ -105,18 +106,14 @@ def _defaults(settings: LoraSettings, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _faults(settings: LoraSettings, choice: Choice) -> list[Fault]:
-    ratio = settings.plus_ratio
-    faults = [
-        Fault(f"adapter.{key}={value} {wrong}", f"set adapter.{key} to {right}")
-        for key, value, fits, wrong, right in (
-            ("rank", choice.rank, choice.rank >= 1, "is no rank", "a whole number from 1 on"),
-            ("alpha", choice.alpha, choice.alpha > 0, "would add nothing", "a number above 0"),
-            ("dropout", choice.dropout, 0 <= choice.dropout < 1, "is no probability below 1", "0 or more, below 1"),
-            ("plus_ratio", ratio, ratio > 0, "is no ratio", "a number above 0"),
-            ("targets", choice.targets, bool(choice.targets), "adapts nothing", f"[{ALL_LINEAR}] or layers"),
-        )
-        if not fits
-    ]
+    faults = misset(
+        choice,
+        ("rank", choice.rank >= 1, "is no rank", "a whole number from 1 on"),
+        ("alpha", choice.alpha > 0, "would add nothing", "a number above 0"),
+        ("dropout", 0 <= choice.dropout < 1, "is no probability below 1", "0 or more, below 1"),
+        ("targets", bool(choice.targets), "adapts nothing", f"[{ALL_LINEAR}] or layers"),
+    )
+    faults += misset(settings, ("plus_ratio", settings.plus_ratio > 0, "is no ratio", "a number above 0"))
     if choice.dora and settings.under:
         faults.append(
             Fault("adapter.dora=true scales whole rows, so it cannot stand on adapter.under", "set adapter.dora=false")

@@ -11,6 +11,7 @@ from loomtune.errors import UserError
 from loomtune_plugins.adapters.digests import digest
 from loomtune_plugins.adapters.lora.choice import check_said, choose
 from loomtune_plugins.adapters.settings import LoraSettings
+from loomtune_plugins.adapters.told import say
 from loomtune_plugins.adapters.wrapped.files import CONFIG, MERGE, WEIGHTS, PeftFolder
 from loomtune_plugins.adapters.wrapped.targets import (
     briefest,
@@ -72,10 +73,17 @@ class Lora(Wrapping):
 
     def suits(self, model: Model) -> None:
         """Builds no skeleton where the files of the model say enough."""
+        if self._file:
+            why = "twice that of its training where that was with pissa or olora, more where with adapter.under"
+            say(f"adapter.path goes on at the rank of its file, {self._choice.rank}: {why}")
+        if not self.shown(model):
+            super().suits(model)
+
+    def shown(self, model: Model) -> bool:
+        """True where files say that the model can be adapted so."""
         choice = self._choice
         more = choice.tokens or choice.modules or self._file or self._beneath
-        if more or not enough(model.stored(), choice.targets, choice.rank):
-            super().suits(model)
+        return not more and enough(model.stored(), choice.targets, choice.rank)
 
     def layers(self, module: nn.Module) -> list[str]:
         """The linear layers that are meant. Raises UserError where a rank is more than one of them can have."""
@@ -294,10 +302,10 @@ class Lora(Wrapping):
         for name, added in self.names.added.items():
             if added.part == "lora_A":
                 pair = name, name.replace(".lora_A.", ".lora_B.")
-                kept = (tensors[self.names.files[n]] if added.adapter == NAME else source.read(n) for n in pair)
+                a, b = (tensors[self.names.files[n]] if added.adapter == NAME else source.read(n) for n in pair)
                 of = self.configs_of(added.layer)
                 scale = -scale_of(of[NAME]) if added.adapter == START else scale_of(of[added.adapter])
-                terms.setdefault(added.layer, []).append((*kept, scale))
+                terms.setdefault(added.layer, []).append((a, b, scale))
         return terms
 
     def learning_rate_scale(self, name: str) -> float:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,6 +11,7 @@ from loomtune.errors import Fault, UserError
 from loomtune_plugins.adapters.lora.lora import Lora
 from loomtune_plugins.adapters.lora.qlora_settings import QloraSettings
 from loomtune_plugins.adapters.patterns import by_end, select
+from loomtune_plugins.adapters.told import misset, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,16 +35,16 @@ class Qlora(Lora):
         _check(settings, self._choice)
         self._quantised = settings
 
-    def suits(self, model: Model) -> None:
-        """As any wrapping method: names in files do not show what can be packed."""
-        super(Lora, self).suits(model)
+    def shown(self, model: Model) -> bool:
+        """Never: names in files do not show what can be packed."""
+        return False
 
     def weave(self, module: nn.Module, weights: WeightSource, seed: int) -> tuple[nn.Module, WeightSource]:
         from loomtune_plugins.adapters.lora.quantised_weights import QuantisedWeights
 
         packings = self._pack(module)
         if left := _left(module):
-            _say(f"adapter=qlora leaves what is no linear layer in its own type: {left}")
+            say(f"adapter=qlora leaves what is no linear layer in its own type: {left}")
         return super().weave(module, QuantisedWeights(weights, packings), seed)
 
     def exact(self) -> Adapter:
@@ -105,22 +103,13 @@ def _left(module: nn.Module) -> str:
     return ", ".join(f"{name} ({size:,} weights)" for name, size in found.most_common())
 
 
-@functools.cache
-def _say(text: str) -> None:
-    """Once, on the first rank's stderr."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"loomtune: {text}", file=sys.stderr)  # noqa: T201
-
-
 def _check(settings: QloraSettings, choice: Choice) -> None:
-    faults = [
-        Fault(f"adapter.{key}={value} is none that bitsandbytes knows", f"set adapter.{key} to {', '.join(known)}")
-        for key, value, known in (
-            ("quant", settings.quant, KINDS),
-            ("block", str(settings.block), tuple(map(str, BLOCKS))),
-        )
-        if value not in known
-    ]
+    unknown = "is none that bitsandbytes knows"
+    faults = misset(
+        settings,
+        ("quant", settings.quant in KINDS, unknown, ", ".join(KINDS)),
+        ("block", settings.block in BLOCKS, unknown, ", ".join(map(str, BLOCKS))),
+    )
     if choice.residual:
         what = f"adapter.init={choice.init} takes first values out of the base, and in 4 bits there is no exact rest"
         faults.append(Fault(what, "set adapter.init to kaiming, gaussian or orthogonal, or adapter=lora"))

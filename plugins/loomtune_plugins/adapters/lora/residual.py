@@ -11,7 +11,10 @@ from loomtune.contracts.sharding import Region
 
 
 class Residual(WeightSource):
-    """`W - scale B0 A0` in the place of W, in fp32: rounded to the stored type it would no longer add up to W.
+    """`W - scale B0 A0` in the place of W, given in fp32, in which it adds up to W with the first values.
+
+    Where `precision` keeps frozen weights in bf16, the difference is rounded there: the network begins that far from
+    the base, while what it learns is saved for the true one.
 
     taken: what is taken out of a layer's matrix, whole, in the matrix' own layout. It is made anew for each read and
     then cut, so that slices are those of the whole to the bit.

@@ -14,7 +14,6 @@ from loomtune.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune.contracts.sharding import Region
     from loomtune_plugins.adapters.virtual.woven import Woven
     from loomtune_plugins.adapters.wrapped.woven import Added
 
@@ -86,10 +85,8 @@ class Virtual(Adapter):
             else:
                 found.base[name] = name.removeprefix(BASE)
 
-        def first(name: str, added: Added, shape: tuple[int, ...], where: Region | None) -> Tensor:
-            # Made whole and then cut: a slice is then the same on every world size.
-            whole = self.first(woven, added.part, shape, weights, seed)
-            return whole if where is None else whole[where].clone()
+        def first(name: str, added: Added, shape: tuple[int, ...]) -> Tensor:
+            return self.first(woven, added.part, shape, weights, seed)
 
         return woven, WovenWeights(weights, woven, found, first)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loomtune.contracts.saved import stored_shapes
 from loomtune.errors import Fault, UserError, near
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 A, B, MAGNITUDE, ROWS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".trainable_tokens_delta"
-LONGEST = 100_000_000
-"""Bytes of a header that the format of safetensors allows."""
 
 KNOWN = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "peft_type"),
@@ -159,7 +158,6 @@ def _config(key: str, folder: Path) -> dict[str, Any]:
 
 
 def _shapes(key: str, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Eight bytes of length, little-endian, then as many of JSON: https://github.com/huggingface/safetensors#format."""
     file = folder / WEIGHTS
     if not file.is_file():
         pickle = (folder / PICKLE).is_file()
@@ -167,9 +165,6 @@ def _shapes(key: str, folder: Path) -> dict[str, tuple[int, ...]]:
         cure = "open it where you trust it and save it with save_pretrained(FOLDER, safe_serialization=True)"
         raise UserError(Fault(f"{key}: '{folder}' {what}", cure))
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(length)) if length <= LONGEST else None
-        return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}  # type: ignore[union-attr]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        return stored_shapes(file)
+    except ValueError as error:
         raise UserError.of(f"{key}: '{file}' is no safetensors file", "save the adapter again with peft") from error

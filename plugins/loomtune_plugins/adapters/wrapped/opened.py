@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ def by_peft(module: nn.Module, folder: Path) -> Asked | None:
     from peft import PeftModel
 
     device = str(next(module.parameters()).device)  # peft would load to the fastest that there is
-    return asked(PeftModel.from_pretrained(module, folder, torch_device=device))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for a property by its old name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return asked(PeftModel.from_pretrained(module, folder, torch_device=device))
 
 
 def asked(model: Any) -> Asked:

@@ -90,8 +90,8 @@ def _joined(path: str, leaf: str) -> str:
     return f"{path}.{leaf}" if path else leaf
 
 
-First = Callable[[str, Added, tuple[int, ...], Region | None], "Tensor"]
-"""(name, what it is, whole shape, region or None for all of it) -> first values of what was added."""
+First = Callable[[str, Added, tuple[int, ...]], "Tensor"]
+"""(name, what it is, whole shape) -> first values of what was added, whole."""
 
 
 class WovenWeights(WeightSource):
@@ -111,10 +111,14 @@ class WovenWeights(WeightSource):
         return self._shapes | self._added
 
     def read(self, name: str, where: Region | None = None) -> Tensor:
-        """The tensor or the slice of it; what was added in fp32."""
-        if (added := self._names.added.get(name)) is not None:
-            return self._first(name, added, self._added[name], where)
-        return self._base.read(self._names.base.get(name, name), where)
+        """The tensor or the slice of it; what was added in fp32.
+
+        That is made whole and then cut: it is small, and a slice is then the same on every world size.
+        """
+        if (added := self._names.added.get(name)) is None:
+            return self._base.read(self._names.base.get(name, name), where)
+        whole = self._first(name, added, self._added[name])
+        return whole if where is None else whole[where].clone()
 
 
 class Nowhere(WeightSource):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Adapter, Model, WeightSource
-from loomtune.contracts.sharding import Region
 from loomtune_plugins.adapters.wrapped.targets import shortest
 
 if TYPE_CHECKING:
@@ -119,10 +118,8 @@ class Wrapping(Adapter):
         for name, parameter in woven.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and found.trains(name))
 
-        def first(name: str, added: Added, shape: tuple[int, ...], where: Region | None) -> Tensor:
-            # Made whole and then cut: parts are small, and a slice is then the same on every world size.
-            whole = self.first_of(name, added, shape, weights, seed)
-            return whole if where is None else whole[where].clone()
+        def first(name: str, added: Added, shape: tuple[int, ...]) -> Tensor:
+            return self.first_of(name, added, shape, weights, seed)
 
         return woven, WovenWeights(self.changed(weights, seed), woven, found, first)
 
