@@ -43,7 +43,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A combination. typed: overrides that make exactly it. faults: for what a run of it is refused."""
+    """A combination. typed: overrides that make exactly it, but for files of data and models of roles.
+
+    faults: for what a run of it is refused.
+    """
 
     choices: Mapping[str, Choice]
     typed: tuple[str, ...]
@@ -93,12 +96,13 @@ def cells(
 
 def _cell(catalogue: Catalogue, choices: Sequence[Choice], base: Plan, processes: int) -> Cell:
     world = _world([choice.entry for choice in choices], processes)
-    base = _beside(catalogue, [choice.entry for choice in choices], base)
+    beside = _beside(catalogue, [choice.entry for choice in choices], base)
+    data = (f"data={beside.chosen('data')['name']}",) if beside.chosen("data") != base.chosen("data") else ()
     nodes = {choice.entry.axis.name: choice.settings for choice in choices}
     found = [finding for choice in choices for finding in choice.held]
     if all(nodes.values()):
-        found += between(replace(base, settings={**base.settings, **nodes}, processes=world), catalogue)
-    typed = (*base.overrides, *(text for choice in choices for text in choice.typed))
+        found += between(replace(beside, settings={**beside.settings, **nodes}, processes=world), catalogue)
+    typed = (*base.overrides, *data, *(text for choice in choices for text in choice.typed))
     faults = tuple(dict.fromkeys(finding for finding in found if finding.fatal))
     return Cell(dict(zip(VARIED, choices, strict=True)), typed, world, faults)
 

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import metadata
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from loomtune.compose import compose
 from loomtune.errors import UserError
 from loomtune.matrix import VARIED, Cell, cells, shown
 from loomtune.offers import Trait
-from support import ROOT
+from support import ROOT, write_rows
 
 CELLS = list(cells())
 REFUSED = [cell for cell in CELLS if cell.status == "refused"]
@@ -32,8 +34,16 @@ def name_of(cell: Cell) -> str:
 
 
 def named(cell: Cell) -> list[str]:
-    """What the user says of a role that has a model of its own; the matrix asks for none, as for no path of data."""
-    return ["roles.teacher.model.attention=sdpa"] if cell.choices["objective"].label == "distill" else []
+    """What the user says of a role that has a model of its own, and of files of data; the matrix asks for neither."""
+    teacher = ["roles.teacher.model.attention=sdpa"] if cell.choices["objective"].label == "distill" else []
+    return [*teacher, *([f"data.path={rows_file()}"] if "data=jsonl" in cell.typed else [])]
+
+
+@cache
+def rows_file() -> Path:
+    """Rows with whatever an objective may need."""
+    row = {"prompt": "warp ", "completion": "and weft", "label": True, "text": "a loom"}
+    return write_rows(Path(mkdtemp()) / "rows.jsonl", [row, {**row, "label": False}])
 
 
 def some(all_of: list[Cell], told: Callable[[Cell], Iterable[object]]) -> list[Any]:
