@@ -75,14 +75,15 @@ class Keeper:
         self.load(Path(path))
         return True
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, written_by: str = "") -> None:
         """Sets every trained engine and the run's step from a checkpoint of this run, wherever it lies.
 
+        written_by: the hash that the run was trained under, where it is opened with settings of its own.
         Raises CheckpointError where it is of a run of other maths, whose moments, schedule and rows mean nothing here.
         """
         run = self.run
         with closing(Reader(path, run.world)) as reader:
-            if reader.manifest.run != run.plan.hash:
+            if reader.manifest.run != (written_by or run.plan.hash):
                 what = f"{path} is of run {reader.manifest.run}, this is run {run.plan.hash}: other maths"
                 raise CheckpointError(f"{what}\n    cure: name a checkpoint of this run, or set model.path={path}")
             for role, engine in self._engines().items():

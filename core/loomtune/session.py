@@ -35,7 +35,7 @@ def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
     try:
         assembly = assemble(plan, folder, catalogue, world, Lease(folder, "reading"), observed=False)
         assembly.build_roles()
-        assembly.keeper.load(path)
+        assembly.keeper.load(path, Plan.load(folder).hash)
         if plan.root.packing:
             check_isolation(assembly.run)
         yield assembly.run

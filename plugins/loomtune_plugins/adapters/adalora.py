@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Optimizer, WeightSource
 from loomtune.errors import UserError
-from loomtune.world import derive
 from loomtune_plugins.adapters.adalora_settings import AdaLoraSettings, resolved, too_short
 from loomtune_plugins.adapters.around import Around
 from loomtune_plugins.adapters.told import misset
@@ -77,6 +76,8 @@ class AdaLora(Wrapping):
 
         if added.part == "lora_E":
             return torch.zeros(shape)
+        from loomtune.world import derive
+
         generator = torch.Generator().manual_seed(derive(seed, added.layer, added.part))
         return torch.randn(shape, generator=generator).mul_(0.02)
 

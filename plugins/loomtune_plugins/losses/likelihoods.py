@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Pairs
 from loomtune_plugins.losses.base import PairLoss
 from loomtune_plugins.losses.margins import smoothed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def means(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class Simpo(PairLoss):
 
     def _reward(self, mean: Tensor) -> Tensor:
         alpha = self.settings.alpha
-        return -torch.expm1(-alpha * mean) / alpha if alpha else mean
+        return -(-alpha * mean).expm1() / alpha if alpha else mean
 
 
 class OddsRatio(PairLoss):
@@ -57,6 +57,8 @@ class OddsRatio(PairLoss):
 
 def _log1mexp(log_p: Tensor) -> Tensor:
     """log(1 - p) of log p, without cancellation on either side (Maechler 2012)."""
+    import torch
+
     below = log_p < -0.6931471805599453
     small = torch.log1p(-log_p.clamp(max=-0.6931471805599453).exp())
     # At p = 1 the odds are infinite: a hair below, the loss stays a number and its gradient finite.

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Pairs
 from loomtune.errors import UserError
 from loomtune_plugins.losses.base import PairLoss
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def smoothed(logits: Tensor, smoothing: float) -> Tensor:
     """-(1 - e) log sigmoid(x) - e log sigmoid(-x): cross-entropy with labels that are wrong with probability e."""
-    return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
+    return -(1 - smoothing) * log_sigmoid(logits) - smoothing * log_sigmoid(-logits)
+
+
+def log_sigmoid(logits: Tensor) -> Tensor:
+    """torch is imported when a loss is computed: the launching process makes losses too."""
+    from torch.nn import functional as F
+
+    return F.logsigmoid(logits)
 
 
 class Sigmoid(PairLoss):
@@ -33,7 +40,7 @@ class SigmoidNorm(PairLoss):
     name = "sigmoid_norm"
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
-        return -F.logsigmoid(pairs.beta * _of_means(pairs))
+        return -log_sigmoid(pairs.beta * _of_means(pairs))
 
 
 class Hinge(PairLoss):
@@ -42,7 +49,7 @@ class Hinge(PairLoss):
     name = "hinge"
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
-        return F.relu(1 - pairs.beta * pairs.logits)
+        return (1 - pairs.beta * pairs.logits).relu()
 
 
 class Ipo(PairLoss):
@@ -67,7 +74,7 @@ class ExoPair(PairLoss):
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         logits, wrong = pairs.beta * pairs.logits, self.settings.label_smoothing
-        won, lost = F.logsigmoid(logits), F.logsigmoid(-logits)
+        won, lost = log_sigmoid(logits), log_sigmoid(-logits)
         loss: Tensor = won.exp() * (won - math.log1p(-wrong)) + lost.exp() * (lost - math.log(wrong))
         return loss
 
@@ -79,7 +86,7 @@ class Robust(PairLoss):
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         logits, flipped = pairs.beta * pairs.logits, self.settings.label_smoothing
-        right, wrong = F.logsigmoid(logits), F.logsigmoid(-logits)
+        right, wrong = log_sigmoid(logits), log_sigmoid(-logits)
         loss: Tensor = (flipped * wrong - (1 - flipped) * right) / (1 - 2 * flipped)
         return loss
 
@@ -96,7 +103,7 @@ class Discopop(PairLoss):
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         logits = pairs.beta * pairs.logits
         blend = (logits / self.settings.tau).sigmoid()
-        blended: Tensor = (1 - blend) * -F.logsigmoid(logits) + blend * (-logits).exp()
+        blended: Tensor = (1 - blend) * -log_sigmoid(logits) + blend * (-logits).exp()
         return blended
 
 

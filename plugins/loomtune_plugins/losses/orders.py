@@ -7,15 +7,16 @@ carry it, so that the sum over micro-batches and ranks has the gradient of the w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Pairs
-from loomtune.world import World
 from loomtune_plugins.losses.base import PairLoss
 from loomtune_plugins.losses.margins import smoothed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loomtune.world import World
 
 
 class Aot(PairLoss):
@@ -76,6 +77,8 @@ def _rejected(pairs: Pairs) -> Tensor:
 
 def _sorted(step: Sequence[Pairs], world: World, of: Callable[[Pairs], Tensor]) -> Tensor:
     """A number of every pair of the step, over all data replicas."""
+    import torch
+
     mine = [float(value) for pairs in step for value in of(pairs)] if world.counts else []
     device = of(step[0]).device if step else torch.device("cpu")
     return torch.tensor(sorted(value for part in world.gather(mine) for value in part), device=device)
@@ -83,6 +86,8 @@ def _sorted(step: Sequence[Pairs], world: World, of: Callable[[Pairs], Tensor]) 
 
 def _ranks(values: Tensor, ordered: Tensor) -> Tensor:
     """The place of each value among the sorted ones, which hold it but for rounding."""
+    import torch
+
     if not len(ordered):
         return values.new_zeros(len(values), dtype=torch.int64)
     right = torch.searchsorted(ordered, values.detach()).clamp(max=len(ordered) - 1)

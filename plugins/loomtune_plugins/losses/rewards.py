@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Pairs
 from loomtune.errors import UserError
-from loomtune.world import World
 from loomtune_plugins.losses.base import PairLoss
+from loomtune_plugins.losses.margins import log_sigmoid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loomtune.world import World
 
 
 def rewards(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,7 @@ class NcaPair(ByAnswer):
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         chosen, rejected = rewards(pairs)
-        return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
+        return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
 
 
 class BcoPair(ByAnswer):
@@ -55,7 +57,7 @@ class BcoPair(ByAnswer):
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         chosen, rejected = (reward - (statistics or 0.0) for reward in rewards(pairs))
-        return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
+        return -log_sigmoid(chosen) - log_sigmoid(-rejected)
 
 
 class SppoHard(ByAnswer):
