@@ -74,10 +74,10 @@ class AdaLora(Wrapping):
         """E of zeros, so that nothing is added; A and B normal, of deviation 0.02 as in peft."""
         import torch
 
-        if added.part == "lora_E":
-            return torch.zeros(shape)
         from loomtune.world import derive
 
+        if added.part == "lora_E":
+            return torch.zeros(shape)
         generator = torch.Generator().manual_seed(derive(seed, added.layer, added.part))
         return torch.randn(shape, generator=generator).mul_(0.02)
 
