@@ -66,7 +66,7 @@ def name_of(cell: Cell) -> str:
 THOROUGH = ("full", "lora")
 """Adapters that are run under every sharding; the others, and other objectives than `sft`, under the plain ones."""
 
-PLAIN = ("fsdp", "zero stage 3")
+PLAIN = ("single", "fsdp", "zero stage 3")
 
 
 def built_in() -> list[Cell]:
