@@ -90,7 +90,7 @@ def test_an_objective_adds_up(entry: Entry) -> None:
     check_objective(objective, rows)
 
 
-@pytest.mark.parametrize("loss", installed().entries("loss"), ids=str)
+@pytest.mark.parametrize("loss", list(installed().entries("loss")), ids=str)
 def test_a_loss_of_pairs_adds_up(loss: Entry) -> None:
     objective = installed().build("objective", "dpo", {})
     objective.use({loss.offer.name: built(loss)}, {})

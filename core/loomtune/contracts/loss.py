@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ class Pairs:
     reference_chosen, reference_rejected: the same under the reference; zeros where the objective has none.
     chosen_tokens, rejected_tokens: `(pairs,)`, how many targets were summed.
     importance: `(pairs,)`, without gradient, what each pair's losses are multiplied with.
-    numbers: `(pairs,)` of the rows' own numbers, by name (a margin).
     prompt, prompt_tokens: the same of the prompts; zeros unless the objective learns them.
     chosen_logits, rejected_logits: `(pairs,)`, how much each answer is preferred to the reference; the log-ratio,
         unless the objective's divergence makes something else of it.
@@ -40,7 +39,6 @@ class Pairs:
     chosen_logits: Tensor
     rejected_logits: Tensor
     importance: Tensor
-    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
@@ -54,12 +52,14 @@ class Loss(ABC):
     weight: its share in a mixture. by_tokens: True where it is a sum over the tokens of chosen answers (and of prompts,
     where these are learned), and so divided by their number in the whole step; else by the number of pairs.
     needs_reference: True where it means nothing without one.
+    by_preference: True where it looks at `Pairs.logits` or its parts, which are what a divergence changes.
     looks_around: True where a pair's loss depends on the other pairs of the step.
     """
 
     weight: float = 1.0
     by_tokens: bool = False
     needs_reference: bool = False
+    by_preference: bool = False
     looks_around: bool = False
 
     def statistics(self, step: Sequence[Pairs], world: World) -> Any:

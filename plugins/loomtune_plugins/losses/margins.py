@@ -25,7 +25,13 @@ def log_sigmoid(logits: Tensor) -> Tensor:
     return F.logsigmoid(logits)
 
 
-class Sigmoid(PairLoss):
+class ByPreference(PairLoss):
+    """One of the difference."""
+
+    by_preference = True
+
+
+class Sigmoid(ByPreference):
     """Rafailov et al. 2023, "Direct Preference Optimization", equation 7; smoothed: Mitchell 2023, "cDPO"."""
 
     name = "sigmoid"
@@ -34,7 +40,7 @@ class Sigmoid(PairLoss):
         return smoothed(pairs.beta * pairs.logits, self.settings.label_smoothing)
 
 
-class SigmoidNorm(PairLoss):
+class SigmoidNorm(ByPreference):
     """The same of means over tokens instead of sums (Meng et al. 2024, with a reference)."""
 
     name = "sigmoid_norm"
@@ -43,7 +49,7 @@ class SigmoidNorm(PairLoss):
         return -log_sigmoid(pairs.beta * _of_means(pairs))
 
 
-class Hinge(PairLoss):
+class Hinge(ByPreference):
     """Zhao et al. 2023, "SLiC-HF", equation 1, of DPO's implicit rewards."""
 
     name = "hinge"
@@ -52,7 +58,7 @@ class Hinge(PairLoss):
         return (1 - pairs.beta * pairs.logits).relu()
 
 
-class Ipo(PairLoss):
+class Ipo(ByPreference):
     """Azar et al. 2023, "A General Theoretical Paradigm", equation 17, of means over tokens, as its authors did."""
 
     name = "ipo"
@@ -61,7 +67,7 @@ class Ipo(PairLoss):
         return (_of_means(pairs) - 1 / (2 * pairs.beta)).square()
 
 
-class ExoPair(PairLoss):
+class ExoPair(ByPreference):
     """Ji et al. 2024, "Towards Efficient Exact Optimization", equation 16 for two answers: reverse KL to the labels."""
 
     name = "exo_pair"
@@ -79,7 +85,7 @@ class ExoPair(PairLoss):
         return loss
 
 
-class Robust(PairLoss):
+class Robust(ByPreference):
     """Chowdhury et al. 2024, "Provably Robust DPO", equation 12: unbiased where labels are flipped at a known rate."""
 
     name = "robust"
@@ -91,7 +97,7 @@ class Robust(PairLoss):
         return loss
 
 
-class Discopop(PairLoss):
+class Discopop(ByPreference):
     """Lu et al. 2024, "Discovering Preference Optimization Algorithms", equation 5: two losses blended."""
 
     name = "discopop"

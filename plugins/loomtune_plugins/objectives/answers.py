@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from loomtune.contracts import Row, Segment, Tokenizer
+from loomtune.errors import Fault
 from loomtune_plugins.objectives.encoding import Encoded, answered, begin, prompt
 from loomtune_plugins.objectives.pairs_settings import TextSettings
 
 PROMPT, CHOSEN, REJECTED = range(3)
 """The segments of a pair. Both answers hang on the prompt, whether its computation is shared or not."""
+
+
+def too_small(settings: Any) -> list[Fault]:
+    """The fault of a beta that would turn preferences round, or count none."""
+    if settings.beta > 0:
+        return []
+    return [Fault(f"objective.beta={settings.beta} prefers nothing", "set objective.beta to a number above 0")]
 
 
 def asked(row: Row, tokenizer: Tokenizer, settings: TextSettings) -> list[int]:

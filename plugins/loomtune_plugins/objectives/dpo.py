@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Batch, RoleSpec
-from loomtune.errors import Fault, UserError, near
+from loomtune.contracts import Batch, Loss, Reward, RoleSpec
+from loomtune.errors import Fault, UserError
 from loomtune_plugins.objectives.answers import CHOSEN, REJECTED
 from loomtune_plugins.objectives.dpo_settings import DIVERGENCES, DpoSettings
+from loomtune_plugins.objectives.encoding import refuse, unknown
 from loomtune_plugins.objectives.pairs import Pairwise
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ class Dpo(Pairwise):
     def __init__(self, settings: DpoSettings) -> None:
         super().__init__(settings)
         _check(settings)
+
+    def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
+        """Also refuses a divergence that none of the losses looks at."""
+        super().use(losses, rewards)
+        if self.settings.divergence != "reverse_kl" and not any(loss.by_preference for loss in losses.values()):
+            what = f"objective.divergence={self.settings.divergence} has no effect with loss=[{','.join(losses)}]"
+            raise UserError.of(what, "leave it out, or choose a loss of the difference of preferences, such as sigmoid")
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """The policy, and what it began as."""
@@ -82,14 +90,10 @@ class Dpo(Pairwise):
 
 
 def _check(settings: DpoSettings) -> None:
-    faults = []
-    if settings.divergence not in DIVERGENCES:
-        what = f"objective.divergence={settings.divergence} is not known.{near(settings.divergence, DIVERGENCES)}"
-        faults.append(Fault(what, f"set objective.divergence to {', '.join(DIVERGENCES)}"))
-    elif settings.divergence != "alpha" and settings.divergence_alpha != DpoSettings().divergence_alpha:
+    faults = unknown(settings, divergence=DIVERGENCES)
+    if settings.divergence != "alpha" and settings.divergence_alpha != DpoSettings().divergence_alpha:
         what = f"objective.divergence_alpha has no effect with objective.divergence={settings.divergence}"
         faults.append(Fault(what, "leave it out, or set objective.divergence=alpha"))
     if not 0 <= settings.tail <= 1:
         faults.append(Fault(f"objective.tail={settings.tail} is no share", "set objective.tail between 0 and 1"))
-    if faults:
-        raise UserError(*faults)
+    refuse(faults)

@@ -15,9 +15,27 @@ from typing import Any
 import numpy as np
 
 from loomtune.contracts import Row, Segment, Tokenizer
-from loomtune.errors import UserError
+from loomtune.errors import Fault, UserError, near
 
 Messages = Sequence[Mapping[str, Any]]
+
+BOS = ("auto", "always", "never")
+"""When a text begins with the beginning token; see `begin`."""
+
+
+def unknown(settings: Any, **known: Sequence[str]) -> list[Fault]:
+    """A fault of each setting that has none of its known values."""
+    return [
+        Fault(f"objective.{key}={value} is not known.{near(value, values)}", f"set it to {' or '.join(values)}")
+        for key, values in known.items()
+        if (value := getattr(settings, key)) not in values
+    ]
+
+
+def refuse(faults: Sequence[Fault]) -> None:
+    """Raises UserError where there are any."""
+    if faults:
+        raise UserError(*faults)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Step, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.objectives.answers import PROMPT, asked, compared
+from loomtune.errors import Fault
+from loomtune_plugins.objectives.answers import PROMPT, asked, compared, too_small
+from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 from loomtune_plugins.objectives.kto_settings import VARIANTS, KtoSettings
 
 if TYPE_CHECKING:
@@ -169,12 +170,8 @@ def _metrics(log_probs: Tensor, rewards: Tensor, wanted: Tensor, around: Around)
 
 
 def _check(settings: KtoSettings) -> None:
-    faults = []
-    if settings.variant not in VARIANTS:
-        what = f"objective.variant={settings.variant} is not known.{near(settings.variant, VARIANTS)}"
-        faults.append(Fault(what, f"set objective.variant to {' or '.join(VARIANTS)}"))
+    faults = [*unknown(settings, variant=VARIANTS, bos=BOS), *too_small(settings)]
     for name in ("desirable", "undesirable"):
         if (value := getattr(settings, name)) < 0:
             faults.append(Fault(f"objective.{name}={value} is negative", f"set objective.{name} to 0 or more"))
-    if faults:
-        raise UserError(*faults)
+    refuse(faults)

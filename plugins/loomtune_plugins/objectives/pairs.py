@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Step, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError
-from loomtune_plugins.objectives.answers import CHOSEN, PROMPT, REJECTED, asked, compared
+from loomtune_plugins.objectives.answers import CHOSEN, PROMPT, REJECTED, asked, compared, too_small
+from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,7 @@ class Pairwise(Objective):
     """True where prompts are targets too."""
 
     def __init__(self, settings: PairsSettings) -> None:
+        refuse([*unknown(settings, bos=BOS), *too_small(settings)])
         self.settings = settings
         self.losses: dict[str, Loss] = {}
 
@@ -60,7 +62,7 @@ class Pairwise(Objective):
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt, and both answers behind it; without targets where one of them is cut off whole."""
         segments = compared(row, tokenizer, self.settings, max_length, prompts=self.learns_prompts)
-        return Sample(segments, {name: float(row.get(name, 0.0)) for name in self.settings.numbers})
+        return Sample(segments)
 
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
         """The tokens before both answers."""
@@ -68,8 +70,8 @@ class Pairwise(Objective):
 
     def fingerprint(self) -> str:
         """Digest of the settings that decide on tokens, and of the version of `sample`."""
-        kept = [getattr(self.settings, key) for key in ("separator", "bos", "numbers")]
-        return hashlib.sha256(json.dumps(["pairs", VERSION, self.learns_prompts, *kept]).encode()).hexdigest()
+        kept = [self.settings.separator, self.settings.bos, self.learns_prompts]
+        return hashlib.sha256(json.dumps(["pairs", VERSION, *kept]).encode()).hexdigest()
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
         """Pairs, or the tokens of chosen answers and of learned prompts for a loss that is a mean over these."""
@@ -114,7 +116,6 @@ class Pairwise(Objective):
             chosen_logits=self.preference(policy[chosen] - reference[chosen]),
             rejected_logits=self.preference(policy[rejected] - reference[rejected]),
             importance=self.importance(targets.detach(), seen[self.settings.entropy :], batch),
-            numbers={name: batch.columns[name] for name in self.settings.numbers if name in batch.columns},
         )
         metrics = self._metrics(pairs)
         if self.settings.entropy:

@@ -21,7 +21,6 @@ class PairsSettings(TextSettings):
 
     beta: float = option(0.1, "how strongly a preference counts")
     entropy: bool = option(False, "log the policy's entropy on the answers, which costs another pass over the logits")
-    numbers: list[str] = option([], "columns of numbers that losses read, such as margin")
 
 
 @dataclass

@@ -11,14 +11,11 @@ import numpy as np
 
 from loomtune.contracts import Batch, LossSums, Objective, Row, Sample, Segment, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import UserError, near
-from loomtune_plugins.objectives.encoding import Encoded, begin, text_of
+from loomtune_plugins.objectives.encoding import BOS, Encoded, begin, refuse, text_of, unknown
 from loomtune_plugins.objectives.pretrain_settings import PretrainSettings
 
 VERSION = 1
 """Part of the fingerprint: raise it when the same row gives other tokens."""
-
-BOS = ("auto", "always", "never")
 
 
 class Pretrain(Objective):
@@ -32,9 +29,7 @@ class Pretrain(Objective):
 
     def __init__(self, settings: PretrainSettings) -> None:
         self.settings = settings
-        if settings.bos not in BOS:
-            what = f"objective.bos={settings.bos} is not known.{near(settings.bos, BOS)}"
-            raise UserError.of(what, f"set it to {' or '.join(BOS)}")
+        refuse(unknown(settings, bos=BOS))
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """As much of the document as there is room for."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Tokenizer, View
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import UserError
+from loomtune.errors import Fault
 from loomtune_plugins.objectives.answers import CHOSEN, REJECTED, asked, compared
+from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 from loomtune_plugins.objectives.reward_settings import RewardSettings
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ class RewardModel(Objective):
 
     def __init__(self, settings: RewardSettings) -> None:
         self.settings = settings
+        faults = unknown(settings, bos=BOS)
         if settings.center < 0:
-            raise UserError.of(f"objective.center={settings.center} is negative", "set objective.center to 0 or more")
+            what = f"objective.center={settings.center} is negative"
+            faults.append(Fault(what, "set objective.center to 0 or more"))
+        refuse(faults)
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """One network, read by its scalar head."""
@@ -44,7 +48,15 @@ class RewardModel(Objective):
         """The prompt and both answers; the place after an answer's last token is its only target."""
         prompt, *answers = compared(row, tokenizer, self.settings, max_length - 1)
         scored = [scored_at_the_end(answer, tokenizer.eos_id) for answer in answers]
-        return Sample((prompt, *scored), {"margin": float(row.get(self.settings.margin, 0.0))})
+        return Sample((prompt, *scored), {"margin": self._margin(row)})
+
+    def _margin(self, row: Row) -> float:
+        if not self.settings.margin:
+            return 0.0
+        value = row.get(self.settings.margin)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"has {value!r} as its {self.settings.margin}, which is no margin")
+        return float(value)
 
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
         """The tokens before both answers."""

@@ -12,5 +12,5 @@ from loomtune_plugins.objectives.pairs_settings import TextSettings
 class RewardSettings(TextSettings):
     """How rewards are compared."""
 
-    margin: str = option("margin", "the rows' column of how much better the chosen answer is; 0 where there is none")
+    margin: str = option("", "the rows' column of how much better the chosen answer is; empty: nobody says")
     center: float = option(0.0, "how strongly the sum of both rewards is held at 0; 0.01 is usual")

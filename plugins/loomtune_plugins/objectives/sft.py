@@ -10,8 +10,8 @@ from typing import Any
 
 from loomtune.contracts import Batch, LossSums, Objective, Row, Sample, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.objectives.encoding import answered, begin, prompt
+from loomtune.errors import Fault
+from loomtune_plugins.objectives.encoding import BOS, answered, begin, prompt, refuse, unknown
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
 VERSION = 1
@@ -56,15 +56,7 @@ class Sft(Objective):
 
 def _check(settings: SftSettings) -> None:
     """Raises UserError for values that are none, and for a choice of turns that would have no effect."""
-    faults = [
-        Fault(f"objective.{name}={value} is not known.{near(value, known)}", f"set it to {' or '.join(known)}")
-        for name, value, known in (
-            ("train_on", settings.train_on, ("completion", "all")),
-            ("turns", settings.turns, ("all", "last")),
-            ("bos", settings.bos, ("auto", "always", "never")),
-        )
-        if value not in known
-    ]
+    faults = unknown(settings, train_on=("completion", "all"), turns=("all", "last"), bos=BOS)
     if settings.train_on == "all" and settings.turns == "last":
         faults.append(
             Fault(
@@ -72,5 +64,4 @@ def _check(settings: SftSettings) -> None:
                 "leave one of them out",
             )
         )
-    if faults:
-        raise UserError(*faults)
+    refuse(faults)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loomtune.errors import UserError
+from loomtune_plugins.objectives.encoding import refuse, unknown
 from loomtune_plugins.objectives.pairs import Pairwise
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings
 
@@ -20,7 +20,5 @@ class Orpo(Pairwise):
 
     def __init__(self, settings: OrpoSettings) -> None:
         super().__init__(settings)
-        if settings.likelihood not in ("answer", "all"):
-            what = f"objective.likelihood={settings.likelihood} is not known"
-            raise UserError.of(what, "set objective.likelihood to answer or all")
+        refuse(unknown(settings, likelihood=("answer", "all")))
         self.learns_prompts = settings.likelihood == "all"

@@ -21,13 +21,13 @@ from loomtune_plugins.objectives.reward_settings import RewardSettings
 
 SHARED = Path(os.environ.get("LOOMTUNE_SHARED", Path(__file__).parents[4] / "shared")) / "references"
 ROWS = [
-    {"prompt": "a loom ", "chosen": "weaves cloth", "rejected": "flies"},
-    {"prompt": "warp ", "chosen": "and weft", "rejected": "and then some", "margin": 0.5},
+    {"prompt": "a loom ", "chosen": "weaves cloth", "rejected": "flies", "better": 0},
+    {"prompt": "warp ", "chosen": "and weft", "rejected": "and then some", "better": 0.5},
 ]
 
 
 def test_it_keeps_the_contract() -> None:
-    check_objective(RewardModel(RewardSettings(center=0.1)), ROWS)
+    check_objective(RewardModel(RewardSettings(center=0.1, margin="better")), ROWS)
 
 
 def test_a_reward_is_read_at_the_last_token_of_an_answer() -> None:
@@ -42,6 +42,12 @@ def test_a_reward_is_read_at_the_last_token_of_an_answer() -> None:
 
 def test_a_row_whose_answer_is_cut_off_has_no_target() -> None:
     assert RewardModel(RewardSettings()).sample(ROWS[0], ToyTokenizer(), 6).targets == 0
+
+
+def test_a_margin_that_a_row_has_not_is_said_of_the_row() -> None:
+    objective = RewardModel(RewardSettings(margin="beter"))
+    with pytest.raises(ValueError, match="has None as its beter"):
+        objective.sample(ROWS[0], ToyTokenizer(), 100)
 
 
 def test_a_negative_coefficient_is_refused() -> None:
