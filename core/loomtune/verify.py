@@ -24,6 +24,7 @@ from loomtune.contracts import Adapter, EngineSpec, Model, Sample, Segment, Toke
 from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.saved import HEADS
 from loomtune.errors import ExportError, UserError
+from loomtune.offers import Trait
 from loomtune.plan import Plan
 from loomtune.samples import open_samples
 from loomtune.toolkit.network import PREFIX, Network
@@ -99,7 +100,9 @@ class _Bench:
 
     def __init__(self, plan: Plan, catalogue: Catalogue, trained: Trained, folder: Path) -> None:
         self.model, self._left = trained.model.exact(), trained
-        nothing, kernel = catalogue.build("adapter", "full", {}), next(iter(plan.build(catalogue, "kernel").values()))
+        whole = next(e.offer for e in catalogue.entries("adapter") if Trait.WHOLE_MODEL in e.offer.provides)
+        nothing = catalogue.build("adapter", whole.name, {})
+        kernel = next(iter(plan.build(catalogue, "kernel").values()))
         self._spec = EngineSpec(
             model=self.model, adapter=nothing, kernel=kernel, optimizer=None, precision="fp32", seed=plan.root.seed
         )
