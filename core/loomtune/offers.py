@@ -82,6 +82,8 @@ class Offer(Generic[T]):
     schema: dataclass of its settings, from a module that imports nothing heavy; `metadata["help"]` explains each.
     summary: one line for `loomtune plugins`.
     provides, needs: traits, from which the rules across axes are computed.
+    aliases: what other trainers call a setting to its name here, or `loss.NAME.key`; empty: it says nothing of a batch.
+        The conformance kit takes them (`loss_of`), a run does not.
     brings: axis of many to the choices that are made there where nobody makes one.
     excludes: trait to the reason why this does not go with a choice that provides it.
     variants: name to settings of its own axis, as they are typed (`sharding.stage=3`), that have a row of their own in
@@ -95,6 +97,7 @@ class Offer(Generic[T]):
     summary: str
     provides: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     brings: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     excludes: Mapping[str, str] = field(default_factory=dict, hash=False)
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)

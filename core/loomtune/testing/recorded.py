@@ -6,7 +6,7 @@ Batches are taken in the layouts of TRL's collators, and settings under its name
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from loomtune.batching import collate
-from loomtune.catalogue import installed
+from loomtune.catalogue import Catalogue, installed
 from loomtune.contracts import Batch, Engine, Objective, Pairs, Reader, Role, Sample, Segment, View
 from loomtune.contracts.batch import NO_PARENT
+from loomtune.offers import Offer
 from loomtune.testing import toy
-from loomtune.testing.names import translated
 
 IGNORED = -100
 """The label of what is not learned."""
@@ -114,10 +114,45 @@ def built(objective: str, settings: Mapping[str, Any]) -> Objective:
     """An objective with its losses. Raises UserError for settings that are not known."""
     catalogue = installed()
     entry = catalogue.find("objective", objective)
-    own, losses = translated(objective, settings, entry.offer.brings.get("loss", ()))
+    own, losses = _translated(catalogue, entry.offer, settings)
     made: Objective = catalogue.build("objective", objective, own)
     made.use({name: catalogue.build("loss", name, given) for name, given in losses.items()}, {})
     return made
+
+
+def _translated(
+    catalogue: Catalogue, offer: Offer[Objective], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings of the objective, and of each loss by its name.
+
+    A loss that is named takes the place of the first that the objective brings along; several may be, with weights.
+    """
+    left, brought = dict(settings), offer.brings.get("loss", ())
+    named = None if "loss_type" in offer.aliases else left.pop("loss_type", None)
+    first = list(brought[:1]) if named is None else [named] if isinstance(named, str) else list(named)
+    losses: dict[str, dict[str, Any]] = {name: {} for name in (*first, *brought[1:])}
+    for name, weight in zip(first, left.pop("loss_weights", None) or (), strict=False):
+        losses[name]["weight"] = float(weight)
+    own = {}
+    for key, value in left.items():
+        axis, _, rest = (ours := offer.aliases.get(key, key)).partition(".")
+        takers = [] if rest else [name for name in losses if _taken(catalogue, name, ours)]
+        if rest:
+            name, _, setting = rest.partition(".")
+            losses.setdefault(name, {})[setting] = value
+        elif takers:
+            for name in takers:
+                losses[name][_taken(catalogue, name, ours)] = value
+        elif axis:
+            own[axis] = value
+    return own, losses
+
+
+def _taken(catalogue: Catalogue, loss: str, key: str) -> str:
+    """A loss' own name of a setting; empty where it has none."""
+    offer = catalogue.find("loss", loss).offer
+    ours = offer.aliases.get(key, key)
+    return ours if ours in {field.name for field in fields(offer.schema)} else ""
 
 
 class ModuleEngine:

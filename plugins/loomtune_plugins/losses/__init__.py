@@ -31,9 +31,18 @@ _OFFERED: tuple[tuple[str, str, type, str], ...] = (
 """Name, class, settings, summary."""
 
 
+_ALIASES = {"discopop": {"discopop_tau": "tau"}, "simpo": {"simpo_gamma": "gamma"}}
+
+
 @hookimpl
 def losses() -> Sequence[Offer[Loss]]:
     return tuple(
-        Offer(name=name, build=f"loomtune_plugins.losses.{place}", schema=schema, summary=summary)
+        Offer(
+            name=name,
+            build=f"loomtune_plugins.losses.{place}",
+            schema=schema,
+            summary=summary,
+            aliases=_ALIASES.get(name, {}),
+        )
         for name, place, schema, summary in _OFFERED
     )

@@ -41,6 +41,7 @@ def objectives() -> Sequence[Offer[Objective]]:
             schema=DistillSettings,
             summary="learns a teacher's distribution of every next token: forward or reverse KL, or between (GKD)",
             needs=frozenset({Trait.COMPLETIONS}),
+            aliases={"lmbda": ""},
         ),
         Offer(
             name="reward",
@@ -48,6 +49,7 @@ def objectives() -> Sequence[Offer[Objective]]:
             schema=RewardSettings,
             summary="a reward model: a scalar head that tells the better of two answers (Bradley-Terry)",
             needs=frozenset({Trait.PAIRS}),
+            aliases={"center_rewards_coefficient": "center"},
         ),
         Offer(
             name="dpo",
@@ -56,6 +58,12 @@ def objectives() -> Sequence[Offer[Objective]]:
             summary="prefers the better of two answers, measured against a frozen reference",
             needs=frozenset({Trait.PAIRS}),
             brings={"loss": ("sigmoid",)},
+            aliases={
+                "f_divergence_type": "divergence",
+                "f_alpha_divergence_coef": "divergence_alpha",
+                "ld_alpha": "tail",
+                "use_weighting": "weighting",
+            },
         ),
         Offer(
             name="kto",
@@ -63,6 +71,7 @@ def objectives() -> Sequence[Offer[Objective]]:
             schema=KtoSettings,
             summary="makes wanted answers likelier and unwanted ones less likely than a frozen reference has them",
             needs=frozenset({Trait.LABELS}),
+            aliases={"loss_type": "variant", "desirable_weight": "desirable", "undesirable_weight": "undesirable"},
         ),
         Offer(
             name="cpo",
@@ -71,6 +80,7 @@ def objectives() -> Sequence[Offer[Objective]]:
             summary="prefers the better of two answers without a reference, beside its likelihood",
             needs=frozenset({Trait.PAIRS}),
             brings={"loss": ("sigmoid", "sft")},
+            aliases={"cpo_alpha": "loss.sft.weight"},
         ),
         Offer(
             name="simpo",

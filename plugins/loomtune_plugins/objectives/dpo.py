@@ -48,9 +48,9 @@ class Dpo(Pairwise):
         kind, alpha = self.settings.divergence, self.settings.divergence_alpha
         if kind == "forward_kl":
             return 1 - (-log_ratio).exp()
-        if kind == "js":
+        if kind == "js_divergence":
             return math.log(2) + F.logsigmoid(log_ratio)
-        if kind == "alpha" and alpha != 1.0:
+        if kind == "alpha_divergence" and alpha != 1.0:
             # Beyond e^80 fp32 has no numbers, and no answer is that much likelier.
             return torch.expm1(((alpha - 1) * log_ratio).clamp(max=80.0)) / (alpha - 1)
         return log_ratio
@@ -91,9 +91,9 @@ class Dpo(Pairwise):
 
 def _check(settings: DpoSettings) -> None:
     faults = unknown(settings, divergence=DIVERGENCES)
-    if settings.divergence != "alpha" and settings.divergence_alpha != DpoSettings().divergence_alpha:
+    if settings.divergence != "alpha_divergence" and settings.divergence_alpha != DpoSettings().divergence_alpha:
         what = f"objective.divergence_alpha has no effect with objective.divergence={settings.divergence}"
-        faults.append(Fault(what, "leave it out, or set objective.divergence=alpha"))
+        faults.append(Fault(what, "leave it out, or set objective.divergence=alpha_divergence"))
     if not 0 <= settings.tail <= 1:
         faults.append(Fault(f"objective.tail={settings.tail} is no share", "set objective.tail between 0 and 1"))
     refuse(faults)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from loomtune.settings import option
 from loomtune_plugins.objectives.pairs_settings import PairsSettings
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 @dataclass

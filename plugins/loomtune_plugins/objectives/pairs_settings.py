@@ -35,5 +35,5 @@ class OrpoSettings(PairsSettings):
     """What ORPO's likelihood is of."""
 
     likelihood: str = option(
-        "answer", "what is learned beside the preference: the chosen answer, or all: its prompt too"
+        "all", "what is learned beside the preference: all, the prompt and the chosen answer; answer"
     )

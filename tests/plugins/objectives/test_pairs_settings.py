@@ -30,6 +30,8 @@ def test_a_beta_that_prefers_nothing_is_refused(objective: str, beta: float) -> 
 
 
 def test_a_divergence_that_no_loss_looks_at_is_refused() -> None:
-    with pytest.raises(UserError, match=r"objective\.divergence=js has no effect with loss=\[apo_zero,sft\]"):
-        made("dpo", ("apo_zero", "sft"), divergence="js")
-    made("dpo", ("apo_zero", "ipo"), divergence="js")
+    with pytest.raises(
+        UserError, match=r"objective\.divergence=js_divergence has no effect with loss=\[apo_zero,sft\]"
+    ):
+        made("dpo", ("apo_zero", "sft"), divergence="js_divergence")
+    made("dpo", ("apo_zero", "ipo"), divergence="js_divergence")
