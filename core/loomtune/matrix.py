@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from loomtune import extras
@@ -90,13 +91,14 @@ def cells(
     refuse(list(itself(base)))
     only = dict(text.split("=", 1) for text in overrides if text not in given)
     axes = [list(_choices(catalogue, axis, only.get(axis), base, processes)) for axis in VARIED]
+    beside = lru_cache(lambda *entries: _beside(catalogue, entries, base))
     for choices in itertools.product(*axes):
-        yield _cell(catalogue, choices, base, processes)
+        moving = [choice.entry for choice in choices if choice.entry.offer.brings or choice.entry.offer.needs & DATA]
+        yield _cell(catalogue, choices, beside(*moving), base, processes)
 
 
-def _cell(catalogue: Catalogue, choices: Sequence[Choice], base: Plan, processes: int) -> Cell:
+def _cell(catalogue: Catalogue, choices: Sequence[Choice], beside: Plan, base: Plan, processes: int) -> Cell:
     world = _world([choice.entry for choice in choices], processes)
-    beside = _beside(catalogue, [choice.entry for choice in choices], base)
     data = (f"data={beside.chosen('data')['name']}",) if beside.chosen("data") != base.chosen("data") else ()
     nodes = {choice.entry.axis.name: choice.settings for choice in choices}
     found = [finding for choice in choices for finding in choice.held]

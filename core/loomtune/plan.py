@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,7 @@ class Plan:
     @property
     def root(self) -> Settings:
         """The settings that belong to no axis, typed."""
-        root: Settings = typed(Settings, {key: self.settings[key] for key in ROOT_KEYS if key in self.settings})
-        return root
+        return _typed(json.dumps({key: self.settings[key] for key in ROOT_KEYS if key in self.settings}))
 
     @property
     def hash(self) -> str:
@@ -143,6 +143,13 @@ class Plan:
                 f"{folder} is no run's folder: it has no run.yaml", "name a folder made by `loomtune train`"
             )
         return cls.parse(path.read_text())
+
+
+@lru_cache(maxsize=8)
+def _typed(text: str) -> Settings:
+    """Every check before a run asks for the root settings; `loomtune matrix` asks 1,000 plans."""
+    root: Settings = typed(Settings, json.loads(text))
+    return root
 
 
 def findings(plan: Plan, catalogue: Catalogue) -> list[Finding]:
