@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
 
 .PHONY: demo test setup check format lint types imports everyday mutations parity matrix adapters adapter-sweep bench base clean
 
@@ -10,7 +11,7 @@ demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, o
 	$(BIN)/loomtune train
 
 test: $(VENV)/.installed  ## the everyday suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 setup: $(VENV)/.installed
 

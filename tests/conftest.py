@@ -19,8 +19,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out tests marked `slow` where no `-m` asks for them."""
+    """Leaves out tests marked `slow` where no `-m` asks for them, and says which belong on the same worker.
+
+    Those that share processes, so that there is one set of these; the others file by file.
+    """
+    for item in items:
+        shares = "worlds" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("worlds" if shares else item.nodeid.partition("::")[0]))
     if config.getoption("markexpr"):
         return
     left_out = [item for item in items if item.get_closest_marker("slow")]

@@ -107,7 +107,9 @@ LORA = ["adapter=lora", "adapter.rank=4", "adapter.dropout=0.1"]
 MOVES = [ALONE, (3, ["sharding=fsdp"]), REPLICATED, (2, ["sharding=fsdp", "sharding.offload=true", "batch.micro=1"])]
 
 
-@pytest.mark.parametrize("adapter", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [pytest.param([], id="full", marks=pytest.mark.slow), pytest.param(LORA, id="lora")]
+)
 def test_a_run_moves_between_layouts_and_keeps_its_curve(
     adapter: list[str], tiny: list[str], train: Train, worlds: Worlds
 ) -> None:
