@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ class Pairs:
     """What a loss knows of pairs of answers: one entry a pair, of a micro-batch or of a whole step.
 
     beta: how strongly a preference counts, as the objective says.
-    chosen, rejected: `(pairs,)` fp32, summed log-probabilities under the policy, in nats, with gradient.
+    chosen, rejected: `(pairs,)` fp64, summed log-probabilities under the policy, in nats, with gradient.
     reference_chosen, reference_rejected: the same under the reference; zeros where the objective has none.
     chosen_tokens, rejected_tokens: `(pairs,)`, how many targets were summed.
     importance: `(pairs,)`, without gradient, what each pair's losses are multiplied with.
     prompt, prompt_tokens: the same of the prompts; zeros unless the objective learns them.
     chosen_logits, rejected_logits: `(pairs,)`, how much each answer is preferred to the reference; the log-ratio,
         unless the objective's divergence makes something else of it.
+    distances: of each loss that needs distributions, `(pairs,)`, its `distance` summed over the targets of the pair.
     """
 
     beta: float
@@ -39,6 +40,7 @@ class Pairs:
     chosen_logits: Tensor
     rejected_logits: Tensor
     importance: Tensor
+    distances: Mapping[Loss, Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
@@ -54,6 +56,10 @@ class Loss(ABC):
     needs_reference: True where it means nothing without one.
     by_preference: True where it looks at `Pairs.logits` or its parts, which are what a divergence changes.
     looks_around: True where a pair's loss depends on the other pairs of the step.
+    needs_distribution: True where it compares whole distributions over the vocabulary. It then is a sum over the
+        targets of both answers and divided by their number in the whole step; no pair's importance counts, because what
+        it compares are not answers. It gives `pairs.distances[self]`, each with the same factor: gradients are taken
+        where the networks are read, as of a sum. Supervised fine-tuning takes such losses too, by `distance` alone.
     """
 
     weight: float = 1.0
@@ -61,6 +67,7 @@ class Loss(ABC):
     needs_reference: bool = False
     by_preference: bool = False
     looks_around: bool = False
+    needs_distribution: bool = False
 
     def statistics(self, step: Sequence[Pairs], world: World) -> Any:
         """What `of` needs of the whole step, called under `no_grad` on every rank where `looks_around`.
@@ -68,6 +75,13 @@ class Loss(ABC):
         step: this rank's micro-batches. world: offers sums and gathers over data replicas.
         """
         return None
+
+    def distance(self, policy: Tensor, reference: Tensor) -> Tensor:
+        """Of logits `(n, vocabulary)` fp32 of both, without gradient in the second, a number `(n,)` for each target.
+
+        Asked of those that need distributions, for a chunk of targets at a time.
+        """
+        raise NotImplementedError(f"{type(self).__name__} compares no distributions")
 
     @abstractmethod
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:

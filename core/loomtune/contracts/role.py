@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,14 @@ class View:
     states: `(n, width)` hidden states at the positions that predict the targets `index` of the batch. An engine may
     show the targets in parts (a slice or `(n,)` positions each); it joins what the reader makes of them.
     heads: output heads by name, to be called as modules. extras: what the model says besides (router logits).
+    bare: within it heads compute as they do without the adapter.
     """
 
     states: Tensor
     index: slice | Tensor
     heads: Mapping[Head, nn.Module]
     extras: Mapping[str, Tensor]
+    bare: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 Reader = Callable[[View], Any]

@@ -25,6 +25,7 @@ _OFFERED: tuple[tuple[str, str, type, str], ...] = (
     ("aot", "orders:Aot", settings.SmoothedSettings, "AOT: margins dominate the reference's, rank by rank"),
     ("aot_unpaired", "orders:AotUnpaired", settings.SmoothedSettings, "AOT: all chosen dominate all rejected"),
     ("sft", "likelihoods:Sft", settings.PairLossSettings, "likelihood of the chosen answers, beside another loss"),
+    ("kl", "distributions:Kl", settings.KlSettings, "KL to the reference over the vocabulary, against forgetting"),
     ("simpo", "likelihoods:Simpo", settings.SimpoSettings, "SimPO: means over tokens and a margin, no reference"),
     ("odds_ratio", "likelihoods:OddsRatio", settings.PairLossSettings, "ORPO's ratio of odds, no reference"),
 )

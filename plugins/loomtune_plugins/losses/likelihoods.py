@@ -18,7 +18,11 @@ def means(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 class Sft(PairLoss):
-    """Negative log-likelihood of the chosen answers (and prompts, where these are learned): an anchor beside others."""
+    """Negative log-likelihood of the chosen answers (and prompts, where these are learned): an anchor beside others.
+
+    Pang et al. 2024, "Iterative Reasoning Preference Optimization", equation 1, as a mean over the tokens of the whole
+    step instead of answer by answer.
+    """
 
     name = "sft"
     by_tokens = True
@@ -41,7 +45,8 @@ class Simpo(PairLoss):
 
     def _reward(self, mean: Tensor) -> Tensor:
         alpha = self.settings.alpha
-        return -(-alpha * mean).expm1() / alpha if alpha else mean
+        # Beyond e^80 fp32 has no numbers, and no answer is that unlikely.
+        return -(-alpha * mean).clamp(max=80.0).expm1() / alpha if alpha else mean
 
 
 class OddsRatio(PairLoss):

@@ -32,7 +32,10 @@ class ByPreference(PairLoss):
 
 
 class Sigmoid(ByPreference):
-    """Rafailov et al. 2023, "Direct Preference Optimization", equation 7; smoothed: Mitchell 2023, "cDPO"."""
+    """Rafailov et al. 2023, "Direct Preference Optimization", equation 7.
+
+    Smoothed: Mitchell 2023, "A note on DPO with noisy preferences" (cDPO), equation 3, which TRL 1.16 has no more.
+    """
 
     name = "sigmoid"
 
@@ -41,7 +44,7 @@ class Sigmoid(ByPreference):
 
 
 class SigmoidNorm(ByPreference):
-    """The same of means over tokens instead of sums (Meng et al. 2024, with a reference)."""
+    """Lambert et al. 2024, "Tulu 3", equation 6: DPO of means over tokens instead of sums."""
 
     name = "sigmoid_norm"
 
@@ -98,7 +101,10 @@ class Robust(ByPreference):
 
 
 class Discopop(ByPreference):
-    """Lu et al. 2024, "Discovering Preference Optimization Algorithms", equation 5: two losses blended."""
+    """Lu et al. 2024, "Discovering Preference Optimization Algorithms", equation 5: two losses blended.
+
+    TRL multiplies 0 with infinity where a preference is far on the wrong side; here that is the number it tends to.
+    """
 
     name = "discopop"
 
@@ -107,9 +113,11 @@ class Discopop(ByPreference):
             raise UserError.of(f"loss.discopop.tau={self.settings.tau} is no width", "set loss.discopop.tau above 0")
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
-        logits = pairs.beta * pairs.logits
-        blend = (logits / self.settings.tau).sigmoid()
-        blended: Tensor = (1 - blend) * -log_sigmoid(logits) + blend * (-logits).exp()
+        logits, width = pairs.beta * pairs.logits, self.settings.tau
+        # Where the blend is 0 the exponential overflows: together they are 0, and only together a number. Beyond e^80
+        # fp32 has none at all.
+        exponential = (log_sigmoid(logits / width) - logits).clamp(max=80.0).exp()
+        blended: Tensor = (-logits / width).sigmoid() * -log_sigmoid(logits) + exponential
         return blended
 
 

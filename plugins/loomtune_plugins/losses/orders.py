@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 
 class Aot(PairLoss):
-    """Melnyk et al. 2024, "Distributional Preference Alignment via Optimal Transport", paired: margins of the policy
-    dominate those of the reference."""
+    """Melnyk et al. 2024, "Distributional Preference Alignment via Optimal Transport", algorithm 1, paired.
+
+    Margins of the policy dominate those of the reference, quantile by quantile, over all pairs of the step; in TRL over
+    those of a micro-batch.
+    """
 
     name = "aot"
     needs_reference = True
@@ -80,8 +83,8 @@ def _sorted(step: Sequence[Pairs], world: World, of: Callable[[Pairs], Tensor]) 
     import torch
 
     mine = [float(value) for pairs in step for value in of(pairs)] if world.counts else []
-    device = of(step[0]).device if step else torch.device("cpu")
-    return torch.tensor(sorted(value for part in world.gather(mine) for value in part), device=device)
+    like = of(step[0]) if step else torch.zeros(())
+    return like.new_tensor(sorted(value for part in world.gather(mine) for value in part))
 
 
 def _ranks(values: Tensor, ordered: Tensor) -> Tensor:

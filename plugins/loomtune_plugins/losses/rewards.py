@@ -39,7 +39,10 @@ class NcaPair(ByAnswer):
 
 
 class BcoPair(ByAnswer):
-    """Jung et al. 2024, "Binary Classifier Optimization", equation 9, for pairs."""
+    """Jung et al. 2024, "Binary Classifier Optimization", equation 9, for pairs.
+
+    Their threshold delta is a running mean of rewards; here the step's own, or none, as in TRL's DPO.
+    """
 
     name = "bco_pair"
 
@@ -72,7 +75,10 @@ class SppoHard(ByAnswer):
 
 
 class ApoZero(ByAnswer):
-    """D'Oosterlinck et al. 2024, "Anchored Preference Optimization", equation 7: chosen up, rejected down."""
+    """D'Oosterlinck et al. 2024, "Anchored Preference Optimization", equation 7: chosen up, rejected down.
+
+    With a constant of 1 more than the paper's, as in TRL, so that 0 is the least.
+    """
 
     name = "apo_zero"
 

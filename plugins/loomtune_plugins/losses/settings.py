@@ -42,6 +42,16 @@ class BcoSettings:
 
 
 @dataclass
+class KlSettings:
+    """What holds the policy where it began."""
+
+    weight: float = option(1.0, WEIGHT)
+    direction: str = option(
+        "forward", "forward: KL(reference || policy), against forgetting; reverse: KL(policy || reference)"
+    )
+
+
+@dataclass
 class DiscopopSettings:
     """DiscoPOP's blend."""
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from loomtune.errors import UserError
+from loomtune.toolkit import kl
 
-CHUNK = 1024
-"""Targets of which the logits of both networks exist at once."""
+CHUNK = 256
+"""Targets of which the logits of both networks exist at once, and a dozen buffers of their size. On a CPU a chunk of
+1,024 took twice as long with 32,000 tokens, for the system gives out and clears so much memory anew each time."""
 
 Compare = Callable[[Tensor, Tensor], Tensor]
-"""From the policy's and the teacher's logits `(n, vocabulary)` fp32 to a number `(n,)` of each target."""
+"""From the policy's and the other's logits `(n, vocabulary)` fp32 to a number `(n,)` of each target."""
 
 
 def divergence(policy: Tensor, teacher: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
@@ -32,28 +34,28 @@ def divergence(policy: Tensor, teacher: Tensor, beta: float, temperature: float 
         )
     ours, theirs = ((logits / temperature).log_softmax(-1) for logits in (policy, teacher))
     if beta == 0:
-        return _kl(theirs, ours)
+        return kl(theirs, ours)
     if beta == 1:
-        return _kl(ours, theirs)
+        return kl(ours, theirs)
     mixture = torch.logaddexp(theirs + math.log(beta), ours + math.log1p(-beta))
-    return beta * _kl(theirs, mixture) + (1 - beta) * _kl(ours, mixture)
-
-
-def _kl(one: Tensor, other: Tensor) -> Tensor:
-    """KL(one || other) `(n,)` of log-probabilities."""
-    return (one.exp() * (one - other)).sum(-1)
+    return beta * kl(theirs, mixture) + (1 - beta) * kl(ours, mixture)
 
 
 def observed(policy: Tensor, teacher: Tensor) -> Tensor:
     """`(n, 2)` of logits: KL(teacher || policy), and the policy's entropy."""
     ours = policy.log_softmax(-1)
-    return torch.stack([_kl(teacher.log_softmax(-1), ours), -(ours.exp() * ours).sum(-1)], -1)
+    return torch.stack([kl(teacher.log_softmax(-1), ours), -(ours.exp() * ours).sum(-1)], -1)
 
 
 def compared(
-    hidden: Tensor, head: nn.Module, teacher_hidden: Tensor, teacher_head: nn.Module, compare: Compare
+    hidden: Tensor,
+    head: nn.Module,
+    teacher_hidden: Tensor,
+    teacher_head: nn.Module,
+    compare: Compare,
+    look: Compare | None = observed,
 ) -> tuple[Tensor, Tensor]:
-    """What `compare` says of each target `(targets,)`, and what was `observed` `(targets, 2)`, without gradient.
+    """What `compare` says of each target `(targets,)`, and what `look` sees `(targets, numbers)`, without gradient.
 
     hidden, teacher_hidden: `(targets, width)`, the widths of both. Both heads are called here and never again, where
     sharded networks have their weights together: gradients of hidden states and of the head are taken chunk by chunk
@@ -62,7 +64,7 @@ def compared(
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     learns = torch.is_grad_enabled() and (hidden.requires_grad or bool(parameters))
     made: tuple[Tensor, Tensor] = _Compared.apply(  # type: ignore[no-untyped-call]
-        hidden, teacher_hidden, head, teacher_head, compare, learns, *parameters
+        hidden, teacher_hidden, head, teacher_head, compare, look, learns, *parameters
     )
     return made
 
@@ -78,13 +80,14 @@ class _Compared(torch.autograd.Function):
         head: nn.Module,
         teacher_head: nn.Module,
         compare: Compare,
+        look: Compare | None,
         learns: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         values = hidden.new_zeros(len(hidden), dtype=torch.float32)
-        seen = values.new_zeros((len(hidden), 2))
+        seen: list[Tensor] = []
         gradients = [torch.zeros_like(tensor) for tensor in (hidden, *parameters)] if learns else []
-        for start in range(0, len(hidden), CHUNK):
+        for start in range(0, max(1, len(hidden)), CHUNK):  # once without targets: `look` says how wide it is
             here = slice(start, start + CHUNK)
             theirs = teacher_head(teacher_hidden[here]).float()
             with torch.set_grad_enabled(learns):
@@ -97,10 +100,13 @@ class _Compared(torch.autograd.Function):
                 gradients[0][here] = first
                 for gathered, part in zip(gradients[1:], others, strict=True):
                     gathered.add_(part)
-            values[here], seen[here] = value.detach(), observed(ours.detach(), theirs)
+            values[here] = value.detach()
+            if look is not None:
+                seen.append(look(ours.detach(), theirs))
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(seen)
-        return values, seen
+        looked = torch.cat(seen) if seen else values.new_zeros((len(values), 0))
+        ctx.mark_non_differentiable(looked)
+        return values, looked
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -108,4 +114,4 @@ class _Compared(torch.autograd.Function):
         scale = gradient[0] if len(gradient) else gradient.new_zeros(())
         assert bool((gradient == scale).all()), "the divergences of targets are summed with equal weights"
         hidden, *parameters = (saved * scale for saved in ctx.saved_tensors)
-        return hidden, None, None, None, None, None, *parameters
+        return hidden, None, None, None, None, None, None, *parameters

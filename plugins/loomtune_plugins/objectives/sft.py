@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from loomtune.contracts import Batch, LossSums, Objective, Row, Sample, Tokenizer
+from loomtune.contracts import Batch, Loss, LossSums, Objective, Reward, RoleSpec, Row, Sample, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import Fault
+from loomtune.errors import Fault, UserError
+from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.encoding import BOS, answered, begin, prompt, refuse, unknown
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
@@ -19,11 +20,32 @@ VERSION = 1
 
 
 class Sft(Objective):
-    """Cross-entropy of the target tokens, divided once by their number in the whole step."""
+    """Cross-entropy of the target tokens, divided once by their number in the whole step.
+
+    A loss that compares distributions with those of the model that training began with may be added, against
+    forgetting: `loss=[kl]`, at the same tokens.
+    """
 
     def __init__(self, settings: SftSettings) -> None:
         _check(settings)
         self.settings = settings
+        self.losses: Mapping[str, Loss] = {}
+
+    def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
+        """Takes losses of distributions, and none of answers."""
+        super().use({}, rewards)
+        if others := [name for name, loss in losses.items() if not loss.needs_distribution]:
+            what = f"objective=sft takes losses of whole distributions, such as kl, and {others[0]} is of answers"
+            raise UserError.of(what, f"leave {others[0]} out, or choose an objective of pairs, such as dpo")
+        self.losses = losses
+
+    def roles(self) -> Mapping[str, RoleSpec]:
+        """The policy, and what it began as where a loss asks for it."""
+        return references.roles() if self.losses else super().roles()
+
+    def terms(self) -> Mapping[str, str]:
+        """The likelihood, and each added loss."""
+        return dict.fromkeys(("loss", *self.losses), "policy")
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """One segment: what is given, what is learned, and the end token, which is learned unless it is cut off."""
@@ -45,13 +67,24 @@ class Sft(Objective):
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
         """The number of target tokens."""
-        return {"loss": float(len(batch.target))}
+        return dict.fromkeys(self.terms(), float(len(batch.target)))
 
     def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
-        """The summed negative log-probability of the targets, in nats."""
+        """The summed negative log-probability of the targets, in nats, and what each added loss says of them."""
         from loomtune.toolkit import log_probs
 
-        return LossSums({"loss": -log_probs(roles["policy"], batch).sum()})
+        if not self.losses:
+            return LossSums({"loss": -log_probs(roles["policy"], batch).sum()})
+        from loomtune_plugins.objectives.side_by_side import observed_beside
+
+        policy, reference = roles["policy"], roles[references.NAME]
+        distances = [loss.distance for loss in self.losses.values()]
+        (targets,), _, apart = observed_beside(policy, reference, batch, [], distances)
+        found = {name: values.sum() for name, values in zip(self.losses, apart, strict=True)}
+        count = targets.new_tensor(float(len(targets)))
+        terms = {name: self.losses[name].weight * value for name, value in found.items()}
+        metrics = {name: (value.detach(), count) for name, value in found.items()}
+        return LossSums({"loss": -targets.sum(), **terms}, metrics)
 
 
 def _check(settings: SftSettings) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from loomtune.contracts import ParameterGroup, StateKind
 from loomtune_plugins.optimizers.base import Checked
-from loomtune_plugins.optimizers.groups import torch_groups
 from loomtune_plugins.optimizers.settings import AdamWSettings
 
 if TYPE_CHECKING:
@@ -15,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class AdamW(Checked):
-    """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as torch computes it."""
+    """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as torch computes it.
+
+    With `decay_to=start`, w <- w - lr * decay * (w - w0) takes the place of w <- w - lr * decay * w: the pull of L2-SP
+    (Li et al. 2018, "Explicit Inductive Bias for Transfer Learning", section 3, with alpha = decay) decoupled from the
+    gradient's moments, as this paper decouples L2. w0 is what a run begins with: a pretrained model, or with LoRA
+    factors whose product is 0, so that the model itself is drawn to its base.
+    """
 
     _settings: AdamWSettings
 
@@ -23,18 +28,22 @@ class AdamW(Checked):
         """torch's AdamW over the groups, in order."""
         import torch
 
+        from loomtune_plugins.optimizers.start import pull_weight
+
         settings = self._settings
-        return torch.optim.AdamW(
-            torch_groups(groups, settings.lr, settings.weight_decay),
+        built = torch.optim.AdamW(
+            self.groups(groups),
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=_has_fused(groups) if settings.fused is None else settings.fused,
         )
+        return self.pulled(built, pull_weight)
 
     def state(self) -> Mapping[str, StateKind]:
-        """Two moments and the count of steps."""
-        return {"exp_avg": StateKind.LIKE, "exp_avg_sq": StateKind.LIKE, "step": StateKind.SCALAR}
+        """Two moments and the count of steps; and the start, if weights decay there."""
+        moments = {"exp_avg": StateKind.LIKE, "exp_avg_sq": StateKind.LIKE, "step": StateKind.SCALAR}
+        return {**moments, **self.starts()}
 
 
 def _has_fused(groups: Sequence[ParameterGroup]) -> bool | None:

@@ -5,6 +5,8 @@ from typing import Optional
 
 from loomtune.settings import option
 
+DECAY_TO = "where decay leads: zero; start, the weights that training began with (L2-SP), at the price of a copy"
+
 
 @dataclass
 class AdamWSettings:
@@ -17,6 +19,7 @@ class AdamWSettings:
     weight_decay: float = option(
         0.01, "decoupled decay of weight matrices (torch's default); 0.1 is usual for long runs"
     )
+    decay_to: str = option("zero", DECAY_TO)
     clip: float = option(1.0, "largest global gradient norm; 0: none")
     fused: Optional[bool] = option(None, "torch's fused kernel; null: where every parameter's device has it")  # noqa: UP045
 
@@ -29,4 +32,5 @@ class SGDSettings:
     momentum: float = option(0.0, "factor of the velocity that stays from step to step; 0: none is kept")
     nesterov: bool = option(False, "look ahead along the velocity")
     weight_decay: float = option(0.0, "L2 penalty on weight matrices, added to their gradients")
+    decay_to: str = option("zero", DECAY_TO)
     clip: float = option(1.0, "largest global gradient norm; 0: none")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from loomtune.contracts import ParameterGroup, StateKind
 from loomtune.errors import UserError
 from loomtune_plugins.optimizers.base import Checked
-from loomtune_plugins.optimizers.groups import torch_groups
 from loomtune_plugins.optimizers.settings import SGDSettings
 
 if TYPE_CHECKING:
@@ -16,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class SGD(Checked):
-    """Gradient descent with torch's momentum (no dampening): velocity = momentum * velocity + gradient."""
+    """Gradient descent with torch's momentum (no dampening): velocity = momentum * velocity + gradient.
+
+    With `decay_to=start` the penalty is that of L2-SP, decay / 2 * |w - w0|^2 (Li et al. 2018, "Explicit Inductive Bias
+    for Transfer Learning", section 3, with alpha = decay), and its gradient is added to the loss's.
+    """
 
     def __init__(self, settings: SGDSettings) -> None:
         super().__init__(settings)
@@ -29,14 +32,18 @@ class SGD(Checked):
         """torch's SGD over the groups, in order."""
         import torch
 
+        from loomtune_plugins.optimizers.start import pull_gradient
+
         settings = self._settings
-        return torch.optim.SGD(
-            torch_groups(groups, settings.lr, settings.weight_decay),
+        built = torch.optim.SGD(
+            self.groups(groups),
             lr=settings.lr,
             momentum=settings.momentum,
             nesterov=settings.nesterov,
         )
+        return self.pulled(built, pull_gradient)
 
     def state(self) -> Mapping[str, StateKind]:
-        """The velocity, where there is one."""
-        return {"momentum_buffer": StateKind.LIKE} if self._settings.momentum else {}
+        """The velocity, where there is one; and the start, if weights decay there."""
+        velocity = {"momentum_buffer": StateKind.LIKE} if self._settings.momentum else {}
+        return {**velocity, **self.starts()}
