@@ -10,13 +10,14 @@ from typing import Any
 from loomtune.errors import RunFailed, near
 from loomtune.run import Run
 from loomtune.settings import EvaluateSettings
-from loomtune.world import reseed
+from loomtune.world import derive, reseed
 
 
 def evaluate(run: Run, suffix: str = "") -> dict[str, float]:
     """All evaluators' metrics of the model as it is; equal on every rank. suffix: appended to their names."""
     metrics: dict[str, float] = {}
-    reseed(run.settings.seed, run.step, run.world.replica)  # what is sampled does not depend on the steps before
+    # What is sampled depends on no step before, and does not repeat what an online objective sampled in this one.
+    reseed(derive(run.settings.seed, "evaluate"), run.step, run.world.replica)
     with ExitStack() as stack:
         for engine in dict.fromkeys(role.engine for role in run.roles.values()):
             stack.enter_context(engine.evaluating())

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,9 @@ class Run:
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: c.Sampling) -> list[list[int]]:
         """Completions of *all* prompts (the same list on every rank), shared out over ranks and gathered in order."""
-        assert self.rollout is not None, "preflight refuses evaluators that generate without a rollout engine"
-        world = self.world
+        assert self.rollout is not None, "preflight refuses what generates without a rollout engine"
+        world, longest = self.world, self.model.context() - self.virtual_tokens
+        sampling = replace(sampling, max_length=min(sampling.max_length or longest, longest))
         mine = range(world.replica, len(prompts), world.replicas)
         done = self.rollout.generate(self.policy, [prompts[i] for i in mine], sampling, world)
         completions: list[list[int]] = [[] for _ in prompts]

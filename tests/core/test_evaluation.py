@@ -15,6 +15,7 @@ from loomtune.errors import RunFailed
 from loomtune.evaluation import Best, evaluate
 from loomtune.run import Run
 from loomtune.settings import EvaluateSettings
+from loomtune.world import reseed
 from toys import TwoNetworks, made
 
 
@@ -35,6 +36,13 @@ def test_a_measurement_draws_alike_whatever_was_drawn_before(tmp_path: Path) -> 
     toy.run.step = 1
     assert evaluate(toy.run)["drawn"] != first["drawn"]
     assert first["gradients"] == 0.0 and torch.is_grad_enabled()
+
+
+def test_a_measurement_does_not_draw_again_what_the_step_before_it_drew(tmp_path: Path) -> None:
+    toy = made(tmp_path, evaluators={"drawing": Drawing()})
+    toy.assembly.build_roles()
+    reseed(toy.run.settings.seed, toy.run.step, 0)
+    assert float(torch.rand(())) != evaluate(toy.run)["drawn"]
 
 
 def test_metrics_bear_the_suffix_and_join_those_of_the_run(tmp_path: Path) -> None:

@@ -57,11 +57,13 @@ class Echo(Rollout):
 
     def __init__(self) -> None:
         self.given: list[list[int]] = []
+        self.lengths: list[int] = []
 
     def generate(
         self, role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World
     ) -> list[list[int]]:
         self.given += [list(prompt) for prompt in prompts]
+        self.lengths.append(sampling.max_length)
         return [[prompt[0], 99] for prompt in prompts]
 
 
@@ -88,6 +90,15 @@ def test_a_replica_generates_for_its_own_prompts(tmp_path: Path) -> None:
     found = toy.run.generate([[10], [11], [12], [13], [14]], Sampling(max_tokens=2))
     assert echo.given == [[11], [13]]
     assert found == [[10, 99], [11, 99], [12, 99], [13, 99], [14, 99]]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 250), (100, 100), (1000, 250)])
+def test_nothing_is_generated_beyond_the_context_that_an_adapter_leaves(asked: int, given: int, tmp_path: Path) -> None:
+    toy = made(tmp_path, Plain(), rollout=(echo := Echo()))
+    toy.assembly.build_roles()
+    toy.run.virtual_tokens = toys.CONTEXT - 250
+    toy.run.generate([[10]], Sampling(max_tokens=2, max_length=asked))
+    assert echo.lengths == [given]
 
 
 class Counting:

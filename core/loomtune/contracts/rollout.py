@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to choose tokens. temperature 0 is greedy. stop: token ids that end a completion, eos always included."""
+    """How to choose tokens, and where to end.
+
+    temperature: 0 is greedy. stop: token ids that end a completion, eos always included.
+    max_tokens: of a completion. max_length: of prompt and completion together; 0: as many as the model was made for.
+    """
 
     max_tokens: int
+    max_length: int = 0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -32,5 +37,6 @@ class Rollout(ABC):
     ) -> list[list[int]]:
         """Completions, without the prompt and with the stop token where one came, for this rank's prompts, in order.
 
-        Every rank calls it, with no prompts where it has none; parameters are gathered once for the call.
+        Every rank calls it, with no prompts where it has none; parameters are gathered once for the call. A prompt that
+        leaves no room within `max_length` is completed by nothing.
         """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,15 +22,33 @@ def generate(
     """Completions of this rank's prompts, in order, `batch` of similar length at once."""
     seed = _seed(world) if sampling.temperature > 0 else 0
     completions: list[list[int]] = [[] for _ in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with role.engine.evaluating(), role.engine.gathered() as module, _own_defaults(module), torch.no_grad():
-        for start in range(0, len(by_length), batch):
-            chosen = by_length[start : start + batch]
-            noise = RowNoise(seed, [world.replica + world.replicas * i for i in chosen])
-            done = _continued(module, [prompts[i] for i in chosen], sampling, noise, world.device)
+        for chosen, room in _batches(prompts, sampling, batch):
+            longest = len(prompts[chosen[-1]])
+            noise = RowNoise(seed, [world.replica + world.replicas * i for i in chosen], longest)
+            most = replace(sampling, max_tokens=room)
+            done = _continued(module, [prompts[i] for i in chosen], most, noise, world.device)
             for i, tokens in zip(chosen, done, strict=True):
                 completions[i] = tokens
     return completions
+
+
+def _batches(prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) -> Iterator[tuple[list[int], int]]:
+    """Numbers of at most `size` prompts of similar length, and how many tokens each of these has room for.
+
+    Prompts near the end of `max_length` go with others of their own length: in a batch with shorter ones they would be
+    computed at positions that the model does not have. Those without any room are in none.
+    """
+    rooms = [_room(len(prompt), sampling) for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for room, group in groupby(by_length, key=rooms.__getitem__):
+        numbers = list(group) if room > 0 else []
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size], room
+
+
+def _room(length: int, sampling: Sampling) -> int:
+    return min(sampling.max_tokens, sampling.max_length - length) if sampling.max_length else sampling.max_tokens
 
 
 def _seed(world: World) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from loomtune.contracts import Role, Sampling
 from loomtune.errors import UserError
@@ -134,6 +134,23 @@ def test_samples_have_the_probabilities_of_the_model_at_that_temperature(module)
     found = torch.tensor([drawn[token] / 4000 for token in range(VOCABULARY)])
     assert 0.05 < expected.max() < 0.95
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_written_past_the_last_position_that_a_model_has(temperature: float) -> None:
+    torch.manual_seed(1)
+    shape = {"n_positions": 12, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": STOP}
+    places = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **shape)).eval()
+    asked = [[3] * length for length in (2, 11, 9, 12, 5, 11, 13, 4, 3)]
+    torch.manual_seed(7)
+    found = generate(places, asked, temperature=temperature, max_length=12, stop=())
+    assert [len(tokens) for tokens in found] == [8, 1, 3, 0, 7, 1, 0, 8, 8]
+    alone = []
+    for number, prompt in enumerate(asked):
+        torch.manual_seed(7)
+        before = [[3]] * number  # what is drawn goes by the number of the prompt
+        alone.append(generate(places, [*before, prompt], temperature=temperature, max_length=12, stop=())[-1])
+    assert found == alone
 
 
 def test_top_k_and_top_p_cut_what_may_be_drawn(module) -> None:
