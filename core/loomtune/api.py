@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +39,7 @@ class Result:
     @classmethod
     def of(cls, folder: Path) -> Result:
         """What `result.json` says."""
-        found = json.loads((folder / "result.json").read_text())
-        return cls(folder, found["status"], found["step"], found["metrics"], found["error"])
+        return cls(folder, **json.loads((folder / "result.json").read_text()))
 
 
 def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), processes: int = 0) -> Plan:
@@ -104,7 +104,7 @@ def prepare(plan: Plan) -> Path:
     root = plan.root
     folder = Path(root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
     _same_run(folder, plan)
-    began = inputs.fingerprints(inputs.parts(plan, catalogue))
+    began = inputs.fingerprints(plan, catalogue)
     inputs.check(folder, began)
     placed = _tokenise(plan, catalogue)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,17 +124,16 @@ def _same_run(folder: Path, plan: Plan) -> None:
         return
     before = Plan.load(folder)
     if before.hash != plan.hash:
-        changed = ", ".join(_differences(before, plan)) or "defaults of this version"
         raise UserError.of(
-            f"{folder} holds another run; these settings differ: {changed}",
+            f"{folder} holds another run; these settings differ: {_differences(before, plan)}",
             f"choose another run.dir; a run goes on with other values of {', '.join(NOT_PART_OF_THE_MATHS)} only",
         )
 
 
-def _differences(before: Plan, now: Plan) -> list[str]:
+def _differences(before: Plan, now: Plan) -> str:
     one, other = dict(leaves(before.maths)), dict(leaves(now.maths))
     keys = (key for key in sorted(one | other) if one.get(key) != other.get(key))
-    return [f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys]
+    return ", ".join(f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys) or "defaults of this version"
 
 
 def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
@@ -206,11 +205,8 @@ def resumed(folder: Path, overrides: Sequence[str]) -> Plan:
 
 def _superseded(key: str, chosen_anew: set[str]) -> bool:
     """True where a new choice of an axis, or of the key itself, makes an old override void."""
-    return (
-        key in ("stop_after", "run.dir")
-        or key in chosen_anew
-        or (key.partition(".")[0] in chosen_anew and key.partition(".")[0] not in ROOT_KEYS)
-    )
+    axis = key.partition(".")[0]
+    return key in {"stop_after", "run.dir", *chosen_anew} or axis in chosen_anew.difference(ROOT_KEYS)
 
 
 def evaluate(folder: Path | str, overrides: Sequence[str] = (), *, best: bool = False) -> dict[str, float]:
@@ -242,15 +238,13 @@ def export(
     before = Plan.load(Path(folder))
     plan = resumed(Path(folder), [*overrides, f"exporter=[{to}]"]) if overrides else before
     if plan.hash != before.hash:
-        changed = ", ".join(_differences(before, plan)) or "defaults of this version"
-        raise UserError.of(f"an export of other maths: {changed}", f"set nothing but exporter.{to}.<setting>")
+        what = f"an export of other maths: {_differences(before, plan)}"
+        raise UserError.of(what, f"set nothing but exporter.{to}.<setting>")
     return leave(Path(folder), Path(out) if out else None, to, checkpoint, check=check, plan=plan)
 
 
 def warn(warnings: Sequence[Finding]) -> None:
     """Shows what is doubtful, on stderr."""
-    import sys
-
     for finding in warnings:
         print(f"loomtune: warning: {finding.what}\n    cure: {finding.cure}", file=sys.stderr)  # noqa: T201
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 from loomtune.batching import CPU_TOKENS
 from loomtune.catalogue import Catalogue
 from loomtune.contracts import Adapter, Engine, EngineSpec, Model, Objective, Role, RoleSpec, Sharding, Tracker
+from loomtune.contracts.record import Record
 from loomtune.events import Events
 from loomtune.keeper import Keeper
 from loomtune.lease import Lease
 from loomtune.offers import Trait
 from loomtune.plan import Plan
+from loomtune.records import join
 from loomtune.role_models import models
 from loomtune.run import Run
-from loomtune.samples import Samples, open_samples
+from loomtune.samples import of_run
 from loomtune.world import World
 
 
@@ -36,20 +38,64 @@ class Assembly:
     models: Mapping[str, Model] = field(default_factory=dict)
     whole: Adapter | None = None
 
-    def build_roles(self) -> None:
-        """Builds an engine for every role that cannot be a view of another's, and the views."""
+    def build_roles(self, *, trains: bool = True) -> None:
+        """Builds an engine for every role that cannot be a view of another's, and the views.
+
+        Of a role that is recorded only the records stay, of the splits that are used. They are made here, where the
+        policy is what it began as, whatever a checkpoint makes of it: so a frozen twin is read from its own engine.
+        trains: whether the training split is used.
+        """
         wanted = self.run.objective.roles()
+        records = {
+            name: record
+            for name, record in self.run.objective.records().items()
+            if record.always or self._owner(record.role, wanted) == record.role
+        }
+        absent = {record.role for record in records.values()}
+        for name, record in records.items():
+            if wanted[record.role].twin_of is None:
+                self._record(name, record, trains)  # and let the role go, before others take memory
         engines: dict[str, Engine] = {}
         for name, role in wanted.items():
+            if name in absent:
+                continue
             owner = self._owner(name, wanted)
             if owner not in engines:
-                heads = {r.head for n, r in wanted.items() if self._owner(n, wanted) == owner}
-                engines[owner] = self.sharding.engine(
-                    self._spec(owner, wanted[owner], tuple(sorted(heads))), self.run.world
-                )
+                heads = sorted({r.head for n, r in wanted.items() if self._owner(n, wanted) == owner})
+                spec = self._spec(owner, wanted[owner], tuple(heads))
+                engines[owner] = self.sharding.engine(spec, self.run.world)
             shared_and_frozen = owner != name and not role.trained
             view = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head, trained=role.trained)
             self.run.roles[name] = view
+        for name, record in records.items():
+            if wanted[record.role].twin_of is not None:
+                self._record(name, record, trains)
+
+    def _record(self, name: str, record: Record, trains: bool) -> None:
+        """Joins what a role says to the samples of the splits that are used."""
+        run, role = self.run, self.run.objective.roles()[record.role]
+        model = self.models.get(record.role, run.model)
+        made_of: list[object] = [role.head]
+        if run.world.leads:  # one rank reads the files
+            made_of.append(model.fingerprint())
+            if model.draws or role.head != "lm":
+                made_of.append(run.settings.seed)
+            if role.twin_of is not None:
+                made_of += [self.adapter.fingerprint(), dict(run.plan.choices("adapter"))]
+        read = [split for one in run.evaluators.values() for split in one.reads(tuple(run.splits))]
+        splits = list(dict.fromkeys(["train", *read] if trains else read))
+        join(run, name, record, splits, run.world.broadcast(made_of), lambda: self._frozen(record.role, role))
+
+    @contextmanager
+    def _frozen(self, name: str, role: RoleSpec) -> Iterator[Role]:
+        """A role as it is before the first step; a twin is what it starts from, where that has its head."""
+        twin = self.run.roles.get(role.twin_of or "")
+        if twin is not None and twin.head == role.head:
+            yield replace(twin, name=name, adapter=self.adapter.saves_base, trained=False)
+            return
+        engine = self.sharding.engine(self._spec(name, role, (role.head,)), self.run.world)
+        yield Role(name, engine, head=role.head, trained=False)
+        engine.close()
 
     def _owner(self, name: str, wanted: Any) -> str:
         """The role whose engine serves this one: a twin's, where an adapter lets the base be shared."""
@@ -78,7 +124,7 @@ def assemble(
     sharding.check(world.size)
     world = _placed(world, sharding)
     trackers: dict[str, Tracker] = plan.build(catalogue, "tracker") if observed else {}
-    splits = _splits(folder)
+    splits = of_run(folder)
     objective: Objective = plan.build(catalogue, "objective")
     objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
     adapter: Adapter = plan.build(catalogue, "adapter")
@@ -129,12 +175,6 @@ def _placed(world: World, sharding: Sharding) -> World:
     replica, replicas = sharding.replicas(world)
     counts = world.gather(replica).index(replica) == world.rank
     return replace(world, replica=replica, replicas=replicas, counts=counts)
-
-
-def _splits(folder: Path) -> dict[str, Samples]:
-    """The samples that were tokenised before any process of the run existed."""
-    placed = json.loads((folder / "samples.json").read_text())
-    return {split: open_samples(Path(place["cache"]), place["key"]) for split, place in placed.items()}
 
 
 def _events(catalogue: Catalogue, trackers: dict[str, Tracker], world: World) -> Events:

@@ -120,10 +120,14 @@ def _columns(samples: Sequence[Sample], like: Sample | None) -> dict[str, torch.
     example = samples[0] if samples else like
     if example is None:
         return {}
-    numbers = {name: [np.array([s.numbers[name] for s in samples])] for name in example.numbers}
-    names = {name for segment in example.segments for name in segment.columns}
-    each = {name: [g.columns[name] for s in samples for g in s.segments if name in g.columns] for name in sorted(names)}
-    return {name: _joined(parts, np.float32) for name, parts in (numbers | each).items()}
+    joined = {n: _joined([np.array([s.numbers[n] for s in samples])], np.float32) for n in example.numbers}
+    segments = [segment for sample in samples or [example] for segment in sample.segments if segment.is_target.any()]
+    for name in sorted({name for segment in example.segments for name in segment.columns}):
+        parts = [segment.columns[name] for segment in segments]
+        assert all(len(p) == s.is_target.sum() for p, s in zip(parts, segments, strict=True)), f"{name}: one a target"
+        whole = np.concatenate(parts, dtype=np.float32) if parts else np.zeros(0, np.float32)
+        joined[name] = torch.from_numpy(whole if samples else whole[:0])
+    return joined
 
 
 def step_batches(run: Run, samples: Sequence[Sample], numbers: Sequence[int], limit: MicroLimit) -> list[Batch]:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, distribution, entry_points
+from pkgutil import resolve_name
 from typing import Any
 
 from pluggy import PluginManager, PluginValidationError
 
 from loomtune import __version__, hookspecs
 from loomtune.errors import Fault, UserError, near
-from loomtune.offers import AXES, Arity, Axis, Offer
+from loomtune.offers import AXES, Arity, Axis, Command, Offer
 
 BUILT_IN_DISTRIBUTION = "loomtune"
 
@@ -41,6 +42,7 @@ BUILT_IN = (
     "loomtune_plugins.evaluators",
     "loomtune_plugins.exporters",
     "loomtune_plugins.guards",
+    "loomtune_plugins.commands",
 )
 
 
@@ -71,6 +73,7 @@ class Entry:
 class Catalogue:
     """Everything that can be chosen, by axis and name, and the plugins themselves, for hooks.
 
+    commands, configs: commands with who brought them, and folders of Hydra configs, in the order of registration.
     broken: plugin, with its distribution and version, to why it, or one of its offers, is left out.
     """
 
@@ -80,7 +83,8 @@ class Catalogue:
         self.sources: dict[str, Source] = {}
         self.broken: dict[str, str] = dict(broken or {})
         self._entries: dict[tuple[str, str], Entry] = {}
-        self._configs: list[str] = []
+        self.commands: list[tuple[Command, Source]] = []
+        self.configs: list[str] = []
         for source, plugin in plugins:
             self._admit(source, plugin)
 
@@ -96,6 +100,7 @@ class Catalogue:
             self.manager.check_pending()
             entries = [Entry(kind, offer, source) for kind in AXES for offer in _called(plugin, kind.hook)]
             self._check(entries)
+            commands = [(_is_command(one), source) for one in _called(plugin, "commands")]
             configs = [str(folder) for folder in _called(plugin, "config_sources")]
         except Exception as error:
             if self.manager.get_plugin(source.plugin) is plugin:
@@ -108,7 +113,8 @@ class Catalogue:
             return
         self.sources[source.plugin] = source
         self._entries.update({(entry.axis.name, entry.offer.name): entry for entry in entries})
-        self._configs += configs
+        self.commands += commands
+        self.configs += configs
 
     def _check(self, entries: Sequence[Entry]) -> None:
         """Refuses offers that are none, and names that are taken."""
@@ -170,19 +176,11 @@ class Catalogue:
     def _load(self, entry: Entry) -> Any:
         """The class that an offer names, once it is seen to meet its axis' contract."""
         asked = f"{entry} of {entry.source}"
-        module, _, attribute = entry.offer.build.partition(":")
-        try:
-            cls = getattr(import_module(module), attribute)
-        except Exception as error:  # a plugin's module may fail in any manner
-            brought = entry.source.distribution
-            cure = (
-                f"pip install '{brought}[{entry.offer.extra}]'" if entry.offer.extra else f"install or mend {brought}"
-            )
-            raise UserError.of(f"{asked} cannot be imported: {type(error).__name__}: {error}", cure) from error
-        contract_module, _, contract = entry.axis.contract.partition(":")
-        if not (isinstance(cls, type) and issubclass(cls, getattr(import_module(contract_module), contract))):
+        cls = imported(entry.offer.build, asked, entry.source, entry.offer.extra)
+        contract = resolve_name(entry.axis.contract)
+        if not (isinstance(cls, type) and issubclass(cls, contract)):
             cure = f"its author must subclass {entry.axis.contract}"
-            raise UserError.of(f"{asked}: {entry.offer.build} is no {contract}", cure)
+            raise UserError.of(f"{asked}: {entry.offer.build} is no {contract.__name__}", cure)
         if missing := sorted(getattr(cls, "__abstractmethods__", ())):
             cure = f"its author must implement what {entry.axis.contract} asks for"
             raise UserError.of(f"{asked}: {entry.offer.build} lacks {', '.join(missing)}", cure)
@@ -192,15 +190,27 @@ class Catalogue:
         """Plugin name to distribution and version: what all ranks, and a resumed run, must agree on."""
         return {name: f"{source.distribution} {source.version}" for name, source in self.sources.items()}
 
-    def config_sources(self) -> list[str]:
-        """Hydra folders of all plugins, in the order of registration."""
-        return list(self._configs)
-
 
 def _called(plugin: object, hook: str) -> list[Any]:
     """What a plugin's own implementation of an offering hook gives; nothing where it has none."""
     implementation: Any = getattr(plugin, hook, None)
     return list(implementation()) if getattr(implementation, "loomtune_impl", None) else []
+
+
+def _is_command(one: Any) -> Command:
+    if not isinstance(one, Command):
+        raise TypeError(f"{one!r} is no command")
+    return one
+
+
+def imported(named: str, asked: str, source: Source, extra: str = "") -> Any:
+    """What `package.module:name` names. Raises UserError, about what was asked, where it cannot be imported."""
+    try:
+        return resolve_name(named)
+    except Exception as error:  # a plugin's module may fail in any manner
+        brought = source.distribution
+        cure = f"pip install '{brought}[{extra}]'" if extra else f"install or mend {brought}"
+        raise UserError.of(f"{asked} cannot be imported: {type(error).__name__}: {error}", cure) from error
 
 
 def _warn(source: Source, reason: str) -> None:
@@ -213,6 +223,26 @@ def typed(schema: type, settings: Mapping[str, Any]) -> Any:
 
     own = {key: value for key, value in settings.items() if key != "name"}
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), own))
+
+
+def settings_of(entry: Entry, words: Sequence[str], others: Mapping[str, Any]) -> dict[str, Any]:
+    """An offer's node of a plan: its defaults, with settings of its own axis.
+
+    words: these, as they are typed. others: the plan's settings, to which references lead.
+    Raises UserError where it does not stand by itself.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    axis = entry.axis.name
+    try:
+        own = OmegaConf.from_dotlist([text.removeprefix(f"{axis}.") for text in words])
+        tree = OmegaConf.create({**others, axis: OmegaConf.merge(OmegaConf.structured(entry.offer.schema), own)})
+        plain: Any = OmegaConf.to_container(tree[axis], resolve=True, enum_to_str=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        told = f"{' '.join([str(entry), *words])} does not stand by itself: {str(error).splitlines()[0]}"
+        raise UserError.of(told, f"`loomtune plugins {entry}` lists its settings") from error
+    return {"name": entry.offer.name, **plain}
 
 
 def is_many(kind: str) -> bool:

@@ -49,7 +49,7 @@ def export(
     exporter: Exporter = catalogue.build("exporter", to, plan.choices("exporter").get(to, {"name": to}))
     final = (out or folder / "export" / to).absolute()
     _check_free(final)
-    _check_began(plan, folder, catalogue)
+    inputs.check(folder, inputs.fingerprints(plan, catalogue, roles=False))
     reader = checkpoint.Reader(_chosen(folder / "checkpoints", which))
     draft = final.with_name(f".{final.name}-{uuid4().hex[:8]}")
     try:
@@ -106,12 +106,6 @@ def _check_fits(catalogue: Catalogue, to: str, adapter: str) -> None:
         fitting = [one.offer.name for one in every if not one.offer.excludes.keys() & trained.offer.provides]
         what = f"{asked} does not go with {trained}: {asked.offer.excludes[clash[0]]}"
         raise UserError.of(what, f"set --to {' or --to '.join(fitting)}")
-
-
-def _check_began(plan: Plan, folder: Path, catalogue: Catalogue) -> None:
-    """Of roles that stay behind nothing is asked."""
-    leaving = {key: part for key, part in inputs.parts(plan, catalogue).items() if key in inputs.WEAVING}
-    inputs.check(folder, inputs.fingerprints(leaving))
 
 
 def _check_free(final: Path) -> None:

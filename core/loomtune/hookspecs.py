@@ -15,7 +15,7 @@ from pluggy import HookspecMarker
 
 if TYPE_CHECKING:
     from loomtune import contracts as c
-    from loomtune.offers import Offer
+    from loomtune.offers import Command, Offer
     from loomtune.plan import Estimate, Finding, Plan
     from loomtune.run import Run
 
@@ -30,6 +30,11 @@ hookspec = HookspecMarker("loomtune")
 @hookspec
 def config_sources() -> Sequence[str]:  # type: ignore[empty-body]
     """Gives folders of Hydra configs, such as `pkg://acme.conf`, that are searched after loomtune's own."""
+
+
+@hookspec
+def commands() -> Sequence[Command]:  # type: ignore[empty-body]
+    """Gives commands of the command line: what a run need not know, and a user asks of it or of what is installed."""
 
 
 @hookspec

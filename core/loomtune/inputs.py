@@ -13,18 +13,16 @@ from loomtune.plan import Plan
 from loomtune.role_models import models
 
 FILE = "inputs.json"
-WEAVING = ("model", "adapter")
-"""What a model is made from that leaves: roles beside the policy stay behind."""
 
 
-def parts(plan: Plan, catalogue: Catalogue) -> dict[str, Model | Adapter]:
-    """What reads files, by the setting that names them."""
-    others = {f"roles.{role}.model": model for role, model in models(plan, catalogue).items()}
-    return {**{axis: plan.build(catalogue, axis) for axis in WEAVING}, **others}
+def fingerprints(plan: Plan, catalogue: Catalogue, *, roles: bool = True) -> dict[str, str]:
+    """A digest of what reads files, by the setting that names them: the text of `inputs.json`.
 
-
-def fingerprints(parts: Mapping[str, Model | Adapter]) -> dict[str, str]:
-    """A digest each; the text of `inputs.json`."""
+    roles: False leaves out those beside the policy, of which nothing is asked where it alone leaves.
+    """
+    parts: dict[str, Model | Adapter] = {axis: plan.build(catalogue, axis) for axis in ("model", "adapter")}
+    if roles:
+        parts |= {f"roles.{role}.model": model for role, model in models(plan, catalogue).items()}
     return {key: part.fingerprint() for key, part in parts.items()}
 
 

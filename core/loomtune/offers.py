@@ -104,6 +104,21 @@ class Offer(Generic[T]):
     extra: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command beside loomtune's own.
+
+    name: what is typed after `loomtune`.
+    run: `package.module:function`, imported only when typed. It is called with the words that follow, which it reads by
+        a parser of its own, and gives the exit code.
+    summary: one line for `loomtune --help`.
+    """
+
+    name: str
+    run: str
+    summary: str
+
+
 def axis(name: str) -> Axis:
     """The axis of that name. Raises KeyError where there is none."""
     return _BY_NAME[name]

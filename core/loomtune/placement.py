@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loomtune.contracts import Placement, Sample
+from loomtune.contracts.batch import NO_PARENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,47 @@ class MicroLimit:
     share: bool | None = None
 
 
-PAYS = 1.25
-"""Tokens of unfolded samples over those of shared ones from which on sharing pays for the mask that it needs."""
+PAIRS = 800
+"""Pairs of query and key whose attention costs as much as one token's linear layers.
+
+This and the next two: measured on a CPU with `model=llama_35m`, forward and backward. In wider models linear layers
+weigh more (they grow with the square of the width), and sharing pays earlier than predicted.
+"""
+
+PRICE = 1.45
+"""Cost of a pair of query and key that a mask lets through, over one where attention is plainly causal."""
+
+SEGMENT = 3
+"""Tokens through linear layers that a segment costs which attends by itself."""
 
 
 def laid_out(samples: Sequence[Sample], limit: MicroLimit) -> Sequence[Sample]:
-    """A step's samples as they are computed: as they are where answers share their prompt, else unfolded."""
+    """A step's samples as they are computed: as they are where answers share their prompt, else unfolded.
+
+    Packed rows need a mask in either form.
+    """
     if limit.share or all(len(sample.segments) == 1 for sample in samples):
         return samples
     unfolded = [sample.unfolded() for sample in samples]
-    pays = sum(s.length for s in unfolded) >= PAYS * sum(s.length for s in samples)
+    pays = _work(samples, masked=True) < _work(unfolded, masked=limit.packed > 0)
     return samples if limit.share is None and pays else unfolded
+
+
+def _work(samples: Sequence[Sample], *, masked: bool) -> float:
+    """Predicted, in tokens through linear layers. Masked: a segment meets what it sees; else a row meets itself."""
+    tokens = sum(sample.length for sample in samples)
+    if masked:
+        return tokens + PRICE / PAIRS * sum(map(_seen, samples)) + SEGMENT * sum(len(s.segments) for s in samples)
+    return tokens + sum(row * row for sample in samples for row in sample.trees) / PAIRS
+
+
+def _seen(sample: Sample) -> int:
+    """Tokens times tokens that their segment sees: its own and its ancestors'."""
+    through: list[int] = []
+    for segment in sample.segments:
+        above = 0 if segment.parent == NO_PARENT else through[segment.parent]
+        through.append(above + len(segment.tokens))
+    return sum(len(segment.tokens) * seen for segment, seen in zip(sample.segments, through, strict=True))
 
 
 def tokens(sample: Sample, limit: MicroLimit) -> int:

@@ -159,7 +159,9 @@ def findings(plan: Plan, catalogue: Catalogue) -> list[Finding]:
 
 def itself(plan: Plan) -> Iterator[Finding]:
     """What is wrong whatever else is chosen: an axis left empty, a root setting that makes no sense."""
-    yield from _arity(plan)
+    for kind in AXES:
+        if kind.arity is Arity.ONE and not plan.choices(kind.name):
+            yield Finding(f"no {kind.name} is chosen", f"set {kind.name}=<name>; `loomtune plugins` lists them")
     yield from _own(plan)
 
 
@@ -198,12 +200,6 @@ def refuse(found: list[Finding]) -> list[Finding]:
     if faults:
         raise UserError(*faults)
     return found
-
-
-def _arity(plan: Plan) -> Iterator[Finding]:
-    for kind in AXES:
-        if kind.arity is Arity.ONE and not plan.choices(kind.name):
-            yield Finding(f"no {kind.name} is chosen", f"set {kind.name}=<name>; `loomtune plugins` lists them")
 
 
 def _provided(entries: Sequence[Entry]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
 from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.objective import UNCUT
 from loomtune.errors import UserError
+
+if TYPE_CHECKING:
+    from loomtune.records import Column
 
 FORMAT = 2
 """Version of the folder's layout; part of the key."""
@@ -56,7 +59,7 @@ class Samples:
     """The samples of one split, read from disk where they are touched.
 
     lengths: `(samples,)` int64, tokens of all segments.
-    key: names the folder in the cache.
+    folder: where they lie. key: its name. columns: what is joined to each sample, by row.
     cut, cut_tokens: how many rows were longer than `max_length`, and by how many tokens in all.
     skipped: rows left out because `max_length` cut all that was to be learned from them.
     """
@@ -65,7 +68,8 @@ class Samples:
         """Opens a folder. Raises OSError, ValueError or KeyError where it is not whole."""
         about = json.loads((folder / "about.json").read_text())
         column = {name: _open_column(folder / name, kind, about["bytes"][name]) for name, kind in _COLUMNS.items()}
-        self.key: str = folder.name
+        self.folder, self.key = folder, folder.name
+        self.columns: dict[str, Column] = {}
         self.cut, self.cut_tokens, self.skipped = int(about["cut"]), int(about["cut_tokens"]), int(about["skipped"])
         self.largest_token = int(about["largest_token"])
         self._names: list[str] = about["names"]
@@ -86,7 +90,10 @@ class Samples:
             raise IndexError(f"sample {index} of {len(self)}")
         first, last = self._segment_starts[index : index + 2]
         segments = tuple(self._segment(number) for number in range(first, last))
-        return Sample(segments, {name: float(self._numbers[index, i]) for i, name in enumerate(self._names)})
+        sample = Sample(segments, {name: float(self._numbers[index, i]) for i, name in enumerate(self._names)})
+        for name, column in self.columns.items():
+            sample = sample.with_column(name, column[index])
+        return sample
 
     def origin(self, index: int) -> str:
         """Where the row was read, as the data said (`file:line`)."""
@@ -122,6 +129,12 @@ def open_samples(cache: Path, key: str) -> Samples:
             f"the tokenised samples in {cache / key} cannot be read: {error}",
             "start the run again, which makes them anew; every rank must see the folder that LOOMTUNE_CACHE names",
         ) from error
+
+
+def of_run(folder: Path) -> dict[str, Samples]:
+    """A run's samples by split, which were tokenised before any process of it existed."""
+    placed = json.loads((folder / "samples.json").read_text())
+    return {split: open_samples(Path(place["cache"]), place["key"]) for split, place in placed.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,11 @@ def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
             f"{folder} has no {'best ' if best else ''}checkpoint", "train it first, or name another run"
         )
     catalogue = installed()
-    inputs.check(folder, inputs.fingerprints(inputs.parts(plan, catalogue)))
+    inputs.check(folder, inputs.fingerprints(plan, catalogue))
     world = worlds.join()
     try:
         assembly = assemble(plan, folder, catalogue, world, Lease(folder, "reading"), observed=False)
-        assembly.build_roles()
+        assembly.build_roles(trains=False)
         assembly.keeper.load(path, Plan.load(folder).hash)
         if plan.root.packing:
             check_isolation(assembly.run)

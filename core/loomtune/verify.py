@@ -6,7 +6,6 @@ on its base, computed in fp32 on the CPU. One network is in memory at a time, an
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ from loomtune.contracts.saved import HEADS
 from loomtune.errors import ExportError, UserError
 from loomtune.offers import Trait
 from loomtune.plan import Plan
-from loomtune.samples import open_samples
+from loomtune.samples import of_run
 from loomtune.toolkit.network import PREFIX, Network
 from loomtune.world import derive
 
@@ -170,11 +169,10 @@ def _texts(folder: Path, longest: int, model: Model) -> list[Text]:
     """Rows of the run's splits, the training rows last; tokens drawn from nothing where its samples are gone."""
     found = list[Text]()
     try:
-        placed = json.loads((folder / "samples.json").read_text())
-        splits = [open_samples(Path(placed[split]["cache"]), placed[split]["key"]) for split in placed]
+        splits = of_run(folder)
     except (OSError, ValueError, KeyError, UserError):
-        splits, placed = [], {}
-    for _, samples in sorted(zip(placed, splits, strict=True), key=lambda split: split[0] == "train"):
+        splits = {}
+    for _, samples in sorted(splits.items(), key=lambda split: split[0] == "train"):
         for index in range(min(len(samples), ROWS - len(found))):
             tokens = _chain(samples[index])[:longest]
             found += [Text(samples.origin(index), tokens)] if len(tokens) > 1 else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -215,9 +216,23 @@ def test_a_micro_batch_without_rows_has_one_padding_token_and_every_column() -> 
     assert all(len(tensor) == 0 and tensor.dtype == torch.int64 for tensor in empty)
 
 
-def test_a_sample_is_kept_to_the_bit() -> None:
-    import json
+def test_a_column_may_hold_several_numbers_of_each_target() -> None:
+    two, none = segment([1, 2, 3], [1, 2]), segment([4], [])
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    wide = Sample((none, two, segment([5], [0], 1))).with_column("logits", values)
+    assert [one.columns["logits"].tolist() for one in wide.segments] == [[], [[0, 1], [2, 3]], [[4, 5]]]
+    again = Sample.parse(json.loads(json.dumps(wide.plain())))
+    for one in (wide, again, wide.unfolded()):
+        assert collate([one, wide], [0, 1], PAD).columns["logits"].tolist() == [*values.tolist(), *values.tolist()]
+        assert collate([], [], PAD, one).columns["logits"].shape == (0, 2)
 
+
+def test_a_column_that_some_targets_lack_is_no_column() -> None:
+    with pytest.raises((AssertionError, KeyError)):
+        collate([Sample((segment([1, 2], [1], old=[1.0]), segment([3], [0], 0)))], [0], PAD)
+
+
+def test_a_sample_is_kept_to_the_bit() -> None:
     third = np.float32(1) / np.float32(3)
     given = Sample((segment([5, 6], []), segment([8, 9], [0, 1], 0, advantage=[third, -0.1])), {"margin": 0.1})
     again = Sample.parse(json.loads(json.dumps(given.plain())))

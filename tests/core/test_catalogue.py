@@ -110,7 +110,7 @@ def test_one_plugin_may_offer_on_every_axis() -> None:
     )
     catalogue = Catalogue([(source(), everything)])
     assert [entry.axis for entry in catalogue.entries()] == list(AXES)
-    assert catalogue.config_sources() == ["pkg://acme.conf"]
+    assert catalogue.configs == ["pkg://acme.conf"]
 
 
 def test_a_plain_function_of_a_hooks_name_is_no_offer() -> None:
@@ -155,8 +155,9 @@ def raising() -> Any:
         (plugin(offer(schema=int)), "no dataclass"),
         (plugin(offer(schema=dataclass(type("Named", (), {"__annotations__": {"name": str}})))), "reserved"),
         (plugin(config_sources=raising), "no licence"),
+        (plugin(commands=lambda: ["spin"]), "'spin' is no command"),
     ],
-    ids=["unknown hook", "unknown argument", "no offer", "no dataclass", "reserved field", "raising hook"],
+    ids=["unknown hook", "unknown argument", "no offer", "no dataclass", "reserved", "raising hook", "no command"],
 )
 def test_a_third_party_that_does_not_fit_is_named_and_left_out_whole(
     broken: Any, reason: str, capsys: pytest.CaptureFixture[str]

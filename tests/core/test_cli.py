@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loomtune import __version__, api
+from loomtune import __version__, api, cli, hookimpl
+from loomtune.catalogue import Catalogue, Source
 from loomtune.cli import main
 from loomtune.errors import LeaseLost, Preempted, RunFailed, UserError
+from loomtune.offers import Command
 
 COMMAND = Path(sys.executable).with_name("loomtune")
 HEAVY = ("torch", "deepspeed", "peft")
@@ -186,6 +189,25 @@ def test_a_mistyped_command_line_ends_with_exit_code_2(
 ) -> None:
     assert called(*arguments) == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "code", "told"),
+    [
+        ("spin", "builtins:len", 3, ""),  # answers with the number of the words that it gets
+        ("spin", "acme_absent:spin", 2, "the command spin of acme (loomtune-acme 4.5) cannot be imported"),
+        ("train", "builtins:len", 2, "the command train of acme (loomtune-acme 4.5) is there already"),
+    ],
+)
+def test_a_plugin_brings_a_command(
+    name: str, run: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = SimpleNamespace(commands=hookimpl(lambda: [Command("train", "builtins:len", "trains")]))
+    theirs = SimpleNamespace(commands=hookimpl(lambda: [Command(name, run, "spins")]))
+    catalogue = Catalogue([(Source("ours", "loomtune", "1"), ours), (Source("acme", "loomtune-acme", "4.5"), theirs)])
+    monkeypatch.setattr(cli, "installed", lambda: catalogue)
+    assert called(name, "--fast", "wool", "a=b") == code
+    assert told in capsys.readouterr().err
 
 
 def test_settings_may_stand_after_options(monkeypatch: pytest.MonkeyPatch) -> None:

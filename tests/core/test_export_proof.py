@@ -19,6 +19,7 @@ from loomtune.catalogue import installed
 from loomtune.contracts import Trained
 from loomtune.errors import ExportError, UserError
 from loomtune.plan import Plan
+from loomtune.samples import open_samples
 from loomtune.testing import toy
 from loomtune.worker import execute, guarded
 from loomtune_plugins.adapters.lora.lora import Lora
@@ -128,7 +129,7 @@ def test_what_was_measured_is_written_and_said(ended: Path, tmp_path: Path, caps
 def test_rows_that_were_held_out_are_compared_first(adapted: Path, tmp_path: Path) -> None:
     about = json.loads((api.export(adapted, tmp_path / "out") / "export.json").read_text())
     splits = json.loads((adapted / "samples.json").read_text())
-    held_out = verify.open_samples(*(kind(splits["validation"][key]) for kind, key in ((Path, "cache"), (str, "key"))))
+    held_out = open_samples(*(kind(splits["validation"][key]) for kind, key in ((Path, "cache"), (str, "key"))))
     assert 0 < len(held_out) < verify.ROWS == len(about["rows"])
     assert about["rows"][: len(held_out)] == [held_out.origin(row) for row in range(len(held_out))]
 

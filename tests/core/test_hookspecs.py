@@ -17,6 +17,9 @@ from loomtune.offers import AXES, Trait
 from support import ROOT
 
 GROUPS_WITHOUT_HOOK = {"recipe", "hardware"}
+OF_NO_AXIS = {"config_sources", "commands"}
+"""Hooks that take nothing and give what no run chooses."""
+
 SINGULAR = {"datas": "data"}
 """The one folder that is not called as its hook: data has no plural."""
 
@@ -37,7 +40,7 @@ def test_every_axis_has_a_hook_and_every_other_hook_is_about_runs_or_configs() -
     assert len(set(OFFERING)) == len(OFFERING) == len({axis.name for axis in AXES})
     others = set(hooks()) - set(OFFERING)
     assert set(OFFERING) < set(hooks())
-    assert others - {"config_sources"} == {name for name in others if set(arguments(name)) & {"run", "plan", "folder"}}
+    assert others - OF_NO_AXIS == {name for name in others if set(arguments(name)) & {"run", "plan", "folder"}}
 
 
 @pytest.mark.parametrize("name", sorted(hooks()))
@@ -50,7 +53,7 @@ def test_a_hook_says_in_its_docstring_and_annotations_what_it_is(name: str) -> N
 @pytest.mark.parametrize("name", sorted(hooks()))
 def test_a_hook_and_each_of_its_arguments_are_documented(name: str) -> None:
     shown = ", ".join(arguments(name))
-    written = f"`{name}({shown})`" if shown or name == "config_sources" else f"`{name}`"
+    written = f"`{name}({shown})`" if shown or name in OF_NO_AXIS else f"`{name}`"
     assert written in DOCUMENTATION, f"docs/plugins.md does not explain {written}"
     section = DOCUMENTATION[DOCUMENTATION.index(written) + len(written) :]
     in_table = DOCUMENTATION[: DOCUMENTATION.index(written)].endswith("| ")
@@ -94,7 +97,7 @@ def folders() -> set[str]:
 
 
 def test_folders_of_plugins_are_called_as_hooks() -> None:
-    called = {SINGULAR.get(hook, hook) for hook in OFFERING}
+    called = {SINGULAR.get(hook, hook) for hook in OFFERING} | {"commands"}
     assert folders() <= called, f"no hook for {folders() - called}"
     built_in = {name.rpartition(".")[2].replace("loomtune_launchers", "launchers") for name in BUILT_IN}
     assert built_in == folders(), "every folder is a plugin, and every built-in plugin a folder"
@@ -105,12 +108,12 @@ def test_a_built_in_plugin_offers_on_its_own_axis_only(name: str) -> None:
     plugin = import_module(name)
     implemented = {hook for hook in hooks() if getattr(getattr(plugin, hook, None), "loomtune_impl", None)}
     folder = name.rpartition(".")[2].replace("loomtune_launchers", "launchers")
-    assert {SINGULAR.get(hook, hook) for hook in implemented & set(OFFERING)} == {folder}
+    assert {SINGULAR.get(hook, hook) for hook in implemented & {*OFFERING, "commands"}} == {folder}
 
 
 def test_axes_with_offers_have_a_folder_and_the_others_have_none() -> None:
     with_offers = {entry.axis.hook for entry in installed().entries() if entry.source.distribution == "loomtune"}
-    assert {SINGULAR.get(hook, hook) for hook in with_offers} == folders()
+    assert {SINGULAR.get(hook, hook) for hook in with_offers} | {"commands"} == folders()
 
 
 def test_groups_of_configs_are_called_as_axes() -> None:

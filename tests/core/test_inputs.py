@@ -155,7 +155,7 @@ def test_all_that_is_wrong_is_told_together(stopped: Path) -> None:
 def test_what_reads_no_files_says_so(stopped: Path) -> None:
     said = json.loads((stopped / inputs.FILE).read_text())
     assert said["adapter"] == "" and len(said["model"]) == 64
-    assert said == inputs.fingerprints(inputs.parts(Plan.load(stopped), installed()))
+    assert said == inputs.fingerprints(Plan.load(stopped), installed())
 
 
 def test_an_adapter_in_a_checkpoint_names_its_base_by_its_whole_path(stopped: Path, home: Path) -> None:

@@ -83,8 +83,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
 
 def replace_text(path: Path, text: str) -> None:
     """Sets a small file's content so that a reader, or a kill, meets either the old or the new."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, *blocks: bytes) -> None:
+    """The same of bytes, one block after the other."""
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-    write_bytes(draft, text.encode())
+    write_bytes(draft, *blocks)
     draft.replace(path)
     sync_folder(path.parent)
 

@@ -16,6 +16,7 @@ from loomtune.errors import CheckpointError
 FORMAT = "loomtune-checkpoint"
 VERSION = 1
 NAME = "manifest.json"
+HEAD = ("run", "attempt", "step", "world_size")
 
 Shape = tuple[int, ...]
 
@@ -87,11 +88,8 @@ class Manifest:
         tensors: dict[str, dict[str, dict[str, Any]]] = {}
         for (role, parameter, tensor), entry in self.index.items():
             tensors.setdefault(role, {}).setdefault(parameter, {})[tensor] = entry._asdict()
-        body = {
-            **{"format": FORMAT, "version": VERSION, "run": self.run, "attempt": self.attempt, "step": self.step},
-            **{"world_size": self.world_size, "tensors": tensors},
-            "files": {name: file._asdict() for name, file in self.files.items()},
-        }
+        head = {"format": FORMAT, "version": VERSION} | {name: getattr(self, name) for name in HEAD}
+        body = head | {"tensors": tensors, "files": {name: file._asdict() for name, file in self.files.items()}}
         write_bytes(folder / NAME, json.dumps({"sha256": _seal(body), **body}).encode())
 
     @classmethod
@@ -123,7 +121,7 @@ class Manifest:
         files = {name: Written(**file) for name, file in body["files"].items()}
         if unknown := {piece.file for entry in index.values() for piece in entry.pieces} - files.keys():
             raise ValueError(f"it lists no {min(unknown)}, in which tensors should be")
-        head = {name: body[name] for name in ("run", "attempt", "step", "world_size")}
+        head = {name: body[name] for name in HEAD}
         return cls(**head, files=files, index=index)
 
 

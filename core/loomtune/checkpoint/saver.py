@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -45,6 +45,7 @@ class Draft:
     report: Report
 
 
+@dataclass
 class Saver:
     """Writes checkpoints of one attempt at a run. `start` and `finish` are called on every rank, in the same order.
 
@@ -53,23 +54,17 @@ class Saver:
     kinds: the tensors that the optimizer declares.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        world: World,
-        *,
-        run: str,
-        attempt: str,
-        keep: int = 2,
-        background: bool = True,
-        lease: Callable[[], object] = lambda: None,
-        kinds: Mapping[str, StateKind] | None = None,
-    ) -> None:
-        self.folder, self.world, self.run, self.attempt = folder, world, run, attempt
-        self.keep, self.background, self.lease = keep, background, lease
-        self.kinds = kinds or {}
-        self._draft: Draft | None = None
-        self._count = 0
+    folder: Path
+    world: World
+    _: KW_ONLY
+    run: str
+    attempt: str
+    keep: int = 2
+    background: bool = True
+    lease: Callable[[], object] = lambda: None
+    kinds: Mapping[str, StateKind] = field(default_factory=dict)
+    _draft: Draft | None = field(default=None, init=False)
+    _count: int = field(default=0, init=False)
 
     def start(
         self, step: int, engines: Mapping[str, Engine], state: Mapping[str, Any], servable: Servable | None = None

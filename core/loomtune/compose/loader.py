@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from loomtune.catalogue import Catalogue, is_many
@@ -58,12 +59,11 @@ class Loader:
         _register(catalogue)
         search = create_config_search_path("pkg://loomtune_conf")
         schemas = search.get_path().pop()
-        for source in [*catalogue.config_sources(), *(f"file://{folder}" for folder in folders)]:
+        for source in [*catalogue.configs, *(f"file://{folder}" for folder in folders)]:
             search.append("loomtune", source)
         search.append(schemas.provider, schemas.path)
         self._loader = _Merging(config_search_path=search)
-        self._loaded: dict[tuple[str, ...], DictConfig] = {}
-        self._choices: dict[tuple[str, ...], frozenset[str]] = {}
+        self._loaded, self._chosen = cache(self._load), cache(self._choices)
         for found in self._loader.get_sources():
             if found.provider == "loomtune" and found.scheme() != "file" and not found.available():
                 cure = "install or mend the plugin that names it"
@@ -75,20 +75,16 @@ class Loader:
 
     def load(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config. Raises UserError where configs contradict the schemas or each other."""
-        known = self._loaded.get(tuple(overrides))
-        if known is None:
-            known = self._loaded[tuple(overrides)] = self._load(overrides)
-        return known.copy()
+        return self._loaded(tuple(overrides)).copy()
 
-    def _load(self, overrides: Sequence[str]) -> DictConfig:
+    def _load(self, overrides: tuple[str, ...]) -> DictConfig:
         try:
             self._loader.void = self._void(overrides)
             config = self._loader.load_configuration(ROOT, list(overrides), RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(_refusal(error)) from error
-        OmegaConf.set_struct(config, False)
-        del config["hydra"]
-        OmegaConf.set_struct(config, True)
+        with open_dict(config):
+            del config["hydra"]
         return config
 
     def parts(self, overrides: Sequence[str]) -> Iterator[Part]:
@@ -113,11 +109,9 @@ class Loader:
         recipe = [text for text in overrides if text.startswith("recipe=")]
         return self._chosen(*recipe) - self._chosen(*choices, *recipe) if recipe and choices else frozenset()
 
-    def _chosen(self, *overrides: str) -> frozenset[str]:
-        if overrides not in self._choices:
-            found = self._loader.compute_defaults_list(ROOT, list(overrides), RunMode.RUN).defaults
-            self._choices[overrides] = frozenset(str(one.config_path) for one in found if one.parent == ROOT)
-        return self._choices[overrides]
+    def _choices(self, *overrides: str) -> frozenset[str]:
+        found = self._loader.compute_defaults_list(ROOT, list(overrides), RunMode.RUN).defaults
+        return frozenset(str(one.config_path) for one in found if one.parent == ROOT)
 
 
 class _Merging(ConfigLoaderImpl):

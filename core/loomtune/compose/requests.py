@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -46,7 +46,7 @@ class Requests:
             else:
                 (requests.choices if override.key_or_group in GROUPS else requests.values).append(override)
         requests.faults |= _contradictions([*requests.choices, *requests.values])
-        requests.choices = [*_default_recipe(requests.choices), *requests.choices]
+        requests.choices = [*_default_recipe(requests.chosen()), *requests.choices]
         return requests
 
     def chosen(self) -> dict[str, str]:
@@ -114,9 +114,8 @@ def _contradictions(overrides: Sequence[Override]) -> Iterator[tuple[Fault, str]
             yield Fault(what, "leave one of them out"), subject(key)
 
 
-def _default_recipe(choices: Sequence[Override]) -> list[Override]:
+def _default_recipe(asked: Mapping[str, str]) -> list[Override]:
     """The default recipe, unless another, or data of one's own, is asked for."""
-    asked = {override.key_or_group: override.get_value_string() for override in choices}
     if "recipe" in asked or asked.get("data", DEFAULT_RECIPE) != DEFAULT_RECIPE:
         return []
     return [OverridesParser.create().parse_override(f"recipe={DEFAULT_RECIPE}")]

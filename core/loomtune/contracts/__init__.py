@@ -12,6 +12,7 @@ from loomtune.contracts.loss import Loss, Pairs
 from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
 from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
+from loomtune.contracts.record import Record
 from loomtune.contracts.reward import Reward
 from loomtune.contracts.role import Reader, Role, View
 from loomtune.contracts.rollout import Rollout, Sampling
@@ -46,6 +47,7 @@ __all__ = [
     "ParameterShard",
     "Placement",
     "Reader",
+    "Record",
     "Reward",
     "Role",
     "RoleSpec",

@@ -30,7 +30,7 @@ class Segment:
     is_target: `(length,)` bool; True where the token is to be predicted. The first token of a segment without a parent
         cannot be one, because nothing comes before it.
     parent: index, within the sample, of the segment that precedes this one; `NO_PARENT` for none.
-    columns: float32 numbers by name, `(targets,)` each: an advantage, an old log-probability.
+    columns: float32 numbers by name, `(targets,)` or `(targets, width)` each: an advantage, an old log-probability.
     """
 
     tokens: NDArray[np.int32]
@@ -92,6 +92,12 @@ class Sample:
             path.insert(0, parent)
         return path
 
+    def with_column(self, name: str, values: NDArray[np.float32]) -> Sample:
+        """The sample with one more column. values: of its targets `(targets, ...)`, segment by segment."""
+        parts = np.split(values, np.cumsum([segment.is_target.sum() for segment in self.segments])[:-1])
+        each = zip(self.segments, parts, strict=True)
+        return replace(self, segments=tuple(replace(s, columns={**s.columns, name: part}) for s, part in each))
+
     @property
     def targets(self) -> int:
         """Tokens to be predicted."""
@@ -115,7 +121,7 @@ def _copy(segment: Segment, parent: int, *, learned: bool) -> Segment:
 
 
 def _plain(segment: Segment) -> dict[str, Any]:
-    columns = {name: [float(value) for value in values] for name, values in segment.columns.items()}
+    columns = {name: values.tolist() for name, values in segment.columns.items()}
     tokens, targets = segment.tokens.tolist(), segment.is_target.tolist()
     return {"tokens": tokens, "is_target": targets, "parent": segment.parent, "columns": columns}
 
@@ -165,8 +171,8 @@ class Batch:
     target: `(targets,)` int64 token ids.
     row: `(targets,)` int64, the segment that a target belongs to; row sums of log-probabilities go by it.
     sample_numbers: `(samples,)` int64, the number of each sample in the order of the run; seeds dropout.
-    columns: the samples' numbers, `(samples,)` each, and the segments' columns, `(targets,)` each, by name, in
-        float32; a batch without samples has them too, of length 0.
+    columns: the samples' numbers, `(samples,)` each, and the segments' columns, `(targets,)` or `(targets, width)`
+        each, by name, in float32; a batch without samples has them too, of length 0.
     """
 
     tokens: Tensor

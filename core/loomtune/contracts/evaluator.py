@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loomtune.contracts.data import Data
@@ -18,6 +18,10 @@ class Evaluator(ABC):
     def check(self, data: Data) -> None:
         """Raises UserError where the data lack what is measured; before the run, without torch."""
         return
+
+    def reads(self, splits: Sequence[str]) -> Sequence[str]:
+        """The splits, of those there are, whose samples it computes on (`Run.batches`); as here: perhaps any."""
+        return splits
 
     @abstractmethod
     def evaluate(self, run: Run) -> Mapping[str, float]:

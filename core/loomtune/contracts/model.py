@@ -73,6 +73,9 @@ class Model(ABC):
 
     family: ClassVar[str] = "causal_lm"
 
+    draws: ClassVar[bool] = True
+    """False where no weight hangs on the seed of the run."""
+
     def find(self) -> None:
         """Raises UserError where named files are missing, without a tokenizer and without asking a network."""
         return

@@ -15,6 +15,7 @@ from loomtune.contracts.batch import NO_PARENT, Batch, Drawn, Sample, Step
 from loomtune.contracts.data import Row
 from loomtune.contracts.loss import Loss
 from loomtune.contracts.model import Head, Tokenizer
+from loomtune.contracts.record import Record
 from loomtune.contracts.reward import Reward
 from loomtune.contracts.role import Role
 from loomtune.errors import UserError
@@ -72,6 +73,13 @@ class Objective(ABC):
     def roles(self) -> Mapping[str, RoleSpec]:
         """The networks that take part; only a trained policy unless said otherwise."""
         return {"policy": RoleSpec(trained=True)}
+
+    def records(self) -> Mapping[str, Record]:
+        """Columns of the rows' samples that frozen roles fill, by name, read once before the first step and kept.
+
+        A batch whose `columns` has such a name needs no reading; without it the role is there to be read.
+        """
+        return {}
 
     def terms(self) -> Mapping[str, str]:
         """Term name to the role whose engine its gradient goes to."""

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from loomtune.catalogue import Entry, Source
+from loomtune.catalogue import Entry, Source, settings_of
 from loomtune.errors import UserError
 from loomtune.offers import Offer, Trait, axis
-from loomtune.plan import Plan
 
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "wandb", "peft")
 
@@ -57,8 +56,6 @@ def _check_schema(asked: str, schema: type) -> None:
 
 def _check_variants(kind: str, offer: Offer[Any]) -> None:
     """Every variant has a name and settings of the offer's own axis that its schema takes, unlike any other's."""
-    from loomtune.matrix import settings_of  # composes, by Hydra
-
     entry = Entry(axis(kind), offer, Source("", "", ""))
     seen: dict[str, str] = {}
     for name, typed in offer.variants.items():
@@ -69,7 +66,7 @@ def _check_variants(kind: str, offer: Offer[Any]) -> None:
         strange = [text for text in typed if not re.match(rf"{kind}\.[\w.]+=", text)]
         assert typed and not strange, f"{asked} sets {strange or 'nothing'}; a variant sets {kind}.<key>=<value>"
         try:
-            settings = str(settings_of(entry, typed, Plan({}, {})))
+            settings = str(settings_of(entry, typed, {}))
         except UserError as error:
             raise AssertionError(f"{asked} does not compose: {error}") from error
         assert seen.setdefault(settings, name) == name, f"{asked} is the same as {seen[settings]!r}"

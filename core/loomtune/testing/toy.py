@@ -219,6 +219,7 @@ class BareEngine:
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
                 parameter.copy_(self.network.initial(name, None))
+        spec.model.restore_buffers(self.network.base)
 
     def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
         return self.network(batch, reader, adapter)

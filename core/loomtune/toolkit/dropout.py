@@ -31,15 +31,13 @@ class _State:
 _state = _State()
 
 
-@contextmanager
-def dropout_keys(batch: Batch) -> Iterator[None]:
+def dropout_keys(batch: Batch) -> AbstractContextManager[None]:
     """Around a training forward: says which samples and positions the entries of a layer belong to.
 
     The keys outlive the context, because activation checkpointing recomputes in the backward pass. Where forwards of
     *several* batches come before the first backward, pass `recompute_keys` to `torch.utils.checkpoint` as `context_fn`.
     """
-    with _using(batch_keys(batch)):
-        yield
+    return _using(batch_keys(batch))
 
 
 def recompute_keys() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -113,10 +111,6 @@ class SeededDropout(nn.Module):
             known = _narrow(_mix64(torch.arange(1, count + 1, device=where) ^ self.salt))
             self._channel_hashes = known
         return known
-
-    def extra_repr(self) -> str:
-        """What `print(module)` shows."""
-        return f"p={self.p}"
 
 
 def replace_dropout(module: nn.Module, seed: int) -> int:

@@ -55,6 +55,11 @@ def log_sum_squares(logits: Tensor, target: Tensor) -> Tensor:
     return torch.logsumexp(2 * logits.log_softmax(-1), -1)
 
 
+def kl(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one || other) `(n,)` in nats of two distributions, given by their log-probabilities `(n, vocabulary)`."""
+    return (one.exp() * (one - other)).sum(-1)
+
+
 def target_log_probs(
     hidden: Tensor, head: nn.Module, target: Tensor, temperature: float = 1.0, looks: Sequence[Look] = ()
 ) -> Tensor:
@@ -100,16 +105,13 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         buffer = logits.detach()
         torch.ops.aten._log_softmax.out(buffer, -1, False, out=buffer)
-        ctx.save_for_backward(labels)
-        ctx.buffer = buffer
+        ctx.save_for_backward(labels, buffer)  # not an attribute: a checkpoint lets go of what is saved, and of no more
         return buffer[torch.arange(len(labels)), labels]  # no view: FSDP2 warns of one that leaves a module
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (labels,) = ctx.saved_tensors
-        buffer, ctx.buffer = ctx.buffer, None
-        assert buffer is not None, "log-probabilities are differentiated once: their buffer is the gradient's"
+        labels, buffer = ctx.saved_tensors  # written over: whoever differentiates a second time hears an error
         for rows, factors in zip(torch.split(buffer, BLOCK), torch.split(gradient, BLOCK), strict=True):
             rows.exp_().mul_(-factors.unsqueeze(1))
         buffer[torch.arange(len(labels)), labels] += gradient
@@ -117,5 +119,9 @@ class _InPlace(torch.autograd.Function):
 
 
 def row_sums(values: Tensor, batch: Batch) -> Tensor:
-    """Sums `(segments,)` of one value a target `(targets,)`, for instance log-probabilities of whole answers."""
-    return values.new_zeros(len(batch.parents)).index_add(0, batch.row, values)
+    """Sums `(segments,)` fp64 of one value a target `(targets,)`, for instance log-probabilities of whole answers.
+
+    In double precision: what is compared are differences, a few nats, between sums of thousands.
+    """
+    sums = torch.zeros(len(batch.parents), dtype=torch.float64, device=values.device)
+    return sums.index_add(0, batch.row, values.double())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from loomtune.contracts import Batch, EngineSpec, Reader, View
 from loomtune.errors import UserError
 from loomtune.toolkit.dropout import dropout_keys, replace_dropout
 from loomtune.toolkit.linear import quicken
-from loomtune.toolkit.sequence import Exchange
+from loomtune.toolkit.sequence import Exchange, Share
 from loomtune.world import derive
 
 PREFIX = "module."
@@ -109,7 +110,7 @@ class Network(nn.Module):
 
     def _in_stretches(self, batch: Batch, reader: Reader, exchange: Exchange) -> Any:
         """The same, where this rank computes a stretch of each row; the reader sees the targets predicted there."""
-        share = exchange.share(batch)
+        share = Share.of(batch, exchange)
         with dropout_keys(share.mine):
             view = self._view(share.mine, self._attention(share.whole), share.index)
         if view.extras:
@@ -124,7 +125,8 @@ class Network(nn.Module):
         spec, extras = self.spec, dict[str, Tensor]()
         hidden = spec.model.hidden(self.base, batch, attention, extras)
         predicting = hidden.flatten(0, 1).index_select(0, batch.predict_from)
-        return View(predicting, index, {"lm": spec.model.head(self.base), **self.heads}, extras)
+        heads = {"lm": spec.model.head(self.base), **self.heads}
+        return View(predicting, index, heads, extras, partial(spec.adapter.off, self.module))
 
     @contextmanager
     def plain(self) -> Iterator[nn.Module]:

@@ -27,10 +27,6 @@ class Exchange:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
 
-    def share(self, batch: Batch) -> Share:
-        """This rank's part of a batch that all of them have."""
-        return Share.of(batch, self)
-
     def to_heads(self, *tensors: Tensor) -> list[Tensor]:
         """Each `(rows, heads, stretch, width)`, all heads of a stretch, as `(rows, heads / ranks, length, width)`, some
         heads of whole rows. One message to each rank; heads must be a multiple of the ranks.

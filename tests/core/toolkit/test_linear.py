@@ -44,6 +44,20 @@ def test_outputs_and_all_gradients_are_those_of_torch(shape: tuple[int, ...], bi
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_layer_as_wide_as_a_head_has_the_gradients_of_torch_laid_out_as_its_weights() -> None:
+    torch.manual_seed(0)
+    plain, quick = nn.Linear(32, 2048, bias=False), nn.Linear(32, 2048, bias=False)
+    quick.load_state_dict(plain.state_dict())
+    linear.quicken(quick)
+    assert is_quickened(quick)
+    entry = torch.randn(2, 5, 32)
+    for _ in range(2):  # the second gradient is added to the first
+        for layer in (plain, quick):
+            (layer(entry) * torch.linspace(-1, 1, 2048)).sum().backward()
+    assert quick.weight.grad is not None and quick.weight.grad.is_contiguous()
+    torch.testing.assert_close(quick.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_frozen_weights_get_no_gradient_and_pass_it_on() -> None:
     plain, quick = pair()
     quick.requires_grad_(False)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from loomtune import chat
 from loomtune.contracts import Sampling
 from loomtune.testing.toy import ToyTokenizer
+from loomtune_plugins.commands import chat
 
 TEXT = ToyTokenizer()
 
@@ -64,6 +64,6 @@ def test_each_line_of_input_is_answered(
     monkeypatch.setattr(chat, "opened", opened)
     monkeypatch.setattr(chat.api, "resumed", lambda folder, overrides: None)
     monkeypatch.setattr("sys.stdin", io.StringIO("warp\\nweft\nreed\n"))
-    assert chat.chat(tmp_path, 0.0, 30) == 0
+    assert chat.chat([str(tmp_path), "--max-tokens", "30"]) == 0
     assert capsys.readouterr().out == "warp\nweft\nreed\n"
     assert [row["prompt"] for row in run.asked] == ["warp\nweft", "reed"]

@@ -21,8 +21,9 @@ from loomtune import api, cli
 from loomtune.catalogue import installed
 from loomtune.compose import compose
 from loomtune.errors import UserError
-from loomtune.matrix import VARIED, Cell, cells, shown
 from loomtune.offers import Trait
+from loomtune_plugins.commands.cells import VARIED, Cell, cells
+from loomtune_plugins.commands.matrix import shown
 from support import ROOT, write_rows
 
 CELLS = list(cells())
@@ -195,7 +196,7 @@ def test_the_command_prints_it_and_json_holds_all_of_it(capsys: pytest.CaptureFi
 
 
 def test_it_needs_no_heavy_library() -> None:
-    program = "import sys; from loomtune.matrix import cells; list(cells()); print(*sys.modules)"
+    program = "import sys; from loomtune_plugins.commands.cells import cells; list(cells()); print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "peft", "deepspeed", "datasets", "wandb"} & set(ran.stdout.split())
 

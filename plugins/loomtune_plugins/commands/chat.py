@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from loomtune import api
 from loomtune.contracts import Sampling
 from loomtune.run import Run
 from loomtune.session import opened
+from loomtune_plugins.commands.words import parser, read
 
 
-def chat(folder: Path, temperature: float, max_tokens: int) -> int:
+def chat(words: Sequence[str]) -> int:
     """Reads a prompt a line from stdin, `\\n` in it standing for a new line, until the end of input."""
-    plan = api.resumed(folder, api.ALONE)
-    with opened(plan, folder) as run:
+    asked = parser("chat", run=True, settings=False)
+    asked.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+    asked.add_argument("--max-tokens", type=int, default=128)
+    options = read(asked, words)
+    folder = Path(options.folder)
+    with opened(api.resumed(folder, api.ALONE), folder) as run:
+        stop = (run.tokenizer.eos_id,)
+        sampling = Sampling(max_tokens=options.max_tokens, temperature=options.temperature, stop=stop)
         if sys.stdin.isatty():
             print(f"{folder.name}, step {run.step}. A line is a prompt; Ctrl-D ends.")
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, stop=(run.tokenizer.eos_id,))
         for line in sys.stdin:
             print(reply(run, line.rstrip("\n").replace("\\n", "\n"), sampling), flush=True)
     return 0

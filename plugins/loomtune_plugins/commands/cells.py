@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from loomtune import extras
-from loomtune.catalogue import Catalogue, Entry, installed
+from loomtune.catalogue import Catalogue, Entry, installed, settings_of
 from loomtune.compose import compose
 from loomtune.errors import UserError
 from loomtune.offers import Trait
@@ -115,7 +115,7 @@ def _beside(catalogue: Catalogue, entries: Sequence[Entry], base: Plan) -> Plan:
     for entry in entries:
         for axis, names in entry.offer.brings.items():
             if not base.choices(axis):
-                nodes[axis] = {name: settings_of(catalogue.find(axis, name), (), base) for name in names}
+                nodes[axis] = {name: settings_of(catalogue.find(axis, name), (), base.settings) for name in names}
         data = catalogue.find("data", base.chosen("data")["name"])
         fitting = [e for e in catalogue.entries("data") if entry.offer.needs & DATA & e.offer.provides]
         if entry.offer.needs & DATA and data not in fitting and fitting:
@@ -140,7 +140,7 @@ def _choice(
 ) -> Choice:
     choice = Choice(entry, f"{entry.offer.name} {variant}".strip(), (str(entry), *typed), {})
     try:
-        choice = replace(choice, settings=settings_of(entry, typed, base))
+        choice = replace(choice, settings=settings_of(entry, typed, base.settings))
         if not extras.lacking(entry.source.distribution, entry.offer.extra):
             part = catalogue.build(entry.axis.name, entry.offer.name, choice.settings)
             if entry.axis.name == "sharding":
@@ -160,43 +160,3 @@ def _choice(
 
 def _world(entries: Sequence[Entry], processes: int) -> int:
     return processes if any(Trait.MANY_PROCESSES in entry.offer.provides for entry in entries) else 1
-
-
-def settings_of(entry: Entry, typed: Sequence[str], plan: Plan) -> dict[str, Any]:
-    """An offer's node of a plan: its defaults, with settings of its own axis as they are typed. Raises UserError."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    axis = entry.axis.name
-    try:
-        own = OmegaConf.from_dotlist([text.removeprefix(f"{axis}.") for text in typed])
-        tree = OmegaConf.create({**plan.settings, axis: OmegaConf.merge(OmegaConf.structured(entry.offer.schema), own)})
-        plain: Any = OmegaConf.to_container(tree[axis], resolve=True, enum_to_str=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        told = f"{' '.join([str(entry), *typed])} does not stand by itself: {str(error).splitlines()[0]}"
-        raise UserError.of(told, f"`loomtune plugins {entry}` lists its settings") from error
-    return {"name": entry.offer.name, **plain}
-
-
-def shown(found: Iterable[Cell]) -> Iterator[str]:
-    """Lines of text: a table for each objective, shardings down and adapters across, then the reasons by number."""
-    numbers: dict[Finding, int] = {}
-    for objective, of_objective in itertools.groupby(found, lambda cell: " ".join(cell.choices["objective"].typed)):
-        rows: dict[str, list[str]] = {objective: []}
-        for cell in of_objective:
-            row = rows.setdefault(" ".join(cell.choices["sharding"].typed), [])
-            row.append(_word(cell, numbers))
-            if cell.choices["adapter"].label not in rows[objective]:
-                rows[objective].append(cell.choices["adapter"].label)
-        left, width = max(map(len, rows)), max(len(text) for row in rows.values() for text in row)
-        for name, row in rows.items():
-            yield "  ".join([f"{name:<{left}}", *(f"{text:<{width}}" for text in row)]).rstrip()
-        yield ""
-    yield from (f"[{number}] {fault.what}\n    cure: {fault.cure}" for fault, number in numbers.items())
-
-
-def _word(cell: Cell, numbers: dict[Finding, int]) -> str:
-    if cell.status == "needs":
-        return f"needs {', '.join(cell.extras)}"
-    told = [str(numbers.setdefault(fault, len(numbers) + 1)) for fault in cell.faults]
-    return f"refused [{','.join(told)}]" if told else "works"

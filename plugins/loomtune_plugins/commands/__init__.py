@@ -1,0 +1,23 @@
+"""Commands of the command line: each a function of the words behind its name, over what `loomtune.api` does."""
+
+from collections.abc import Sequence
+
+from loomtune import hookimpl
+from loomtune.offers import Command
+
+HERE = "loomtune_plugins.commands"
+
+
+@hookimpl
+def commands() -> Sequence[Command]:
+    """Gives the built-in commands."""
+    return (
+        Command("train", f"{HERE}.train:train", "train a model; alone, it teaches the shipped one to write SQL"),
+        Command("resume", f"{HERE}.train:resume", "go on with a run, under any sharding and world size"),
+        Command("evaluate", f"{HERE}.ended:evaluate", "measure a run's checkpoint with its evaluators"),
+        Command("chat", f"{HERE}.chat:chat", "talk to a run's model in the terminal"),
+        Command("export", f"{HERE}.ended:export", "write a run's model, or its adapter, as others open it"),
+        Command("report", f"{HERE}.ended:report", "write RUN/report.html anew from the run's files"),
+        Command("plugins", f"{HERE}.plugins:plugins", "list what can be chosen, who brought it, and its settings"),
+        Command("matrix", f"{HERE}.matrix:matrix", "show which objectives, adapters and shardings go together"),
+    )

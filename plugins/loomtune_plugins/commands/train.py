@@ -1,0 +1,74 @@
+"""`loomtune train` and `loomtune resume`: thin layers over `loomtune.api`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loomtune.catalogue import installed
+from loomtune.errors import Preempted, UserError
+from loomtune.plan import estimates
+from loomtune_plugins.commands.words import parser, read
+
+if TYPE_CHECKING:
+    from loomtune.api import Result
+
+
+def train(words: Sequence[str]) -> int:
+    """Trains, or shows what training would be."""
+    asked = parser("train")
+    asked.add_argument(
+        "--dry-run", action="store_true", help="show every setting and where it came from; start nothing"
+    )
+    elsewhere = "with --dry-run: as on N processes elsewhere, without asking for files"
+    asked.add_argument("--world", type=int, metavar="N", help=elsewhere)
+    asked.add_argument("--config-dir", action="append", default=[], help="a folder of your own Hydra configs")
+    options = read(asked, words)
+    if options.dry_run:
+        return _dry_run(options)
+    if options.world is not None:
+        raise UserError.of(f"--world {options.world} is a world that is not here", "add --dry-run, or leave it out")
+    from loomtune import api  # only now: it brings Hydra along, for which no help waits
+
+    return _ended(api.train(options.overrides, options.config_dir))
+
+
+def resume(words: Sequence[str]) -> int:
+    """Goes on with a run."""
+    options = read(parser("resume", run=True), words)
+    from loomtune import api
+
+    return _ended(api.resume(options.folder, options.overrides))
+
+
+def _ended(result: Result) -> int:
+    if result.status == "failed" or result.error:
+        print(f"loomtune: the run {result.status} at step {result.step}: {result.error}", file=sys.stderr)
+        return 1
+    return Preempted.exit_code if result.status == "preempted" else 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from loomtune import api
+    from loomtune.compose import explain
+
+    elsewhere = options.world is not None
+    if elsewhere and options.world < 1:
+        raise UserError.of(f"--world {options.world} has no process", "name at least 1")
+    plan = api.compose(options.overrides, options.config_dir, options.world or 0)
+    api.warn(api.check(plan, simulated=elsewhere))
+    for key, value, origin in explain(options.overrides, options.config_dir):
+        print(f"{key}={value if str(value).isprintable() else repr(value)}  # {origin}")
+    for foretold in estimates(plan, installed()):
+        print(f"estimate: {foretold.subject} {foretold.value:g} {foretold.unit} ({foretold.reasoning})")
+    if elsewhere:
+        if not plan.build(installed(), "model").at_hand():
+            print("not asked: whether the model can be laid out so, because its config is not at hand")
+        return 0
+    launcher = plan.build(installed(), "launcher")
+    for command in launcher.render(launcher.spec(Path("RUN"), plan.processes)).commands:
+        print(f"would run: {' '.join(command)}")
+    return 0
