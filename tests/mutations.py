@@ -29,6 +29,9 @@ MARKS = ("<!-- mutations -->\n", "<!-- end of mutations -->\n")
 PARITY = "tests/runs/test_parity.py::test_every_layout_gives_the_curve_of_one_process"
 CUT = "tests/plugins/shardings/test_tensor.py"
 STRETCHES = "tests/core/toolkit/test_sequence.py"
+ON_POLICY = "tests/plugins/objectives/test_distill_on_policy.py"
+RECORDS = "tests/core/test_records.py"
+ROLLOUTS = "tests/plugins/rollouts/test_huggingface.py"
 PACKED = "tests/core/test_batching.py::test_packed_samples_stand_one_after_the_other_and_each_counts_its_own_positions"
 
 
@@ -438,16 +441,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         "",
         (
             "tests/core/test_plan.py::test_a_need_that_nothing_chosen_provides_is_a_fault_that_says_how_to_find_it",
-            "tests/core/test_matrix.py::test_a_third_party_s_offers_are_in_it_under_its_own_vocabulary",
+            "tests/plugins/commands/test_matrix.py::test_a_third_party_s_offers_are_in_it_under_its_own_vocabulary",
         ),
     ),
     Mutation(
         "world ignored in the matrix",
         "a cell is said to work although its strategy refuses the world or the model",
-        "core/loomtune/matrix.py",
+        "plugins/loomtune_plugins/commands/cells.py",
         "found = [finding for choice in choices for finding in choice.held]",
         "found: list[Finding] = []",
-        ("tests/core/test_matrix.py::test_a_world_that_does_not_divide_refuses_the_variants_that_need_it",),
+        ("tests/plugins/commands/test_matrix.py::test_a_world_that_does_not_divide_refuses_the_variants_that_need_it",),
     ),
     Mutation(
         "lost state taken for new",
@@ -587,6 +590,97 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if not name.startswith(SCRUBBED) and name not in SCRUBBED_NAMES",
         "if not name.startswith(SCRUBBED)",
         ("tests/launchers/test_torchrun.py::test_what_an_outer_job_left_does_not_reach_the_inner_one",),
+    ),
+    Mutation(
+        "the same rows always",
+        "the rows whose answers the policy writes are the same places of every step",
+        "plugins/loomtune_plugins/objectives/distill_on_policy.py",
+        'derive(run.settings.seed, "on_policy", run.step, place)',
+        'derive(run.settings.seed, "on_policy", place)',
+        (f"{ON_POLICY}::test_which_rows_the_policy_answers_depends_on_seed_step_and_place_alone",),
+    ),
+    Mutation(
+        "an end that is not learned",
+        "the end token of an answer that the policy wrote is no target",
+        "plugins/loomtune_plugins/objectives/written.py",
+        "np.concatenate([before, np.ones(len(self.tokens), np.bool_)])",
+        "np.concatenate([before, np.arange(len(self.tokens)) < len(self.tokens) - self.ended])",
+        (f"{ON_POLICY}::test_an_answer_of_the_policy_is_learned_to_its_end_token_and_a_cut_one_has_none",),
+    ),
+    Mutation(
+        "past the context",
+        "a prompt near the end of the context is continued as far as any other",
+        "plugins/loomtune_plugins/rollouts/generation.py",
+        "return min(sampling.max_tokens, sampling.max_length - length) if",
+        "return sampling.max_tokens if",
+        (f"{ROLLOUTS}::test_nothing_is_written_past_the_last_position_that_a_model_has",),
+    ),
+    Mutation(
+        "the adapter in its own reference",
+        "an adapter of the head stays on where the reference's distribution is read",
+        "plugins/loomtune_plugins/objectives/side_by_side.py",
+        "with self._view.bare():",
+        "if self._view:",
+        ("tests/plugins/losses/test_kl_runs.py::test_an_adapter_of_the_head_is_off_where_the_reference_is_read",),
+    ),
+    Mutation(
+        "zero times infinity",
+        "DiscoPOP's blend and its exponential are computed apart: one is 0 where the other overflows",
+        "plugins/loomtune_plugins/losses/margins.py",
+        "(log_sigmoid(logits / width) - logits).clamp(max=80.0).exp()",
+        "(logits / width).sigmoid() * (-logits).exp()",
+        ("tests/plugins/losses/test_formulas.py::test_nothing_overflows_in_fp32",),
+    ),
+    Mutation(
+        "a start that no checkpoint holds",
+        "weights decay to where the attempt began, instead of where the run did",
+        "plugins/loomtune_plugins/optimizers/adamw.py",
+        "return {**moments, **self.starts()}",
+        "return moments",
+        ("tests/plugins/optimizers/test_decay_to_start_runs.py::test_a_run_goes_on_to_the_bit",),
+    ),
+    Mutation(
+        "a stale reference",
+        "what a reference said is taken for another model's",
+        "core/loomtune/assembly.py",
+        "made_of.append(model.fingerprint())",
+        "made_of.append(model.family)",
+        (f"{RECORDS}::test_other_weights_data_templates_and_lengths_are_other_records",),
+    ),
+    Mutation(
+        "damage taken for numbers",
+        "a part of what is read once is believed whatever its digest says",
+        "core/loomtune/records.py",
+        'hashlib.file_digest(file, "sha256").digest() == meant',
+        "bool(meant)",
+        (f"{RECORDS}::test_a_damaged_part_is_noticed_and_made_again",),
+    ),
+    Mutation(
+        "numbers in the order of computing",
+        "what is read once is kept in the order in which micro-batches gave it",
+        "core/loomtune/records.py",
+        "found[np.lexsort((part, owner))]",
+        "found",
+        (
+            f"{RECORDS}::test_each_target_has_what_the_policy_says_of_it_before_the_first_step",
+            f"{RECORDS}::test_targets_stand_in_the_order_of_their_segments_however_a_tree_is_unfolded",
+        ),
+    ),
+    Mutation(
+        "the adapter in what is stored",
+        "a stored reference has the policy's adapter on",
+        "core/loomtune/assembly.py",
+        "adapter=self.adapter.saves_base, trained=False",
+        "adapter=True, trained=False",
+        (f"{RECORDS}::test_with_an_adapter_the_base_is_what_is_stored",),
+    ),
+    Mutation(
+        "the rest counts all",
+        "the class beside a teacher's top k has the mass of the whole vocabulary",
+        "plugins/loomtune_plugins/objectives/distill_top_k.py",
+        "logits.scatter(-1, ids, NOTHING).logsumexp(-1, keepdim=True)",
+        "logits.logsumexp(-1, keepdim=True)",
+        ("tests/plugins/objectives/test_distill_top_k.py::test_all_tokens_but_the_likeliest_count_together",),
     ),
 )
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
 from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.objective import UNCUT
 from loomtune.errors import UserError
-
-if TYPE_CHECKING:
-    from loomtune.records import Column
 
 FORMAT = 2
 """Version of the folder's layout; part of the key."""
@@ -69,7 +66,7 @@ class Samples:
         about = json.loads((folder / "about.json").read_text())
         column = {name: _open_column(folder / name, kind, about["bytes"][name]) for name, kind in _COLUMNS.items()}
         self.folder, self.key = folder, folder.name
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, Any] = {}  # of `loomtune.records`, which imports torch
         self.cut, self.cut_tokens, self.skipped = int(about["cut"]), int(about["cut_tokens"]), int(about["skipped"])
         self.largest_token = int(about["largest_token"])
         self._names: list[str] = about["names"]

@@ -33,6 +33,9 @@ class Heldout(Evaluator):
         """Raises UserError where the data lack the split."""
         check_split(data, "heldout", self._settings.split)
 
+    def reads(self, splits: Sequence[str]) -> Sequence[str]:
+        return [self._settings.split]
+
     def evaluate(self, run: Run) -> Mapping[str, float]:
         """Metrics, equal on every rank."""
         self.check(run.data)

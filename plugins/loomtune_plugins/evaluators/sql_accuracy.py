@@ -37,6 +37,10 @@ class SQLAccuracy(Evaluator):
                 "leave sql_accuracy out of evaluator=[...], or name data whose rows have `database` and `completion`",
             )
 
+    def reads(self, splits: Sequence[str]) -> Sequence[str]:
+        """None: prompts are made of rows."""
+        return []
+
     def evaluate(self, run: Run) -> Mapping[str, float]:
         """Metrics, equal on every rank."""
         self.check(run.data)
@@ -70,8 +74,8 @@ class SQLAccuracy(Evaluator):
 
 
 def gold(row: Row) -> str | None:
-    """The right query of a row: its completion, or the preferred answer of a pair."""
-    found = row.get("completion", row.get("chosen"))
+    """The right query of a row: the preferred answer of a pair, or its completion, which with labels may be wrong."""
+    found = row.get("chosen", row.get("completion"))
     return None if found is None else str(found)
 
 

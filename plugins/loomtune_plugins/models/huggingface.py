@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class HuggingFace(CausalLM):
     """A model with weights in safetensors files. No pickle is ever read, and no code run unless it is trusted."""
 
+    draws = False
+
     def __init__(self, settings: HuggingFaceSettings) -> None:
         self._settings = settings
         self.attention, self.chat_template = settings.attention, settings.chat_template

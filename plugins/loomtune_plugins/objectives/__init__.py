@@ -41,7 +41,7 @@ def objectives() -> Sequence[Offer[Objective]]:
             schema=DistillSettings,
             summary="learns a teacher's distribution of every next token: forward or reverse KL, or between (GKD)",
             needs=frozenset({Trait.COMPLETIONS}),
-            aliases={"lmbda": ""},
+            aliases={"lmbda": "", "max_new_tokens": ""},
         ),
         Offer(
             name="reward",
@@ -103,8 +103,11 @@ def objectives() -> Sequence[Offer[Objective]]:
 
 @hookimpl
 def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
-    """KTO measures each prompt with the answer of another row of its step."""
+    """KTO measures each prompt with the answer of another row of its step; on-policy distillation writes answers."""
     chosen = next(iter(plan.choices("objective").values()), {})
+    if chosen.get("name") == "distill" and chosen["on_policy"] and Trait.GENERATION not in provided:
+        what = f"objective.on_policy={chosen['on_policy']} has the policy write answers, but no rollout is chosen"
+        return [Finding(what, "set rollout=huggingface, or objective.on_policy=0")]
     if chosen.get("name") != "kto" or chosen["variant"] != "kto" or plan.root.batch.size > 1:
         return []
     what = f"objective=kto with batch.size={plan.root.batch.size} has no answer to another prompt to measure z0 on"

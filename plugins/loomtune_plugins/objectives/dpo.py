@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Batch, Loss, Reward, RoleSpec
+from loomtune.contracts import Batch, Loss, Record, Reward, RoleSpec
 from loomtune.errors import Fault, UserError
+from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import CHOSEN, REJECTED
 from loomtune_plugins.objectives.dpo_settings import DIVERGENCES, DpoSettings
 from loomtune_plugins.objectives.encoding import refuse, unknown
@@ -30,28 +31,42 @@ class Dpo(Pairwise):
         _check(settings)
 
     def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
-        """Also refuses a divergence that none of the losses looks at."""
+        """Also refuses a divergence that none of the losses looks at, and to store what a loss needs alive."""
         super().use(losses, rewards)
         if self.settings.divergence != "reverse_kl" and not any(loss.by_preference for loss in losses.values()):
             what = f"objective.divergence={self.settings.divergence} has no effect with loss=[{','.join(losses)}]"
             raise UserError.of(what, "leave it out, or choose a loss of the difference of preferences, such as sigmoid")
 
+        alive = [name for name, loss in losses.items() if loss.needs_distribution]
+        if alive and self.settings.reference == "stored":
+            what = f"loss={alive[0]} compares whole distributions, of which objective.reference=stored keeps one number"
+            raise UserError.of(what, "set objective.reference=live, or leave it out")
+
     def roles(self) -> Mapping[str, RoleSpec]:
         """The policy, and what it began as."""
-        return {"policy": RoleSpec(trained=True), "reference": RoleSpec(trained=False, twin_of="policy")}
+        return references.roles()
+
+    def records(self) -> Mapping[str, Record]:
+        """What the reference says of every answer, unless it is read in each step."""
+        alive = any(loss.needs_distribution for loss in self.losses.values())
+        return references.records("live" if alive else self.settings.reference)
 
     def preference(self, log_ratio: Tensor) -> Tensor:
-        """Wang et al. 2023, "Beyond Reverse KL", table 2: f' of the divergence at policy / reference."""
+        """Wang et al. 2023, "Beyond Reverse KL", table 2: f' of the divergence at policy / reference.
+
+        The order of the alpha divergence is TRL's, 1 - alpha of that paper: 1 is reverse and 0 forward KL, whose f'
+        has a constant more than the paper's, which differences cancel. Beyond e^80 fp32 has no numbers, and no answer
+        is that much likelier.
+        """
         import torch
         from torch.nn import functional as F
 
         kind, alpha = self.settings.divergence, self.settings.divergence_alpha
         if kind == "forward_kl":
-            return 1 - (-log_ratio).exp()
+            return -torch.expm1((-log_ratio).clamp(max=80.0))
         if kind == "js_divergence":
             return math.log(2) + F.logsigmoid(log_ratio)
         if kind == "alpha_divergence" and alpha != 1.0:
-            # Beyond e^80 fp32 has no numbers, and no answer is that much likelier.
             return torch.expm1(((alpha - 1) * log_ratio).clamp(max=80.0)) / (alpha - 1)
         return log_ratio
 
@@ -90,7 +105,7 @@ class Dpo(Pairwise):
 
 
 def _check(settings: DpoSettings) -> None:
-    faults = unknown(settings, divergence=DIVERGENCES)
+    faults = unknown(settings, divergence=DIVERGENCES, reference=references.CHOICES)
     if settings.divergence != "alpha_divergence" and settings.divergence_alpha != DpoSettings().divergence_alpha:
         what = f"objective.divergence_alpha has no effect with objective.divergence={settings.divergence}"
         faults.append(Fault(what, "leave it out, or set objective.divergence=alpha_divergence"))

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Step, Tokenizer
+from loomtune.contracts import Batch, LossSums, Objective, Record, RoleSpec, Row, Sample, Segment, Step, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault
+from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import PROMPT, asked, compared, too_small
 from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 from loomtune_plugins.objectives.kto_settings import VARIANTS, KtoSettings
@@ -62,7 +63,11 @@ class Kto(Objective):
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """The policy, and what it began as."""
-        return {"policy": RoleSpec(trained=True), "reference": RoleSpec(trained=False, twin_of="policy")}
+        return references.roles()
+
+    def records(self) -> Mapping[str, Record]:
+        """What the reference says of every answer; nothing where each step makes answers of its own besides."""
+        return references.records("live" if self.mismatches else self.settings.reference)
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt and the answer behind it; the answer to mismatch joins them where a step is made."""
@@ -94,23 +99,27 @@ class Kto(Objective):
 
     def statistics(self, roles: Roles, step: Step, world: World) -> Mapping[str, Any]:
         """z0 of the step, how many answers are wanted, and what the reference says, read once for all answers."""
-        references = [(batch, self._read(roles, "reference", batch)) for batch in step] if self.mismatches else []
+        known = [(batch, references.said(roles, batch)) for batch in step] if self.mismatches else []
         ratio, others = 0.0, 0.0
-        for batch, reference in references:
+        for batch, reference in known:
             found, count = self._log_ratios(roles, batch, reference)
             ratio, others = ratio + found, others + count
         wanted = sum(float(batch.columns["label"].sum()) for batch in step if len(batch.sample_numbers))
         examples = sum(len(batch.sample_numbers) for batch in step)
         ratio, others, wanted, total = world.sum([ratio, others, wanted, float(examples)])
         baseline = max(0.0, ratio / others) if others else 0.0
-        return {"around": Around(baseline, (total - wanted, wanted), references)}
+        return {"around": Around(baseline, (total - wanted, wanted), known)}
 
     def _log_ratios(self, roles: Roles, batch: Batch, reference: Tensor) -> tuple[float, int]:
         """The sum of log-ratios of mismatched answers, and how many there are."""
+        import torch
+
+        from loomtune.toolkit import log_probs
         from loomtune_plugins.objectives.kto_branch import branch
 
         others = batch.part == MISMATCHED
-        policy = self._read(roles, "policy", branch(batch, MISMATCHED))
+        with torch.no_grad():
+            policy = log_probs(roles["policy"], branch(batch, MISMATCHED))
         return float((policy - reference[others[batch.row]]).double().sum()), int(others.sum())
 
     def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
@@ -124,7 +133,7 @@ class Kto(Objective):
         own = branch(batch, ANSWER) if self.mismatches else batch
         targets, *seen = observed(roles["policy"], own, [entropy] if self.settings.entropy else [])
         known = around.reference(batch)
-        reference = self._read(roles, "reference", own) if known is None else known[(batch.part == ANSWER)[batch.row]]
+        reference = references.said(roles, own) if known is None else known[(batch.part == ANSWER)[batch.row]]
         answers = batch.part == ANSWER
         policy, ratios = row_sums(targets, own)[answers], row_sums(targets - reference, own)[answers]
         wanted = batch.columns["label"] > 0.5 if len(answers) else policy > 0
@@ -136,15 +145,6 @@ class Kto(Objective):
         if seen:
             metrics["entropy"] = seen[0].detach().sum(), seen[0].new_tensor(float(len(seen[0])))
         return LossSums({"loss": values.sum()}, metrics)
-
-    def _read(self, roles: Roles, name: str, batch: Batch) -> Tensor:
-        """Log-probability `(targets,)` of each target, without gradient."""
-        import torch
-
-        from loomtune.toolkit import log_probs
-
-        with torch.no_grad():
-            return log_probs(roles[name], batch)
 
 
 def _mismatched(sample: Sample, other: Sample, max_length: int) -> Sample:
@@ -170,7 +170,11 @@ def _metrics(log_probs: Tensor, rewards: Tensor, wanted: Tensor, around: Around)
 
 
 def _check(settings: KtoSettings) -> None:
-    faults = [*unknown(settings, variant=VARIANTS, bos=BOS), *too_small(settings)]
+    faults = [*unknown(settings, variant=VARIANTS, bos=BOS, reference=references.CHOICES), *too_small(settings)]
+    if settings.variant == "kto" and settings.reference == "stored":
+        what = "objective.reference=stored does not go with objective.variant=kto: which answer meets another prompt to"
+        what += " measure z0 is decided in each step, so the reference has to be there"
+        faults.append(Fault(what, "leave it out, or set objective.variant=apo_zero_unpaired"))
     for name in ("desirable", "undesirable"):
         if (value := getattr(settings, name)) < 0:
             faults.append(Fault(f"objective.{name}={value} is negative", f"set objective.{name} to 0 or more"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loomtune.settings import option
+from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.pairs_settings import TextSettings
 
 VARIANTS = ("kto", "apo_zero_unpaired")
@@ -18,4 +19,7 @@ class KtoSettings(TextSettings):
     beta: float = option(0.1, "how strongly an answer counts")
     desirable: float = option(1.0, "what each wanted answer counts")
     undesirable: float = option(1.0, "what each unwanted answer counts; larger where there are fewer of them")
+    reference: str = option(
+        "auto", f"{references.HELP} or variant=kto, whose answers to other prompts change each step"
+    )
     entropy: bool = option(False, "log the policy's entropy on the answers, which costs another pass over the logits")

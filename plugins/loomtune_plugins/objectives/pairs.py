@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Step, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError
+from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import CHOSEN, PROMPT, REJECTED, asked, compared, too_small
 from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 
@@ -74,9 +75,16 @@ class Pairwise(Objective):
         return hashlib.sha256(json.dumps(["pairs", VERSION, *kept]).encode()).hexdigest()
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
-        """Pairs, or the tokens of chosen answers and of learned prompts for a loss that is a mean over these."""
+        """Pairs, or the tokens of chosen answers and of learned prompts for a loss that is a mean over these.
+
+        The tokens of both answers for one that compares distributions.
+        """
         pairs, tokens = float((batch.part == CHOSEN).sum()), float((batch.part != REJECTED)[batch.row].sum())
-        return {name: tokens if loss.by_tokens else pairs for name, loss in self.losses.items()}
+        both = float((batch.part != PROMPT)[batch.row].sum())
+        return {
+            name: both if loss.needs_distribution else tokens if loss.by_tokens else pairs
+            for name, loss in self.losses.items()
+        }
 
     def statistics(self, roles: Roles, step: Step, world: World) -> Mapping[str, Any]:
         """Of the losses that look at the whole step."""
@@ -87,21 +95,23 @@ class Pairwise(Objective):
     def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
         """Each loss of the mixture, summed over the pairs."""
         pairs, metrics = self.pairs(roles, batch)
-        values = {name: loss.of(pairs, statistics.get(name)) * pairs.importance for name, loss in self.losses.items()}
-        return LossSums({name: self.losses[name].weight * value.sum() for name, value in values.items()}, metrics)
+        terms = {}
+        for name, loss in self.losses.items():
+            values = loss.of(pairs, statistics.get(name))
+            terms[name] = loss.weight * (values if loss.needs_distribution else values * pairs.importance).sum()
+        return LossSums(terms, metrics)
 
     def pairs(self, roles: Roles, batch: Batch) -> tuple[Pairs, dict[str, tuple[Tensor, Tensor]]]:
         """What the losses are told of a micro-batch, and what is logged of it. One pass over the policy."""
         import torch
 
-        from loomtune.toolkit import entropy, observed, row_sums
+        from loomtune.toolkit import row_sums
 
-        looks = [entropy, *self.looks()] if self.settings.entropy else self.looks()
-        targets, *seen = observed(roles["policy"], batch, looks)
+        targets, seen, known, apart = self._read(roles, batch)
         shares = self.shares(batch)
         policy = row_sums(targets * shares, batch)
         tokens = row_sums(torch.ones_like(targets), batch)
-        reference = row_sums(self.reference(roles, batch) * shares, batch) if self.refers else torch.zeros_like(policy)
+        reference = row_sums(known * shares, batch)
         chosen, rejected, prompt = batch.part == CHOSEN, batch.part == REJECTED, first_copies(batch)
         pairs = Pairs(
             beta=self.settings.beta,
@@ -116,11 +126,33 @@ class Pairwise(Objective):
             chosen_logits=self.preference(policy[chosen] - reference[chosen]),
             rejected_logits=self.preference(policy[rejected] - reference[rejected]),
             importance=self.importance(targets.detach(), seen[self.settings.entropy :], batch),
+            distances={loss: _answers(values, batch) for loss, values in apart.items()},
         )
         metrics = self._metrics(pairs)
+        metrics |= {name: _mean(apart[loss]) for name, loss in self.losses.items() if loss in apart}
         if self.settings.entropy:
-            metrics["entropy"] = seen[0].detach().sum(), seen[0].new_tensor(float(len(seen[0])))
+            metrics["entropy"] = _mean(seen[0])
         return pairs, metrics
+
+    def _read(self, roles: Roles, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor, dict[Loss, Tensor]]:
+        """`(targets,)` each: log-probabilities, what the looks saw, the reference's, distances of losses that ask.
+
+        The reference's are zeros where there is none.
+        """
+        import torch
+
+        from loomtune.toolkit import entropy, observed
+
+        looks = [entropy, *self.looks()] if self.settings.entropy else self.looks()
+        asking = [loss for loss in self.losses.values() if loss.needs_distribution]
+        if not asking:
+            targets, *seen = observed(roles["policy"], batch, looks)
+            return targets, seen, self.reference(roles, batch) if self.refers else torch.zeros_like(targets), {}
+        from loomtune_plugins.objectives.side_by_side import observed_beside
+
+        both, distances = (roles["policy"], roles["reference"]), [loss.distance for loss in asking]
+        (targets, *seen), reference, apart = observed_beside(both[0], both[1], batch, looks, distances)
+        return targets, seen, reference, dict(zip(asking, apart, strict=True))
 
     def looks(self) -> list[Look]:
         """What `importance` needs to see of the policy's logits."""
@@ -138,9 +170,7 @@ class Pairwise(Objective):
 
     def reference(self, roles: Roles, batch: Batch) -> Tensor:
         """Log-probability `(targets,)` of each target under the reference."""
-        from loomtune.toolkit import log_probs
-
-        return log_probs(roles["reference"], batch).detach()
+        return references.said(roles, batch)
 
     def preference(self, log_ratio: Tensor) -> Tensor:
         """How much an answer is preferred, of the log-ratio of policy and reference `(pairs,)`."""
@@ -163,7 +193,19 @@ class Pairwise(Objective):
             "logps/chosen": pairs.chosen.detach(),
             "logps/rejected": pairs.rejected.detach(),
         }
-        return {name: (value.sum(), value.new_tensor(float(len(value)))) for name, value in found.items()}
+        return {name: _mean(value) for name, value in found.items()}
+
+
+def _answers(values: Tensor, batch: Batch) -> Tensor:
+    """`(pairs,)`: one number a target, summed over both answers."""
+    from loomtune.toolkit import row_sums
+
+    sums = row_sums(values, batch)
+    return sums[batch.part == CHOSEN] + sums[batch.part == REJECTED]
+
+
+def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.detach().sum(), values.new_tensor(float(len(values)))
 
 
 def first_copies(batch: Batch) -> Tensor:

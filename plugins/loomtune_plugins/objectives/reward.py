@@ -28,8 +28,9 @@ HEAD = "reward"
 class RewardModel(Objective):
     """Bradley and Terry 1952, as in Ouyang et al. 2022, equation 1: -log sigmoid(r_chosen - r_rejected - margin).
 
-    An answer's reward is read at its last token, wherever padding begins. Centring adds Eisenstein et al. 2023's
-    coefficient * (r_chosen + r_rejected)^2, since a difference alone leaves the level of rewards open.
+    The margin is that of Touvron et al. 2023, "Llama 2", equation 2. An answer's reward is read at its last token,
+    wherever padding begins. Centring adds Eisenstein et al. 2023's coefficient * (r_chosen + r_rejected)^2, since a
+    difference alone leaves the level of rewards open.
     """
 
     def __init__(self, settings: RewardSettings) -> None:

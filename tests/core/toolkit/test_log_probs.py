@@ -124,3 +124,15 @@ def test_row_sums_go_by_segment_and_a_segment_without_targets_has_0() -> None:
     assert sums.tolist() == [3.0, 0.0, 4.0]
     (sums * torch.tensor([1.0, 5.0, 7.0])).sum().backward()
     assert values.grad is not None and values.grad.tolist() == [1.0, 1.0, 7.0]
+
+
+def test_sums_of_thousands_of_nats_keep_what_answers_differ_by() -> None:
+    from toys import sample
+
+    batch = collate([sample("a" * 120), sample("b" * 120)], range(2), toy.ToyTokenizer.pad_id)
+    values = torch.full((len(batch.target),), -30.000002)  # one unit in the last place from -30
+    other = torch.full_like(values, -30.0)
+    assert row_sums(values, batch).dtype == torch.float64
+    exact = values[0].double() - other[0].double()
+    counts = torch.bincount(batch.row).double()
+    torch.testing.assert_close(row_sums(values, batch) - row_sums(other, batch), counts * exact, rtol=1e-6, atol=0)

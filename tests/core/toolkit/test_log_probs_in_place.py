@@ -59,3 +59,13 @@ def test_no_targets_have_no_log_probabilities_and_gradients_of_zero(parts: tuple
     target_log_probs(hidden[:0], head, target[:0]).sum().backward()
     assert hidden.grad is not None
     assert not hidden.grad.any()
+
+
+def test_who_differentiates_twice_hears_an_error_and_gets_no_wrong_gradient(
+    parts: tuple[Tensor, nn.Linear, Tensor],
+) -> None:
+    hidden, head, target = parts
+    loss = target_log_probs(hidden, head, target).sum()
+    torch.autograd.grad(loss, hidden, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, hidden)
