@@ -8,6 +8,7 @@ from loomtune import hookimpl
 from loomtune.contracts import Data
 from loomtune.offers import Offer, Trait
 from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.oasst_settings import OasstSettings
 from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
 
 _FROM_FILES = frozenset({Trait.COMPLETIONS, Trait.TEXTS, Trait.PAIRS, Trait.LABELS, Trait.PROMPTS})
@@ -32,11 +33,18 @@ def datas() -> Sequence[Offer[Data]]:
             provides=_FROM_FILES,
         ),
         Offer(
+            name="oasst",
+            build="loomtune_plugins.data.oasst:Oasst",
+            schema=OasstSettings,
+            summary="conversation trees of OpenAssistant: ranked replies as pairs or labels, the best path as messages",
+            provides=frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.LABELS, Trait.PROMPTS}),
+        ),
+        Offer(
             name="sql_quiz",
             build="loomtune_plugins.data.sql_quiz_data:SqlQuiz",
             schema=SqlQuizSettings,
             summary="text-to-SQL made by a seeded generator; success is executed",
-            provides=frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.PROMPTS, Trait.DATABASES}),
+            provides=frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.LABELS, Trait.PROMPTS, Trait.DATABASES}),
         ),
         Offer(
             name="sql_corpus",

@@ -1,151 +1,129 @@
-"""From a file's record to a row in the one schema that objectives read."""
+"""From a file's record to rows in the one schema that objectives read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loomtune.errors import UserError, near
 from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.ordered import Answer, extremes, pairs, preference, tiers
+from loomtune_plugins.data.sources import Source, choose, has
+from loomtune_plugins.data.values import RecordError, conversation, kind, label, listed, number, spoken, text
 
-FORMATS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "preference": ("prompt", "chosen", "rejected"),
-    "unpaired": ("prompt", "completion", "label"),
-    "completion": ("prompt", "completion"),
-    "text": ("text",),
-    "prompt": ("prompt",),
+ROW = ("messages", "prompt", "chosen", "rejected", "completion", "label", "text")
+"""What rows have of their own; a record's other columns ride along."""
+
+_READ: dict[str, Callable[[Any, str], Any]] = {
+    "messages": conversation,
+    "label": label,
+    "score": number,
+    "answers": listed,
+    "ranks": listed,
+    "scores": listed,
+    "text": text,
 }
-"""Format to the keys of its rows, in the order in which `auto` tries them."""
-
-KEYS = tuple(dict.fromkeys(key for keys in FORMATS.values() for key in keys))
-
-LABEL = "label"
-"""Says of an answer whether it is wanted. Other files use the word for classes: those columns ride along."""
-
-_ROLES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names of the two speakers."""
-
-
-class RecordError(Exception):
-    """A record that cannot become a row, in words for the user."""
+"""How a column is read; those of the others may hold conversations, depending on the format."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column fills which key. columns: key to column, for the keys of one format."""
+    """How the records of a file become rows. columns: key of the source to the column that fills it."""
 
+    settings: FileSettings
+    source: Source
     columns: Mapping[str, str]
 
     @classmethod
     def of(cls, settings: FileSettings, record: Mapping[str, Any], where: str) -> Columns:
-        """The mapping that settings and a first record ask for. Raises UserError where a column is not there."""
-        named = {key: getattr(settings, key) for key in KEYS if getattr(settings, key)}
-        chosen = settings.format if settings.format != "auto" else _guess(named, record, where)
-        unused = sorted(set(named) - set(FORMATS[chosen]))
-        if unused:
-            raise UserError.of(
-                f"data.{unused[0]}={named[unused[0]]} is never used, because the rows are read as format={chosen}",
-                f"leave data.{unused[0]} out, or set data.format to one of {', '.join(_with(unused[0]))}",
-            )
-        columns = {key: named.get(key, key) for key in FORMATS[chosen]}
-        for key, column in columns.items():
-            if column not in record:
-                raise _missing(key, column, chosen, record, where)
-        return cls(columns)
+        """As settings and a first record have it. Raises UserError where a column is not there."""
+        return cls(settings, *choose(settings, record, where))
 
-    def row(self, record: Mapping[str, Any], origin: str) -> dict[str, Any]:
-        """The row; other columns ride along. Raises RecordError."""
-        row = {column: value for column, value in record.items() if column == LABEL or column not in KEYS}
-        for key, column in self.columns.items():
-            row[key] = self._value(record, key, column)
-        row["origin"] = origin
-        return row
+    def of_record(self, record: Mapping[str, Any], origin: str) -> tuple[Any, list[dict[str, Any]]]:
+        """(what tells it from others, its rows). Raises RecordError.
+
+        Rows of one prompt are told from others by that prompt, so that none of them is in another split.
+        """
+        beside = {column: value for column, value in record.items() if column == "label" or column not in ROW}
+        values = {key: self._value(record, key, column) for key, column in self.columns.items()}
+        rows = [{**beside, **made, "origin": origin} for made in self._made(values)]
+        return {"prompt": values["prompt"]} if self._is_of_many else learned(rows[0]), rows
+
+    @property
+    def _is_of_many(self) -> bool:
+        return "answers" in self.columns or (self.source.format == "unpaired" and "chosen" in self.columns)
+
+    def _made(self, values: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+        """What the source's columns give, without those that ride along."""
+        asked = {"prompt": values.get("prompt")}
+        if self.source.format == "unpaired" and "label" not in values:
+            return [{**asked, "completion": said, "label": wanted} for said, wanted in self._labelled(values)]
+        if "answers" not in values:
+            return [values]
+        answers = _answers(values, self.columns)
+        if self.source.format == "preference":
+            return [{**asked, **preference(*pair)} for pair in pairs(answers, self.settings)]
+        return [_answered(values["prompt"], best.said) for best, *_ in tiers(answers)[:1]]
+
+    def _labelled(self, values: Mapping[str, Any]) -> Iterator[tuple[Any, bool]]:
+        """Answers with whether they are wanted: by the threshold, else the better and the worse, or best and worst."""
+        threshold = self.settings.threshold
+        if "chosen" in values:
+            yield from ((values["chosen"], True), (values["rejected"], False))
+        elif "score" in values:
+            yield values["completion"], values["score"] >= threshold
+        elif threshold is None:
+            yield from ((a.said, wanted) for a, wanted in extremes(_answers(values, self.columns), self.settings))
+        else:
+            yield from ((answer.said, answer.worth >= threshold) for answer in _answers(values, self.columns))
 
     def _value(self, record: Mapping[str, Any], key: str, column: str) -> Any:
-        if column not in record:
-            raise RecordError(f"has no column '{column}'; it has {', '.join(record) or 'none'}")
-        value = record[column]
-        if key == LABEL:
-            if not _is_label(value):
-                raise RecordError(f"'{column}' is {_kind(value)}, not true or false (or 1 or 0)")
-            return bool(value)
-        if key == "messages" or ({"chosen", LABEL} & self.columns.keys() and isinstance(value, list)):
-            return _conversation(value, column)
-        if not isinstance(value, str):
-            raise RecordError(f"'{column}' is {_kind(value)}, not text")
-        return value
+        read = _READ.get(key) or (spoken if self.source.spoken else text)
+        return read(_cell(record, column), f"'{column}'")
 
 
 def learned(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a row says; what a hash of its content goes by. Both labels of one answer are the same content."""
-    return {key: row[key] for key in KEYS if key in row and key != LABEL}
+    return {key: row[key] for key in ROW if key in row and key != "label"}
 
 
-def _is_label(value: Any) -> bool:
-    return isinstance(value, bool | int) and value in (0, 1)
+def _cell(record: Mapping[str, Any], column: str) -> Any:
+    """A record's value; of `list.field`, that field of each object in the list. Raises RecordError."""
+    if not has(record, column):
+        raise RecordError(f"has no column '{column}'; it has {', '.join(record) or 'none'}")
+    if column in record:
+        return record[column]
+    name, field = column.split(".", 1)
+    entries = enumerate(listed(record[name], f"'{name}'"), start=1)
+    return [_field(entry, field, f"'{name}' entry {count}") for count, entry in entries]
 
 
-def _guess(named: Mapping[str, str], record: Mapping[str, Any], where: str) -> str:
-    """The first format that takes every named column and finds its others in the record."""
-    takes = [name for name, keys in FORMATS.items() if set(named) <= set(keys)]
-    if LABEL not in named and not _is_label(record.get(LABEL)):
-        takes = [name for name in takes if LABEL not in FORMATS[name]]
-    for name in takes:
-        if all(named.get(key, key) in record for key in FORMATS[name]):
-            return name
-    if named and takes:
-        return min(takes, key=lambda name: sum(named.get(key, key) not in record for key in FORMATS[name]))
-    raise UserError.of(
-        f"{where} has the columns {', '.join(record) or '(none)'}, of which no format can be made"
-        + (f" with {' and '.join(f'data.{key}={column}' for key, column in named.items())}" if named else ""),
-        "name the columns, for instance data.prompt=question data.completion=answer (or data.messages=, data.text=)",
-    )
+def _field(entry: Any, field: str, where: str) -> Any:
+    if not isinstance(entry, Mapping):
+        raise RecordError(f"{where} is {kind(entry)}, not an object")
+    if field not in entry:
+        raise RecordError(f"{where} has no '{field}'; it has {', '.join(entry) or 'nothing'}")
+    return entry[field]
 
 
-def _missing(key: str, column: str, chosen: str, record: Mapping[str, Any], where: str) -> UserError:
-    return UserError.of(
-        f"{where} has no column '{column}' for the {key} of format={chosen}; it has {', '.join(record) or 'none'}."
-        f"{near(column, record)}",
-        f"set data.{key}= to one of its columns",
-    )
+def _answers(values: Mapping[str, Any], columns: Mapping[str, str]) -> list[Answer]:
+    """The answers with what they are worth, without those that nobody ranked. Raises RecordError."""
+    numbered = enumerate(values["answers"], start=1)
+    said = [spoken(value, f"'{columns['answers']}' answer {count}") for count, value in numbered]
+    by = next((key for key in ("ranks", "scores") if key in values), None)
+    if by is None:
+        return [Answer(answer, -float(place)) for place, answer in enumerate(said)]
+    if len(values[by]) != len(said):
+        raise RecordError(f"'{columns[by]}' has {len(values[by])} numbers for {len(said)} answers")
+    sign = -1.0 if by == "ranks" else 1.0
+    given = zip(said, values[by], strict=True)
+    return [Answer(answer, sign * number(worth, f"'{columns[by]}'")) for answer, worth in given if worth is not None]
 
 
-def _with(key: str) -> list[str]:
-    return [name for name, keys in FORMATS.items() if key in keys]
-
-
-def _conversation(value: Any, column: str) -> list[dict[str, Any]]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise RecordError(f"'{column}' is {_kind(value)}, not a list of messages")
-    return [_turn(turn, f"'{column}' message {number}") for number, turn in enumerate(value, start=1)]
-
-
-def _turn(turn: Any, where: str) -> dict[str, Any]:
-    """A message in the form that chat templates read; ShareGPT's `from` and `value` are translated."""
-    if not isinstance(turn, Mapping):
-        raise RecordError(f"{where} is {_kind(turn)}, not an object with role and content")
-    message = {key: value for key, value in turn.items() if value is not None}
-    if "role" not in message and "from" in message:
-        speaker, content = message.pop("from"), message.pop("value", None)
-        message |= {"role": _ROLES.get(speaker, speaker), "content": content}
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str) and not (key == "content" and "tool_calls" in message):
-            raise RecordError(f"{where} has {_kind(message.get(key))} as its {key}, not text")
-    return message
-
-
-_NAMES: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (lambda value: value is None, "nothing (null)"),
-    (lambda value: isinstance(value, bool), "true or false"),
-    (lambda value: isinstance(value, int | float), "a number"),
-    (lambda value: isinstance(value, str), "text"),
-    (lambda value: isinstance(value, Mapping), "an object"),
-    (lambda value: isinstance(value, Sequence), "a list"),
-)
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in words."""
-    return next((words for fits, words in _NAMES if fits(value)), type(value).__name__)
+def _answered(prompt: Any, answer: Any) -> dict[str, Any]:
+    """A row that learns the answer: a conversation where either of them is one."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return {"prompt": prompt, "completion": answer}
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    return {"messages": said if said[: len(before)] == before else [*before, *said]}

@@ -6,19 +6,19 @@ import hashlib
 import heapq
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from loomtune.contracts import Row
-from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.data.columns import FORMATS, Columns, RecordError, learned
-from loomtune_plugins.data.files_settings import FileSettings
+from loomtune.errors import Fault, UserError
 from loomtune_plugins.data.paths import absence, content_digest, find
+from loomtune_plugins.data.split_settings import SplitSettings
+from loomtune_plugins.data.values import RecordError
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when the same files and settings give other rows."""
 
 SHOWN = 5
@@ -27,22 +27,45 @@ SHOWN = 5
 QUICK = 20
 """How many records of each file `check` reads."""
 
+BARREN = "give two answers of different rank or score to a prompt, or set a lower data.min_gap"
+
 Record = Mapping[str, Any]
 Reader = Callable[[Path], Iterator[tuple[int, Record | RecordError]]]
 """Gives a file's records, numbered from 1, or in their place what is wrong with them. Raises UserError where the whole
 file cannot be read."""
 
 
-class Files:
-    """The splits of one source. cure: what to do with a record that cannot be read at all."""
+class RowMaker(Protocol):
+    """What makes rows of records."""
 
-    def __init__(self, settings: FileSettings, read: Reader, cure: str) -> None:
-        self.settings, self._read, self._cure = settings, read, cure
+    def of_record(self, record: Record, origin: str) -> tuple[Any, list[dict[str, Any]]]:
+        """(content, rows): records of equal content are in the same split. Raises RecordError."""
+
+
+class Files:
+    """The splits of one source.
+
+    begin: makes the mapping of a file, given its first record and where that is; raises UserError where it cannot.
+    faults: what is wrong with its settings. cure: what to do with a record that cannot be read at all; barren:
+        where none gives a row.
+    """
+
+    def __init__(
+        self,
+        settings: SplitSettings,
+        read: Reader,
+        begin: Callable[[Record, str], RowMaker],
+        faults: Iterable[Fault],
+        cure: str,
+        barren: str = BARREN,
+    ) -> None:
+        self.settings, self._read, self._begin, self._cure, self._barren = settings, read, begin, cure, barren
+        self._faults = list(faults)
         self._patterns = {"train": settings.path, "validation": settings.validation, "test": settings.test}
 
     def check(self) -> None:
         """Raises UserError for settings that contradict each other, missing files, and faults in the first records."""
-        faults = [*self._contradictions(), *self._absences()]
+        faults = [*self._faults, *self._contradictions(), *self._absences()]
         if faults:
             raise UserError(*faults)
         for split, pattern in self._patterns.items():
@@ -56,10 +79,10 @@ class Files:
 
     def rows(self, split: str) -> Iterator[Row]:
         """Rows of a split in the order of the files. Raises UserError after the last one where any record is bad."""
-        rows: Iterable[Row] = self._mapped(self._paths("train" if self._is_held_out(split) else split))
+        found = self._mapped(self._paths("train" if self._is_held_out(split) else split))
         if split in ("train", "validation") and self._holds_out:
-            rows = (row for row in rows if (_number(row) <= self._threshold) == (split == "validation"))
-        return itertools.islice(rows, self.settings.limit or None)
+            found = (one for one in found if (_number(one[0]) <= self._threshold) == (split == "validation"))
+        return itertools.islice((row for _, rows in found for row in rows), self.settings.limit or None)
 
     def fingerprint(self) -> str:
         """Digest of the files' names and contents, of the mapping and of this code's version."""
@@ -79,10 +102,10 @@ class Files:
 
     @cached_property
     def _threshold(self) -> int:
-        """Rows whose number is at most this are validation's. Equal rows have equal numbers and stay together."""
+        """Rows whose number is at most this are validation's. Equal contents have equal numbers and stay together."""
         if self.settings.holdout:
             return int(self.settings.holdout * 2**64) - 1
-        numbers = {_number(row) for row in self._mapped(self._paths("train"))}
+        numbers = {_number(content) for content, rows in self._mapped(self._paths("train")) if rows}
         if self.settings.holdout_rows >= len(numbers):
             raise UserError.of(
                 f"data.holdout_rows={self.settings.holdout_rows} leaves none of the {len(numbers)} different rows",
@@ -93,36 +116,34 @@ class Files:
     def _paths(self, split: str) -> list[Path]:
         return find(self._patterns[split])
 
-    def _mapped(self, paths: Iterable[Path], most: int | None = None) -> Iterator[Row]:
-        """Rows of some files, at most so many records of each; bad records are all counted before any is told."""
-        faults = _Faults(self._cure)
+    def _mapped(self, paths: Sequence[Path], most: int | None = None) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+        """Contents and rows of some files' records, at most so many of each; all bad ones are counted before any is
+        told."""
+        faults, some = _Faults(self._cure), most is not None
         for path in paths:
-            columns: Columns | None = None
+            maker: RowMaker | None = None
             number = 0
             for number, record in itertools.islice(self._read(path), most):
-                origin = f"{path.name}:{number}"
                 try:
                     if isinstance(record, RecordError):
                         raise record
-                    columns = columns or Columns.of(self.settings, record, f"{path}:{number}")
-                    row = columns.row(record, origin)
+                    maker = maker or self._begin(record, f"{path}:{number}")
+                    content, rows = maker.of_record(record, f"{path.name}:{number}")
                 except RecordError as error:
                     faults.add(f"{path}:{number}: {error}")
                     continue
+                some = some or bool(rows)
                 if not faults.count:
-                    yield row
+                    yield content, rows
             if not number:
                 raise UserError.of(f"{path} has no rows", "give a file with rows, or leave the setting out")
         faults.tell()
+        if not some:
+            told = ", ".join(map(str, paths))
+            raise UserError.of(f"no record of {told} gives a row", self._barren)
 
     def _contradictions(self) -> Iterator[Fault]:
         settings = self.settings
-        if settings.format not in ("auto", *FORMATS):
-            known = ("auto", *FORMATS)
-            yield Fault(
-                f"data.format={settings.format} is not known.{near(settings.format, known)}",
-                f"set data.format to one of {', '.join(known)}",
-            )
         if not 0 <= settings.holdout < 1:
             yield Fault(f"data.holdout={settings.holdout} is no share of rows", "set 0 <= data.holdout < 1")
         for name in ("holdout_rows", "limit"):
@@ -164,7 +185,7 @@ class _Faults:
             raise UserError.of(f"{rows} cannot be read:{listed}{more}", self._cure)
 
 
-def _number(row: Row) -> int:
-    """64 bits of what a row says, the same on every machine; where it was read does not count."""
-    content = json.dumps(learned(row), sort_keys=True, ensure_ascii=False, default=str)
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
+def _number(content: Any) -> int:
+    """64 bits of what a record says, the same on every machine; where it was read does not count."""
+    said = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "little")

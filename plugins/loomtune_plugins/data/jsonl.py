@@ -7,21 +7,25 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from loomtune.contracts import Data, Row
 from loomtune.errors import UserError
-from loomtune_plugins.data.columns import RecordError
+from loomtune_plugins.data.columns import Columns
 from loomtune_plugins.data.files import Files, Record
 from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.sources import faults
+from loomtune_plugins.data.values import RecordError
 
 
 class Jsonl(Data):
     """One JSON object a line; empty lines are passed over. `.gz` and `.bz2` are read as they are."""
 
     def __init__(self, settings: FileSettings) -> None:
-        self._files = Files(settings, read, "mend these lines, or leave them out of the file")
+        cure = "mend these lines, or leave them out of the file"
+        self._files = Files(settings, read, partial(Columns.of, settings), faults(settings), cure)
 
     def check(self) -> None:
         """Raises UserError where files are missing or empty, or their first rows cannot be read."""

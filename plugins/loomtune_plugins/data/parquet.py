@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from loomtune.contracts import Data, Row
 from loomtune.errors import UserError
-from loomtune_plugins.data.columns import RecordError
+from loomtune_plugins.data.columns import Columns
 from loomtune_plugins.data.files import Files, Record
 from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.sources import faults
+from loomtune_plugins.data.values import RecordError
 
 _BATCH = 1024
 
@@ -18,7 +21,8 @@ class Parquet(Data):
     """Records of Parquet files, a batch of rows in memory at a time."""
 
     def __init__(self, settings: FileSettings) -> None:
-        self._files = Files(settings, read, "mend these rows, or leave them out of the file")
+        cure = "mend these rows, or leave them out of the file"
+        self._files = Files(settings, read, partial(Columns.of, settings), faults(settings), cure)
 
     def check(self) -> None:
         """Raises UserError where files are missing or empty, or their first rows cannot be read."""

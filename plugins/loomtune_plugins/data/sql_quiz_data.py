@@ -9,10 +9,11 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from loomtune.contracts import Data, Row
-from loomtune.errors import Fault, UserError
-from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
+from loomtune.errors import Fault, UserError, near
+from loomtune_plugins.data.sql_quiz_settings import FORMATS, SqlCorpusSettings, SqlQuizSettings
 
 
 class SqlQuiz(Data):
@@ -23,20 +24,32 @@ class SqlQuiz(Data):
         self._counts = {"train": settings.train, "validation": settings.validation, "test": settings.test}
 
     def check(self) -> None:
-        """Raises UserError where a count makes no sense."""
+        """Raises UserError where a count makes no sense, or the format is not known."""
         _check_counts(self._counts)
+        if (chosen := self.settings.format) not in FORMATS:
+            what = f"data.format={chosen} is not known.{near(chosen, FORMATS)}"
+            raise UserError.of(what, f"set data.format to {' or '.join(FORMATS)}")
 
     def splits(self) -> tuple[str, ...]:
         """Those with a row."""
         return tuple(split for split, count in self._counts.items() if count > 0)
 
     def rows(self, split: str) -> Iterable[Row]:
-        """The generator's rows; `chosen` is the right query and `rejected` a plausible wrong one."""
+        """One for each of the generator's questions.
+
+        `chosen` is the right query and `rejected` one that was run and answers something else; `mistake` says what is
+        wrong with it. With labels, `completion` is either of them, by a coin that belongs to the question.
+        """
         from loomtune_plugins.data.sql_quiz.generate import rows, wrong_queries
 
         for number, row in enumerate(rows(split, self._counts[split], self.settings.seed), start=1):
-            wrong = next(wrong_queries(row, random.Random(f"{self.settings.seed}-{row['schema']}")))
-            yield {**row, "chosen": row["completion"], "rejected": wrong, "origin": f"sql_quiz/{split}:{number}"}
+            rng = random.Random(f"{self.settings.seed}-{row['schema']}")
+            wrong = next(wrong_queries(row, rng))
+            pair: dict[str, Any] = {"chosen": row["completion"], "rejected": wrong.query, "mistake": wrong.kind}
+            if self.settings.format == "unpaired":
+                wanted = rng.random() < 0.5
+                pair |= {"completion": pair["chosen" if wanted else "rejected"], "label": wanted}
+            yield {**row, **pair, "origin": f"sql_quiz/{split}:{number}"}
 
     def fingerprint(self) -> str:
         """Digest of the settings and of the generator's source: another grammar makes other rows."""

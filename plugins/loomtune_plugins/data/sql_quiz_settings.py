@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from loomtune.settings import option
 
+FORMATS = ("auto", "unpaired")
+
 
 @dataclass
 class SqlQuizSettings:
@@ -15,6 +17,7 @@ class SqlQuizSettings:
     validation: int = option(200, "validation questions, over schemas of words that training never shows")
     test: int = option(200, "test questions, over schemas of words of their own")
     seed: int = option(0, "another seed makes other questions")
+    format: str = option("auto", "auto: the right query, and a wrong one; unpaired: one of both, and its label")
 
 
 @dataclass

@@ -318,8 +318,9 @@ def test_gsm8k_is_read_by_naming_its_columns() -> None:
 
 def test_offers_and_settings_are_known_without_torch_or_pyarrow() -> None:
     program = (
-        "import sys, loomtune_plugins.data as data, loomtune_plugins.data.jsonl, loomtune_plugins.data.sql_quiz_data;"
-        "assert [offer.name for offer in data.datas()] == ['jsonl', 'parquet', 'sql_quiz', 'sql_corpus'];"
+        "import sys, loomtune_plugins.data as data, loomtune_plugins.data.jsonl, loomtune_plugins.data.oasst;"
+        "import loomtune_plugins.data.sql_quiz_data;"
+        "assert [offer.name for offer in data.datas()] == ['jsonl', 'parquet', 'oasst', 'sql_quiz', 'sql_corpus'];"
         "sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -5,6 +5,8 @@ import pytest
 from loomtune.errors import UserError
 from loomtune_plugins.data.sql_quiz_data import SqlCorpus, SqlQuiz
 from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
+from loomtune_plugins.evaluators.sql_accuracy import gold
+from loomtune_plugins.evaluators.sql_execution import executes_same
 
 
 def test_sql_quiz_has_rows_for_completions_pairs_and_execution() -> None:
@@ -17,6 +19,36 @@ def test_sql_quiz_has_rows_for_completions_pairs_and_execution() -> None:
         assert {"prompt", "completion", "database", "schema", "intent"} <= set(row)
         assert row["chosen"] == row["completion"] != row["rejected"]
     assert rows == list(data.rows("train")), "always the same"
+
+
+def test_sql_quiz_pairs_say_what_is_wrong_with_the_rejected_query() -> None:
+    rows = list(SqlQuiz(SqlQuizSettings(train=60)).rows("train"))
+    assert len({row["mistake"] for row in rows}) > 5
+    for row in rows:
+        ordered = " ORDER BY " in row["chosen"]
+        assert executes_same(row["database"], row["chosen"], row["completion"], ordered=ordered)
+        assert not executes_same(row["database"], row["rejected"], row["chosen"], ordered=ordered)
+
+
+def test_sql_quiz_labels_are_of_one_answer_to_each_question() -> None:
+    unpaired = SqlQuiz(SqlQuizSettings(train=200, format="unpaired"))
+    unpaired.check()
+    labelled, pairs = list(unpaired.rows("train")), list(SqlQuiz(SqlQuizSettings(train=200)).rows("train"))
+    assert [row["prompt"] for row in labelled] == [row["prompt"] for row in pairs]
+    for row, pair in zip(labelled, pairs, strict=True):
+        assert row["completion"] == pair["chosen" if row["label"] else "rejected"]
+    assert 70 < sum(row["label"] for row in labelled) < 130
+
+
+def test_the_right_query_of_a_labelled_row_is_not_its_wrong_answer() -> None:
+    rows = SqlQuiz(SqlQuizSettings(train=20, format="unpaired")).rows("train")
+    wrong = next(row for row in rows if not row["label"])
+    assert gold(wrong) == wrong["chosen"] != wrong["completion"]
+
+
+def test_an_unknown_format_of_sql_quiz_is_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean 'unpaired'"):
+        SqlQuiz(SqlQuizSettings(format="unpair")).check()
 
 
 def test_more_rows_leave_the_first_ones_as_they_were() -> None:
@@ -34,10 +66,10 @@ def test_sql_corpus_sets_validation_texts_aside_behind_the_training_ones() -> No
 
 
 def test_another_seed_or_count_has_another_fingerprint() -> None:
-    variants = [SqlQuizSettings(), SqlQuizSettings(seed=1), SqlQuizSettings(train=9)]
-    prints = {SqlQuiz(settings).fingerprint() for settings in variants}
+    variants = [{}, {"seed": 1}, {"train": 9}, {"format": "unpaired"}]
+    prints = {SqlQuiz(SqlQuizSettings(**settings)).fingerprint() for settings in variants}
     prints |= {SqlCorpus(settings).fingerprint() for settings in (SqlCorpusSettings(), SqlCorpusSettings(seed=1))}
-    assert len(prints) == 5
+    assert len(prints) == 6
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from loomtune_plugins.data.sql_quiz import generate
 from loomtune_plugins.data.sql_quiz.intents import INTENTS
 from loomtune_plugins.data.sql_quiz.words import SPLITS
-from loomtune_plugins.data.sql_quiz.wrong import tables_of
+from loomtune_plugins.data.sql_quiz.wrong import mistakes, tables_of
+from loomtune_plugins.evaluators.sql_execution import executes_same
 
 Row = dict[str, str]
 Answer = list[str] | None
@@ -42,19 +43,51 @@ def test_every_gold_query_returns_something(split: str) -> None:
 
 
 def test_no_query_with_one_mistake_answers_the_same(test_rows: list[Row]) -> None:
-    rng = random.Random(0)
     for row in test_rows[:100]:
-        wrong = list(generate.wrong_queries(row, rng))
         ordered = generate.order_matters(row["completion"])
         gold = answer(row["database"], row["completion"], ordered)
+        wrong = [mistake.query for mistake in mistakes(row["prompt"], row["completion"], row["database"])]
         assert wrong and row["completion"] not in wrong
         assert all(answer(row["database"], query, ordered) != gold for query in wrong)
 
 
-def test_wrong_queries_mostly_run(test_rows: list[Row]) -> None:
+def test_every_wrong_query_was_run_and_answers_something_else(test_rows: list[Row]) -> None:
+    """By the evaluator's own comparison, for which an average of one number is that number."""
     rng = random.Random(0)
-    tried = [(row["database"], query) for row in test_rows[:50] for query in generate.wrong_queries(row, rng)]
-    assert sum(answer(*pair) is not None for pair in tried) > len(tried) / 2
+    for row in test_rows[:60]:
+        ordered, right = generate.order_matters(row["completion"]), row["completion"]
+        for mistake in generate.wrong_queries(row, rng):
+            assert mistake.query != right
+            assert not executes_same(row["database"], mistake.query, right, ordered=ordered), mistake
+
+
+def test_a_query_that_answers_the_same_is_not_taken_for_wrong() -> None:
+    """With one row the average is the largest is the number; a condition that all meet may be forgotten."""
+    database = "CREATE TABLE t (c TEXT, n INTEGER);\nINSERT INTO t VALUES ('x', 5);"
+    prompt, gold = "Tables: t(c, n)\nQuestion: mean n where c is x?\nSQL:\n", "SELECT AVG(n) FROM t WHERE c = 'x'"
+    every = {mistake.query for mistake in mistakes(prompt, gold, database)}
+    wrong = {
+        mistake.query
+        for mistake in generate.wrong_queries(
+            {"prompt": prompt, "completion": gold, "database": database}, random.Random(0)
+        )
+    }
+    same = {"SELECT MAX(n) FROM t WHERE c = 'x'", "SELECT AVG(n) FROM t"}
+    assert same <= every and not same & wrong
+    assert "SELECT AVG(c) FROM t WHERE c = 'x'" in wrong
+
+
+def test_first_mistakes_are_of_every_kind_and_half_of_them_run(test_rows: list[Row]) -> None:
+    rng = random.Random(0)
+    first = [(row, next(generate.wrong_queries(row, rng))) for row in test_rows]
+    kinds = Counter(mistake.kind for _, mistake in first)
+    assert set(kinds) == {
+        "column", "table", "aggregate", "value", "comparison", "order", "limit", "distinct", "condition",
+        "number", "group", "join", "spelling",
+    }  # fmt: skip
+    assert kinds.most_common(1)[0][1] < len(first) / 3
+    ran = sum(answer(row["database"], mistake.query) is not None for row, mistake in first)
+    assert 0.35 * len(first) < ran < 0.75 * len(first)
 
 
 def test_no_constant_query_scores_five_percent(test_rows: list[Row]) -> None:

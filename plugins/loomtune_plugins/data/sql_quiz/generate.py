@@ -1,13 +1,17 @@
 """The task's rows: a question about a schema, the query that answers it, and a database to run it on."""
 
+import itertools
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 
 from loomtune_plugins.data.sql_quiz.question import ask
 from loomtune_plugins.data.sql_quiz.schema import Names, Schema, draw, script
 from loomtune_plugins.data.sql_quiz.words import SPLITS, Words
-from loomtune_plugins.data.sql_quiz.wrong import mistakes
+from loomtune_plugins.data.sql_quiz.wrong import Mistake, further, mistakes
+
+Values = tuple[object, ...]
 
 _EVERY_WORD = frozenset().union(*(split.all() for split in SPLITS.values()))
 
@@ -28,10 +32,23 @@ def order_matters(query: str) -> bool:
     return " ORDER BY " in query
 
 
-def wrong_queries(row: Mapping[str, str], rng: random.Random) -> Iterator[str]:
-    """Plausible wrong queries for a row, in random order; each differs from the gold in one respect."""
-    found = list(dict.fromkeys(mistakes(row["prompt"], row["completion"], row["database"])))
-    yield from rng.sample(found, len(found))
+def wrong_queries(row: Mapping[str, str], rng: random.Random) -> Iterator[Mistake]:
+    """Plausible wrong queries for a row, each of them run: it fails, or returns something else than the gold query.
+
+    In random order, a query of every kind of mistake before a second of any, so that the many ways to name a wrong
+    column or value do not crowd out the one way to forget a condition.
+    """
+    given = row["prompt"], row["completion"], row["database"]
+    kinds: dict[str, list[Mistake]] = {}
+    for mistake in {found.query: found for found in (*mistakes(*given), *further(*given))}.values():
+        kinds.setdefault(mistake.kind, []).append(mistake)
+    shuffled = [rng.sample(found, len(found)) for found in rng.sample(list(kinds.values()), len(kinds))]
+    ordered = order_matters(row["completion"])
+    with closing(_database(row)) as connection:
+        gold = _answer(connection, row["completion"], ordered, _by_number)
+        for mistake in (one for together in itertools.zip_longest(*shuffled) for one in together if one):
+            if _answer(connection, mistake.query, ordered, _by_number) != gold:
+                yield mistake
 
 
 def _row(words: Words, identifier: str) -> dict[str, str]:
@@ -63,21 +80,30 @@ def prompt(schema: Schema, question: str) -> str:
 
 def _discriminates(row: Mapping[str, str]) -> bool:
     """Whether the gold query answers something, and no query with one mistake answers the same."""
-    connection = sqlite3.connect(":memory:")
-    try:
-        connection.executescript(row["database"])
+    with closing(_database(row)) as connection:
         ordered = order_matters(row["completion"])
         gold = _answer(connection, row["completion"], ordered)
         wrong = mistakes(row["prompt"], row["completion"], row["database"])
-        return bool(gold) and all(_answer(connection, query, ordered) != gold for query in wrong)
-    finally:
-        connection.close()
+        return bool(gold) and all(_answer(connection, mistake.query, ordered) != gold for mistake in wrong)
 
 
-def _answer(connection: sqlite3.Connection, query: str, ordered: bool) -> list[str] | None:
+def _database(row: Mapping[str, str]) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(row["database"])
+    return connection
+
+
+def _answer(
+    connection: sqlite3.Connection, query: str, ordered: bool, shown: Callable[[Values], str] = repr
+) -> list[str] | None:
     """The result as comparable text, None where the query does not run."""
     try:
-        found = [repr(row) for row in connection.execute(query).fetchmany(100)]
+        found = [shown(row) for row in connection.execute(query).fetchmany(100)]
     except sqlite3.Error:
         return None
     return found if ordered else sorted(found)
+
+
+def _by_number(row: Values) -> str:
+    """A row in which 5 and 5.0 look alike: whoever compares results takes an average of one for the number itself."""
+    return repr([float(f"{value:.9g}") if isinstance(value, int | float) else value for value in row])

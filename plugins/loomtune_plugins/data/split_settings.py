@@ -1,0 +1,29 @@
+"""Settings that every source of files has: where its splits come from, and which of several answers are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loomtune.settings import option
+
+
+@dataclass
+class SplitSettings:
+    """Which files, and how much of them."""
+
+    path: str = option("", "file of training rows, or a pattern such as `rows-*.parquet`, read in order of names")
+    validation: str = option("", "file or pattern of validation rows")
+    test: str = option("", "file or pattern of test rows")
+    holdout: float = option(0.0, "share of training rows set aside for validation, by a hash of what they say")
+    holdout_rows: int = option(
+        0, "how many different training rows (prompts with several answers, trees) are set aside"
+    )
+    limit: int = option(0, "at most so many rows of each split; 0: all")
+
+
+@dataclass
+class OrderSettings(SplitSettings):
+    """What is made of several answers to one prompt."""
+
+    pairs: str = option("all", "which answers are compared: all, adjacent (each with the next), best_worst")
+    min_gap: float = option(0.0, "answers whose ranks or scores differ by less are not compared")
