@@ -25,8 +25,8 @@ from loomtune import checkpoint
 from loomtune.catalogue import BUILT_IN_DISTRIBUTION
 from loomtune.errors import LoomtuneError
 from loomtune.export import export
-from loomtune.matrix import VARIED, Cell, cells
 from loomtune.offers import Trait
+from loomtune_plugins.commands.cells import VARIED, Cell, cells
 from runs.adapting import in_transformers, with_adapter
 from runs.curves import LOSS, NORM, largest
 from runs.worlds import Failed, Outcome, Worlds

@@ -134,8 +134,8 @@ def test_the_sample_meets_every_layout_and_the_product_every_combination() -> No
 def test_a_curve_beyond_a_bound_is_told(alone: Train, tiny: list[str]) -> None:
     one, other = alone(*tiny, "steps=40"), alone(*tiny, *LORA, "steps=40")
     cell = Cell(Layout("mine", (1,), "sharding=single"), 1)
-    assert parity.compared(cell, one, one, "fp32") == Row(cell, 0.0, 0.0)
-    found = parity.compared(cell, other, one, "fp32")
+    assert parity.compared(parity.SFT, cell, one, one, "fp32") == Row(cell, 0.0, 0.0)
+    found = parity.compared(parity.SFT, cell, other, one, "fp32")
     assert found.wrong and found.loss is not None and found.loss > 1e-3
     assert parity.line(found)[-1] == "EXCEEDED"
-    assert "| mine | 1 | auto | off | " in parity.markdown([found], "fp32", "make parity")
+    assert "| mine | 1 | auto | off | " in parity.section(parity.SFT, [found], "fp32", "make parity")
