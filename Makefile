@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test setup check format lint types imports everyday mutations parity matrix adapters adapter-sweep bench base clean
+.PHONY: demo test setup check format lint types imports everyday mutations parity matrix adapters adapter-sweep preferences bench base clean
 
 demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
 	$(BIN)/loomtune train
@@ -52,9 +52,14 @@ adapters: $(VENV)/.installed  ## every adapter alone, under FSDP2 and ZeRO 3; AR
 adapter-sweep: $(VENV)/.installed  ## every adapter on the embedded task, rates searched (an hour); ARGS=--write
 	$(BIN)/python benchmarks/adapters.py $(ARGS)
 
-bench: $(VENV)/.installed  ## against TRL and a bare loop, interleaved (docs/benchmarks.md)
+preferences: $(VENV)/.installed  ## DPO, a reward model and distillation on the embedded task, three seeds (two hours); ARGS=--write
+	$(BIN)/python benchmarks/preferences.py $(ARGS)
+
+bench: $(VENV)/.installed  ## SFT and DPO against TRL, interleaved; ARGS='--write docs/benchmarks.md'
 	$(BIN)/python -m pip install -q -c constraints.txt trl
-	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/sft.py $(ARGS)
+	$(BIN)/python benchmarks/dpo.py $(ARGS)
+	$(BIN)/python benchmarks/sharing.py $(ARGS)
 
 base: $(VENV)/.installed  ## make the shipped model anew from generated text
 	$(BIN)/python -m loomtune_plugins.models.tiny.make

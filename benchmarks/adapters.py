@@ -21,7 +21,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sft import processor
+from race import processor
 
 from loomtune import api
 from loomtune.catalogue import installed

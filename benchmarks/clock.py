@@ -18,8 +18,8 @@ class Clock:
     def __init__(self) -> None:
         self.marks: list[dict[str, float]] = []
 
-    def mark(self, loss: float, examples: int) -> None:
-        """A step has ended. loss: mean over its target tokens, before the step's update."""
+    def mark(self, examples: int, **said: float) -> None:
+        """A step has ended. said: what the contender says of it, such as its `loss`, before the step's update."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.marks.append(
             {
@@ -27,8 +27,8 @@ class Clock:
                 "cpu": used.ru_utime + used.ru_stime,
                 "system": used.ru_stime,
                 "peak_bytes": used.ru_maxrss * 1024,
-                "loss": loss,
                 "examples": examples,
+                **said,
             }
         )
 

@@ -8,10 +8,12 @@ from clock import CLOCK
 
 from loomtune import hookimpl
 
+SAID = ("loss", "grad_norm", "logps/chosen", "logps/rejected")
+
 
 @hookimpl
 def step_finished(run: Any, step: int, metrics: Any) -> None:
-    CLOCK.mark(metrics["loss"], run.settings.batch.size)
+    CLOCK.mark(run.settings.batch.size, **{name: metrics[name] for name in SAID if name in metrics})
 
 
 @hookimpl

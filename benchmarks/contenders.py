@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,21 @@ from job import Job
 from loomtune import api
 
 HERE = Path(__file__).resolve().parent
-LOOMTUNE, BARE, TRL, PACKED = "loomtune", "bare loop", "TRL as it comes", "TRL with packing"
+LOOMTUNE, TRL = "loomtune", "TRL as it comes"
 PLUGIN = "plugin"
 Marks = list[dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Who takes part.
+
+    script: a file of this folder, and its arguments after the job's; empty: loomtune, with settings of its own.
+    """
+
+    name: str
+    script: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Contenders:
@@ -28,38 +42,35 @@ class Contenders:
         self.path = os.pathsep.join([str(folder / PLUGIN), str(HERE)])
         self.runs = 0
 
-    def run(self, name: str) -> Marks:
+    def run(self, contender: Contender) -> Marks:
         """One round of one contender. Raises RuntimeError with its last words where it fails."""
         self.runs += 1
         out, log = self.folder / f"marks-{self.runs}.json", self.folder / f"log-{self.runs}.txt"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", clock.OUT: str(out), "PYTHONPATH": self.path}
+        command = [sys.executable, *self._command(contender)]
         with log.open("w") as words:
-            done = subprocess.run(
-                self._command(name), env=environment, stdout=words, stderr=subprocess.STDOUT, check=False
-            )
+            done = subprocess.run(command, env=environment, stdout=words, stderr=subprocess.STDOUT, check=False)
         if done.returncode or not out.is_file():
-            raise RuntimeError(f"{name} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"{contender.name} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
         marks: Marks = json.loads(out.read_text())
         return marks
 
-    def _command(self, name: str) -> list[str]:
-        job = str(self.folder / "job.json")
-        commands = {
-            BARE: [str(HERE / "with_bare.py"), job],
-            TRL: [str(HERE / "with_trl.py"), job],
-            PACKED: [str(HERE / "with_trl.py"), job, "packing"],
-        }
-        return [sys.executable, *(commands[name] if name in commands else ["-m", "loomtune.worker", self._prepared()])]
+    def _command(self, contender: Contender) -> list[str]:
+        if contender.script:
+            script, *arguments = contender.script
+            return [str(HERE / script), str(self.folder / "job.json"), *arguments]
+        return ["-m", "loomtune.worker", self._prepared(contender.settings)]
 
-    def _prepared(self) -> str:
+    def _prepared(self, settings: Mapping[str, Any]) -> str:
         """A run's folder, as `loomtune train` leaves it to the processes that it starts."""
-        plan = api.compose(self._overrides())
+        given = {**self._settings(), **settings}
+        plan = api.compose([f"{key}={value}" for key, value in given.items()])
         api.check(plan)
         return str(api.prepare(plan))
 
-    def _overrides(self) -> list[str]:
+    def _settings(self) -> dict[str, Any]:
         job = self.job
-        settings: dict[str, Any] = {
+        return {
             "model.path": job.model,
             "data": "jsonl",
             "data.path": job.shuffled,
@@ -75,7 +86,6 @@ class Contenders:
             "tracker": "[jsonl]",
             "run.dir": self.folder / f"run-{self.runs}",
         }
-        return [f"{key}={value}" for key, value in settings.items()]
 
 
 def announce(folder: Path) -> None:

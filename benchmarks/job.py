@@ -9,11 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Full fine-tuning in fp32: AdamW without decay at a constant rate, gradients clipped, only completions learned.
+    """Full fine-tuning in fp32: AdamW without decay at a constant rate, gradients clipped, only answers learned.
 
-    model: folder with weights and tokenizer. rows: JSON lines with prompt and completion, in the order of training.
-    batch: examples per optimizer step. packs: rows of `max_length` tokens per step where TRL packs, so that a step
-    holds about as many examples. micro_tokens: tokens, padding included, that the bare loop computes at once.
+    model: folder with weights and tokenizer. rows: JSON lines in the order of training. shuffled: the same, laid out so
+    that loomtune's own order visits them in that sequence. batch: rows of data per optimizer step. micro: how many of
+    them TRL computes at once; 0: all. packs: rows of `max_length` tokens per step where TRL packs, so that a step holds
+    about as many examples. micro_tokens: tokens, padding included, that the bare loop computes at once.
     """
 
     model: str
@@ -21,9 +22,10 @@ class Job:
     shuffled: str
     steps: int
     batch: int
-    packs: int
-    micro_tokens: int
     max_length: int
+    micro: int = 0
+    packs: int = 0
+    micro_tokens: int = 0
     lr: float = 1e-4
     clip: float = 1.0
 

@@ -6,43 +6,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from contenders import BARE, LOOMTUNE, PACKED, TRL, Marks
+from contenders import Marks
 
-WARM_UP = 2
-"""First steps of each round that are not timed."""
+SPENT = {"wall", "cpu", "system", "peak_bytes", "examples"}
+"""What the clock says of a step; all else in a mark was said by the contender."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One contender over all rounds, which all do the same work step by step.
 
-    rate: examples per CPU second. A step counts with its quickest round: what disturbs can only add.
-    rates: the same of each round by itself. wall: examples per second of the clock, median of rounds.
+    said: what it says of each step (loss, ...), in its first round. rate: examples per CPU second. A step counts with
+    its quickest round: what disturbs can only add. rates: the same of each round by itself. wall: examples per second
+    of the clock, median of rounds.
     """
 
-    losses: list[float]
+    said: Mapping[str, list[float]]
     rate: float
     rates: list[float]
     wall: float
     peak_bytes: float
 
     @classmethod
-    def of(cls, rounds: Sequence[Marks]) -> Measured:
-        """From the marks of each round."""
-        examples = sum(mark["examples"] for mark in rounds[0][WARM_UP:])
-        cpu = [_spent(marks, "cpu") for marks in rounds]
+    def of(cls, rounds: Sequence[Marks], warm_up: int) -> Measured:
+        """From the marks of each round. warm_up: first steps of each that are not timed."""
+        examples = sum(mark["examples"] for mark in rounds[0][warm_up:])
+        cpu, wall = ([_spent(marks, kind, warm_up) for marks in rounds] for kind in ("cpu", "wall"))
         return cls(
-            losses=[mark["loss"] for mark in rounds[0]],
+            said={name: [mark[name] for mark in rounds[0]] for name in rounds[0][0] if name not in SPENT},
             rate=examples / sum(map(min, zip(*cpu, strict=True))),
             rates=[examples / sum(seconds) for seconds in cpu],
-            wall=median(examples / sum(_spent(marks, "wall")) for marks in rounds),
+            wall=median(examples / sum(seconds) for seconds in wall),
             peak_bytes=max(marks[-1]["peak_bytes"] for marks in rounds),
         )
 
 
-def _spent(marks: Marks, kind: str) -> list[float]:
+def _spent(marks: Marks, kind: str, warm_up: int) -> list[float]:
     """Seconds of each timed step."""
-    return [after[kind] - before[kind] for before, after in zip(marks[WARM_UP - 1 :], marks[WARM_UP:], strict=False)]
+    return [after[kind] - before[kind] for before, after in zip(marks[warm_up - 1 :], marks[warm_up:], strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +62,28 @@ class Bar:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-def bars(measured: Mapping[str, Measured]) -> list[Bar]:
-    """All that can be said of these contenders."""
-    found = []
-    ours = measured[LOOMTUNE]
-    found.append(_equal(BARE, ours, measured[BARE], 1e-5))
-    found.append(_ratio("time against the bare loop", measured[BARE], ours, 1.03, at_least=False))
-    if TRL in measured:
-        trl = measured[TRL]
-        found.append(_equal(TRL, ours, trl, 1e-4))
-        found.append(_ratio(f"speed against {TRL}", ours, trl, 3.0))
-        found.append(_ratio(f"speed against {PACKED}", ours, measured[PACKED], 2.0))
-        found.append(Bar(f"peak memory against {TRL}", ours.peak_bytes / trl.peak_bytes, 0.4, False))
-        found.append(_ratio(f"speed of the bare loop against {TRL}", measured[BARE], trl, 3.0))
-    return found
+def equal(said: str, of: str, ours: Measured, theirs: Measured, limit: float, steps: int | None = None) -> Bar:
+    """What both say of each step, or of the first ones. said: its name in the marks. of: whose it is compared with."""
+    pairs = zip(ours.said[said][:steps], theirs.said[said][:steps], strict=True)
+    apart = max(abs(a - b) / abs(b) for a, b in pairs)
+    where = "" if steps is None else " in the first step"
+    return Bar(f"largest relative difference of {said}{where} from {of}", apart, limit, False)
 
 
-def _equal(name: str, ours: Measured, theirs: Measured, limit: float) -> Bar:
-    apart = max(abs(a - b) / abs(b) for a, b in zip(ours.losses, theirs.losses, strict=True))
-    return Bar(f"largest relative difference of losses from {name}", apart, limit, False)
-
-
-def _ratio(what: str, quick: Measured, slow: Measured, limit: float, *, at_least: bool = True) -> Bar:
+def ratio(what: str, quick: Measured, slow: Measured, limit: float, *, at_least: bool = True) -> Bar:
+    """How many times as many examples the first does in a CPU second."""
     pairs = [a / b for a, b in zip(quick.rates, slow.rates, strict=True)]
     return Bar(what, quick.rate / slow.rate, limit, at_least, (min(pairs), max(pairs)))
 
 
-def table(measured: Mapping[str, Measured], judged: Sequence[Bar]) -> str:
-    """Both as Markdown."""
-    lines = ["| contender | examples/s of CPU | examples/s of the clock | peak RSS, MiB |", "|---|---:|---:|---:|"]
+def memory(of: str, ours: Measured, theirs: Measured, limit: float) -> Bar:
+    """Our largest resident set as a share of theirs."""
+    return Bar(f"peak memory against {of}", ours.peak_bytes / theirs.peak_bytes, limit, False)
+
+
+def table(measured: Mapping[str, Measured], judged: Sequence[Bar], examples: str) -> str:
+    """Both as Markdown. examples: what they are called."""
+    lines = [f"| contender | {examples}/s of CPU | {examples}/s of the clock | peak RSS, MiB |", "|---|---:|---:|---:|"]
     for name, one in measured.items():
         lines.append(f"| {name} | {one.rate:.2f} | {one.wall:.2f} | {one.peak_bytes / 2**20:,.0f} |")
     lines += ["", "| number | measured | single rounds | bar | |", "|---|---:|---:|---:|---|"]

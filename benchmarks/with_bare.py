@@ -35,7 +35,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        CLOCK.mark(loss, len(rows))
+        CLOCK.mark(len(rows), loss=loss)
     CLOCK.write()
 
 

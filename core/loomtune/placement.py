@@ -47,16 +47,19 @@ def laid_out(samples: Sequence[Sample], limit: MicroLimit) -> Sequence[Sample]:
     if limit.share or all(len(sample.segments) == 1 for sample in samples):
         return samples
     unfolded = [sample.unfolded() for sample in samples]
-    pays = _work(samples, masked=True) < _work(unfolded, masked=limit.packed > 0)
+    pays = _work(samples, limit, masked=True) < _work(unfolded, limit, masked=limit.packed > 0)
     return samples if limit.share is None and pays else unfolded
 
 
-def _work(samples: Sequence[Sample], *, masked: bool) -> float:
-    """Predicted, in tokens through linear layers. Masked: a segment meets what it sees; else a row meets itself."""
-    tokens = sum(sample.length for sample in samples)
+def _work(samples: Sequence[Sample], limit: MicroLimit, *, masked: bool) -> float:
+    """Predicted, in tokens through linear layers, a sample's own padding included: an answer's to the longer one.
+
+    Masked: a segment meets what it sees; else a row meets itself.
+    """
+    through = sum(tokens(sample, limit) for sample in samples)
     if masked:
-        return tokens + PRICE / PAIRS * sum(map(_seen, samples)) + SEGMENT * sum(len(s.segments) for s in samples)
-    return tokens + sum(row * row for sample in samples for row in sample.trees) / PAIRS
+        return through + PRICE / PAIRS * sum(map(_seen, samples)) + SEGMENT * sum(len(s.segments) for s in samples)
+    return through + sum(len(s.trees) * max(s.trees, default=0) ** 2 for s in samples) / PAIRS
 
 
 def _seen(sample: Sample) -> int:

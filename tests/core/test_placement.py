@@ -38,6 +38,10 @@ def test_prompts_that_are_short_beside_their_answers_are_computed_for_each(lengt
     assert not shares([pair(*lengths)])
 
 
+def test_answers_of_unequal_length_share_even_a_short_prompt_rather_than_be_padded_to_each_other() -> None:
+    assert shares([pair(20, 100, 400)]) and not shares([pair(20, 250, 250)])
+
+
 def test_the_predicted_work_of_a_step_decides_for_all_its_samples() -> None:
     short, long = pair(20, 200, 200), pair(256, 128, 128)
     assert shares([short, long]) and not shares([short] * 20 + [long])

@@ -13,7 +13,7 @@ from typing import Any
 
 from loomtune.contracts import Data, Row
 from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.data.sql_quiz_settings import FORMATS, SqlCorpusSettings, SqlQuizSettings
+from loomtune_plugins.data.sql_quiz_settings import FORMATS, MISTAKES, SqlCorpusSettings, SqlQuizSettings
 
 
 class SqlQuiz(Data):
@@ -29,6 +29,10 @@ class SqlQuiz(Data):
         if (chosen := self.settings.format) not in FORMATS:
             what = f"data.format={chosen} is not known.{near(chosen, FORMATS)}"
             raise UserError.of(what, f"set data.format to {' or '.join(FORMATS)}")
+        for kind in self.settings.mistakes:
+            if kind not in MISTAKES:
+                what = f"data.mistakes names '{kind}', which is none.{near(kind, MISTAKES)}"
+                raise UserError.of(what, f"set data.mistakes to some of {', '.join(MISTAKES)}")
 
     def splits(self) -> tuple[str, ...]:
         """Those with a row."""
@@ -42,9 +46,10 @@ class SqlQuiz(Data):
         """
         from loomtune_plugins.data.sql_quiz.generate import rows, wrong_queries
 
+        asked_for = self.settings.mistakes if split == "train" else []  # all kinds are measured
         for number, row in enumerate(rows(split, self._counts[split], self.settings.seed), start=1):
             rng = random.Random(f"{self.settings.seed}-{row['schema']}")
-            wrong = next(wrong_queries(row, rng))
+            wrong = next(wrong_queries(row, rng, asked_for))
             pair: dict[str, Any] = {"chosen": row["completion"], "rejected": wrong.query, "mistake": wrong.kind}
             if self.settings.format == "unpaired":
                 wanted = rng.random() < 0.5

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from loomtune.settings import option
 
 FORMATS = ("auto", "unpaired")
+MISTAKES = (
+    "table", "column", "value", "number", "spelling", "aggregate", "comparison", "condition", "group", "join", "order",
+    "limit", "distinct",
+)  # fmt: skip
+"""What can be wrong with a query."""
 
 
 @dataclass
@@ -18,6 +23,7 @@ class SqlQuizSettings:
     test: int = option(200, "test questions, over schemas of words of their own")
     seed: int = option(0, "another seed makes other questions")
     format: str = option("auto", "auto: the right query, and a wrong one; unpaired: one of both, and its label")
+    mistakes: list[str] = option([], "what is wrong with the wrong queries of training, such as table; empty: anything")
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """The generated sources of rows, as data plugins; the generator itself has tests of its own."""
 
+from typing import Any
+
 import pytest
 
 from loomtune.errors import UserError
 from loomtune_plugins.data.sql_quiz_data import SqlCorpus, SqlQuiz
-from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
+from loomtune_plugins.data.sql_quiz_settings import MISTAKES, SqlCorpusSettings, SqlQuizSettings
 from loomtune_plugins.evaluators.sql_accuracy import gold
 from loomtune_plugins.evaluators.sql_execution import executes_same
 
@@ -46,9 +48,26 @@ def test_the_right_query_of_a_labelled_row_is_not_its_wrong_answer() -> None:
     assert gold(wrong) == wrong["chosen"] != wrong["completion"]
 
 
-def test_an_unknown_format_of_sql_quiz_is_refused() -> None:
-    with pytest.raises(UserError, match="Did you mean 'unpaired'"):
-        SqlQuiz(SqlQuizSettings(format="unpair")).check()
+def test_training_may_be_of_some_mistakes_and_is_measured_on_all() -> None:
+    data = SqlQuiz(SqlQuizSettings(train=40, validation=40, mistakes=["table"]))
+    data.check()
+    train, validation = ({row["mistake"] for row in data.rows(split)} for split in ("train", "validation"))
+    assert train == {"table"} and len(validation) > 5
+    assert list(data.rows("validation")) == list(SqlQuiz(SqlQuizSettings(validation=40)).rows("validation"))
+
+
+def test_the_settings_know_every_kind_of_mistake() -> None:
+    rows = SqlQuiz(SqlQuizSettings(train=500)).rows("train")
+    assert {row["mistake"] for row in rows} == set(MISTAKES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cure"),
+    [({"format": "unpair"}, "Did you mean 'unpaired'"), ({"mistakes": ["tables"]}, "Did you mean 'table'")],
+)
+def test_an_unknown_choice_of_sql_quiz_is_refused(settings: dict[str, Any], cure: str) -> None:
+    with pytest.raises(UserError, match=cure):
+        SqlQuiz(SqlQuizSettings(**settings)).check()
 
 
 def test_more_rows_leave_the_first_ones_as_they_were() -> None:
@@ -66,10 +85,10 @@ def test_sql_corpus_sets_validation_texts_aside_behind_the_training_ones() -> No
 
 
 def test_another_seed_or_count_has_another_fingerprint() -> None:
-    variants = [{}, {"seed": 1}, {"train": 9}, {"format": "unpaired"}]
+    variants = [{}, {"seed": 1}, {"train": 9}, {"format": "unpaired"}, {"mistakes": ["table"]}]
     prints = {SqlQuiz(SqlQuizSettings(**settings)).fingerprint() for settings in variants}
     prints |= {SqlCorpus(settings).fingerprint() for settings in (SqlCorpusSettings(), SqlCorpusSettings(seed=1))}
-    assert len(prints) == 6
+    assert len(prints) == 7
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import itertools
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 
 from loomtune_plugins.data.sql_quiz.question import ask
@@ -32,17 +32,20 @@ def order_matters(query: str) -> bool:
     return " ORDER BY " in query
 
 
-def wrong_queries(row: Mapping[str, str], rng: random.Random) -> Iterator[Mistake]:
+def wrong_queries(row: Mapping[str, str], rng: random.Random, first: Collection[str] = ()) -> Iterator[Mistake]:
     """Plausible wrong queries for a row, each of them run: it fails, or returns something else than the gold query.
 
     In random order, a query of every kind of mistake before a second of any, so that the many ways to name a wrong
-    column or value do not crowd out the one way to forget a condition.
+    column or value do not crowd out the one way to forget a condition. first: kinds that come before the others.
     """
     given = row["prompt"], row["completion"], row["database"]
     kinds: dict[str, list[Mistake]] = {}
-    for mistake in {found.query: found for found in (*mistakes(*given), *further(*given))}.values():
-        kinds.setdefault(mistake.kind, []).append(mistake)
-    shuffled = [rng.sample(found, len(found)) for found in rng.sample(list(kinds.values()), len(kinds))]
+    different: dict[str, Mistake] = {}
+    for mistake in (*mistakes(*given), *further(*given)):
+        if different.setdefault(mistake.query, mistake) is mistake:
+            kinds.setdefault(mistake.kind, []).append(mistake)
+    order = sorted(rng.sample(list(kinds), len(kinds)), key=lambda kind: kind not in first)
+    shuffled = [rng.sample(kinds[kind], len(kinds[kind])) for kind in order]
     ordered = order_matters(row["completion"])
     with closing(_database(row)) as connection:
         gold = _answer(connection, row["completion"], ordered, _by_number)
