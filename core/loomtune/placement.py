@@ -28,8 +28,8 @@ class MicroLimit:
 PAIRS = 800
 """Pairs of query and key whose attention costs as much as one token's linear layers.
 
-This and the next two: measured on a CPU with `model=llama_35m`, forward and backward. In wider models linear layers
-weigh more (they grow with the square of the width), and sharing pays earlier than predicted.
+This and the next two: measured on a CPU with `model=llama_35m`, forward and backward (`docs/benchmarks.md`). In wider
+models linear layers weigh more (they grow with the square of the width): sharing pays earlier than predicted.
 """
 
 PRICE = 1.45
