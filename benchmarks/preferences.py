@@ -195,15 +195,15 @@ TABLES: tuple[tuple[str, str, dict[str, Cell]], ...] = (
 
 
 def tables(asked: argparse.Namespace) -> Iterator[str]:
-    """Each of them with what there is, seed by seed, and the means over seeds that have the number."""
+    """Each of them with what there is, seed by seed, and a mean where no seed lacks the number."""
     found = {
         seed: {stage.name: done for stage in STAGES if (done := Job(stage, seed, asked).result()) is not None}
         for seed in asked.seeds
     }
     for title, said, columns in TABLES:
         rows = {str(seed): [of(found[seed]) for of in columns.values()] for seed in asked.seeds}
-        numbers = [[value for value in column if value is not None] for column in zip(*rows.values(), strict=True)]
-        rows["mean"] = [mean(column) if column else None for column in numbers]
+        whole = (list(column) for column in zip(*rows.values(), strict=True))
+        rows["mean"] = [None if None in column else mean(map(float, column)) for column in whole]
         table = [["seed", *map(str.strip, columns)], ["---"] * (len(columns) + 1)]
         table += [[name, *map(_shown, columns, row)] for name, row in rows.items()]
         lines = "".join("| " + " | ".join(cells) + " |\n" for cells in table)

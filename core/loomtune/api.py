@@ -71,17 +71,19 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
     if (sharding := parts["sharding"]) is not None:
         tried(sharding.check, plan.processes)
     if (objective := parts["objective"]) is not None:
-        tried(objective.use, parts["loss"] or {}, parts["reward"] or {})
+        if None not in (parts["loss"], parts["reward"]):
+            tried(objective.use, parts["loss"], parts["reward"])
         tried(role_models.check, plan, objective)
-    others = (tried(role_models.models, plan, catalogue) or {}).values()
-    for part in () if simulated else (parts["model"], parts["data"], *others):
+    others = tried(role_models.models, plan, catalogue) or {}
+    for part in () if simulated else (parts["model"], parts["data"], *others.values()):
         if part is not None:
             tried(part.check)
     if not faults and (not simulated or tried(parts["model"].at_hand)):
-        for one in (parts["model"], *others):
+        for one in (parts["model"], *others.values()):
             tried(sharding.suits, one)
         tried(parts["adapter"].suits, parts["model"])
     if not faults and not simulated:
+        tried(objective.suits, others)
         for evaluator in parts["evaluator"].values():
             tried(evaluator.check, parts["data"])
     if faults:
@@ -141,6 +143,7 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
     objective: Objective = plan.build(catalogue, "objective")
+    objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
     adapter: Adapter = plan.build(catalogue, "adapter")
     virtual = adapter.virtual_tokens
     room = model.context() - virtual
@@ -166,6 +169,8 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
 
 
 def _tell_cuts(made: samples.Samples, split: str, length: int) -> None:
+    if made.left_out:
+        warn([Finding(made.left_out[0], made.left_out[1], fatal=False)])
     if made.cut or made.skipped:
         what = f"{made.cut} of {len(made)} rows of {split} lose {made.cut_tokens} tokens to max_length={length}"
         left = f"; {made.skipped} more are left out, because it cuts their whole answer" if made.skipped else ""

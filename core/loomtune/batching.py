@@ -51,6 +51,7 @@ def collate(
                 row, column = next(trees)
             size = len(segment.tokens)
             before, seen = (NO_PARENT, 0) if segment.parent == NO_PARENT else ends[segment.parent]
+            assert seen or not segment.is_target[:1].any(), "nothing precedes this target, so nothing can predict it"
             here = slice(column, column + size)
             tokens[row, here], segments[row, here] = segment.tokens, len(targets.parents)
             positions[row, here] = np.arange(seen, seen + size)

@@ -27,7 +27,7 @@ from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.objective import UNCUT
 from loomtune.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's layout; part of the key."""
 
 SHOWN = 5
@@ -59,6 +59,7 @@ class Samples:
     folder: where they lie. key: its name. columns: what is joined to each sample, by row.
     cut, cut_tokens: how many rows were longer than `max_length`, and by how many tokens in all.
     skipped: rows left out because `max_length` cut all that was to be learned from them.
+    left_out: what the data say of records that gave no row, as `Data.left_out` has it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +69,7 @@ class Samples:
         self.folder, self.key = folder, folder.name
         self.columns: dict[str, Any] = {}  # of `loomtune.records`, which imports torch
         self.cut, self.cut_tokens, self.skipped = int(about["cut"]), int(about["cut_tokens"]), int(about["skipped"])
-        self.largest_token = int(about["largest_token"])
+        self.largest_token, self.left_out = int(about["largest_token"]), about["left_out"]
         self._names: list[str] = about["names"]
         self._tokens, self._is_target, self._parents = column["tokens"], column["is_target"], column["parents"]
         self._numbers = column["numbers"].reshape(-1, len(self._names)) if self._names else column["numbers"]
@@ -204,7 +205,7 @@ class _Refusals:
         more = f"\n  and {self.count - SHOWN} more" if self.count > SHOWN else ""
         return UserError.of(
             f"{self.count} of {rows} rows of split {self.split} cannot be learned from:{''.join(self.first)}{more}",
-            "mend these rows or take them out; where max_length cut the answers away, raise max_length",
+            "mend these rows, read them otherwise, or take them out; where max_length cut answers away, raise it",
         )
 
 
@@ -225,7 +226,7 @@ def _make(folder: Path, source: Source) -> None:
                     (cut_away if lost else refusals).add(origin, _why_no_target(lost, source.max_length))
                 elif not refusals.count:
                     writer.add(sample, origin, lost)
-        writer.about["skipped"] = cut_away.count
+        writer.about |= {"skipped": cut_away.count, "left_out": list(source.data.left_out(split))}
     if cut_away.count > LEAVES_OUT * count:
         refusals.join(cut_away)
     if refusals.count:

@@ -88,9 +88,11 @@ def test_tables_say_what_there_is_and_what_was_not_run(bench: ModuleType, asked:
     end(bench, asked, "sft", sql_accuracy=0.6)
     end(bench, asked, "reward", heldout_accuracy=0.925)
     dpo, reward, distilled = bench.tables(asked)
-    assert "| 7 | 60.0% | not run |" in dpo and "| mean | 60.0% | not run |" in dpo
-    assert "| 0 | not run |\n| 7 | 92.5% |\n| mean | 92.5% |" in reward
+    assert "| 7 | 60.0% | not run |" in dpo and "| mean | not run |" in dpo, "no mean of some seeds"
+    assert "| 0 | not run |\n| 7 | 92.5% |\n| mean | not run |" in reward
     assert "| 7 | 60.0% | not run |" in distilled
+    one = argparse.Namespace(**{**vars(asked), "seeds": [7]})
+    assert "| mean | 92.5% |" in list(bench.tables(one))[1]
 
 
 def test_a_run_with_other_settings_does_not_count(bench: ModuleType, asked: Any) -> None:

@@ -236,6 +236,17 @@ def test_cut_rows_are_counted_with_what_they_lost(tmp_path: Path) -> None:
     assert (samples.cut, samples.cut_tokens) == (1, 3), "`yes` and `no` keep a letter each"
 
 
+def test_what_gave_no_row_is_known_from_the_cache_too(tmp_path: Path) -> None:
+    class Ties(Rows):
+        def left_out(self, split: str) -> tuple[str, str]:
+            return f"2 of 5 records of {split} give no row", "mend them"
+
+    data = Ties(THREE)
+    found = [list(made(data, tmp_path).left_out) for _ in range(2)]
+    assert found == [["2 of 5 records of train give no row", "mend them"]] * 2 and data.read == 1
+    assert not made(THREE[:2], tmp_path).left_out
+
+
 def test_a_row_of_exactly_the_longest_length_is_not_cut(tmp_path: Path) -> None:
     assert made([row()], tmp_path, max_length=7).cut == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -32,6 +32,10 @@ class Data(ABC):
     @abstractmethod
     def rows(self, split: str) -> Iterable[Row]:
         """The rows of a split, always in the same order."""
+
+    def left_out(self, split: str) -> Sequence[str]:
+        """What of a split, when it was last read, gave no row, and a cure, in words for the user; empty: nothing."""
+        return ()
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -54,6 +54,7 @@ class Loss(ABC):
     weight: its share in a mixture. by_tokens: True where it is a sum over the tokens of chosen answers (and of prompts,
     where these are learned), and so divided by their number in the whole step; else by the number of pairs.
     needs_reference: True where it means nothing without one.
+    by_means: True where it divides an answer's log-probability by its tokens, so that all of them have to count whole.
     by_preference: True where it looks at `Pairs.logits` or its parts, which are what a divergence changes.
     looks_around: True where a pair's loss depends on the other pairs of the step.
     needs_distribution: True where it compares whole distributions over the vocabulary. It then is a sum over the
@@ -65,6 +66,7 @@ class Loss(ABC):
     weight: float = 1.0
     by_tokens: bool = False
     needs_reference: bool = False
+    by_means: bool = False
     by_preference: bool = False
     looks_around: bool = False
     needs_distribution: bool = False

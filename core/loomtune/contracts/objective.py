@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts.batch import NO_PARENT, Batch, Drawn, Sample, Step
 from loomtune.contracts.data import Row
 from loomtune.contracts.loss import Loss
-from loomtune.contracts.model import Head, Tokenizer
+from loomtune.contracts.model import Head, Model, Tokenizer
 from loomtune.contracts.record import Record
 from loomtune.contracts.reward import Reward
 from loomtune.contracts.role import Role
@@ -73,6 +73,10 @@ class Objective(ABC):
     def roles(self) -> Mapping[str, RoleSpec]:
         """The networks that take part; only a trained policy unless said otherwise."""
         return {"policy": RoleSpec(trained=True)}
+
+    def suits(self, models: Mapping[str, Model]) -> None:
+        """Raises UserError where a role's own model cannot take part; without torch, before any process exists."""
+        return
 
     def records(self) -> Mapping[str, Record]:
         """Columns of the rows' samples that frozen roles fill, by name, read once before the first step and kept.
@@ -138,6 +142,10 @@ class Objective(ABC):
     def needs_targets(self) -> bool:
         """False where rows are prompts alone, so that a sample without a target is not a mistake."""
         return True
+
+    def is_likelihood(self) -> bool:
+        """Whether the terms are the targets' negative log-likelihood, of whose mean the exponential is a perplexity."""
+        return False
 
     @abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, float]:

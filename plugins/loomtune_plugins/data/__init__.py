@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loomtune import hookimpl
 from loomtune.contracts import Data
 from loomtune.offers import Offer, Trait
+from loomtune.plan import Finding, Plan
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.oasst_settings import OasstSettings
 from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
@@ -54,3 +55,16 @@ def datas() -> Sequence[Offer[Data]]:
             provides=frozenset({Trait.COMPLETIONS, Trait.TEXTS}),
         ),
     )
+
+
+@hookimpl
+def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
+    """Wrong queries are made for objectives of pairs or labels; those of completions never look at them."""
+    data = next(iter(plan.choices("data").values()), {})
+    objective = next(iter(plan.choices("objective").values()), {}).get("name")
+    if not data.get("mistakes") or data["name"] != "sql_quiz" or objective not in ("sft", "distill"):
+        return []
+    what = (
+        f"data.mistakes=[{','.join(data['mistakes'])}] is never used: objective={objective} reads right queries alone"
+    )
+    return [Finding(what, "leave it out, or choose an objective of pairs or labels, such as dpo")]

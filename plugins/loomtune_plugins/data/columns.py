@@ -9,7 +9,7 @@ from typing import Any
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.ordered import Answer, extremes, pairs, preference, tiers
 from loomtune_plugins.data.sources import Source, choose, has
-from loomtune_plugins.data.values import RecordError, conversation, kind, label, listed, number, spoken, text
+from loomtune_plugins.data.values import RecordError, apart, conversation, kind, label, listed, number, spoken, text
 
 ROW = ("messages", "prompt", "chosen", "rejected", "completion", "label", "text")
 """What rows have of their own; a record's other columns ride along."""
@@ -44,9 +44,10 @@ class Columns:
 
         Rows of one prompt are told from others by that prompt, so that none of them is in another split.
         """
-        beside = {column: value for column, value in record.items() if column == "label" or column not in ROW}
         values = {key: self._value(record, key, column) for key, column in self.columns.items()}
-        rows = [{**beside, **made, "origin": origin} for made in self._made(values)]
+        if "chosen" in values and "prompt" not in values:
+            values = apart(**values)
+        rows = [{**made, **_beside(record, made), "origin": origin} for made in self._made(values)]
         return {"prompt": values["prompt"]} if self._is_of_many else learned(rows[0]), rows
 
     @property
@@ -80,6 +81,12 @@ class Columns:
     def _value(self, record: Mapping[str, Any], key: str, column: str) -> Any:
         read = _READ.get(key) or (spoken if self.source.spoken else text)
         return read(_cell(record, column), f"'{column}'")
+
+
+def _beside(record: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that ride along. A margin of the file's own is the one that somebody meant."""
+    own = {*ROW} - ({"label"} - {*made})
+    return {column: value for column, value in record.items() if column not in own}
 
 
 def learned(row: Mapping[str, Any]) -> dict[str, Any]:

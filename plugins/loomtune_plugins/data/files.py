@@ -18,7 +18,7 @@ from loomtune_plugins.data.paths import absence, content_digest, find
 from loomtune_plugins.data.split_settings import SplitSettings
 from loomtune_plugins.data.values import RecordError
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when the same files and settings give other rows."""
 
 SHOWN = 5
@@ -61,6 +61,7 @@ class Files:
     ) -> None:
         self.settings, self._read, self._begin, self._cure, self._barren = settings, read, begin, cure, barren
         self._faults = list(faults)
+        self._left_out: dict[str, Sequence[str]] = {}
         self._patterns = {"train": settings.path, "validation": settings.validation, "test": settings.test}
 
     def check(self) -> None:
@@ -82,7 +83,21 @@ class Files:
         found = self._mapped(self._paths("train" if self._is_held_out(split) else split))
         if split in ("train", "validation") and self._holds_out:
             found = (one for one in found if (_number(one[0]) <= self._threshold) == (split == "validation"))
-        return itertools.islice((row for _, rows in found for row in rows), self.settings.limit or None)
+        return itertools.islice(self._counted(split, found), self.settings.limit or None)
+
+    def left_out(self, split: str) -> Sequence[str]:
+        """How many of a split's records gave no row when it was last read, and what to do about it."""
+        return self._left_out.get(split, ())
+
+    def _counted(self, split: str, found: Iterable[tuple[Any, list[dict[str, Any]]]]) -> Iterator[Row]:
+        """The rows, and beside them what gives none, which is known after each record: there may be a limit."""
+        barren = 0
+        self._left_out.pop(split, None)
+        for count, (_, rows) in enumerate(found, start=1):
+            barren += not rows
+            if barren:
+                self._left_out[split] = f"{barren} of {count} records of {split} give no row", self._barren
+            yield from rows
 
     def fingerprint(self) -> str:
         """Digest of the files' names and contents, of the mapping and of this code's version."""

@@ -6,7 +6,7 @@ import bz2
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -38,6 +38,10 @@ class Jsonl(Data):
     def rows(self, split: str) -> Iterable[Row]:
         """Rows in the order of the file."""
         return self._files.rows(split)
+
+    def left_out(self, split: str) -> Sequence[str]:
+        """How many records of a split gave no row when it was last read, and a cure."""
+        return self._files.left_out(split)
 
     def fingerprint(self) -> str:
         """Digest of the files' contents and of the mapping."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from loomtune.contracts import Data, Row
@@ -40,6 +40,10 @@ class Oasst(Data):
     def rows(self, split: str) -> Iterable[Row]:
         """Rows in the order of the files, and in a tree from its first message on."""
         return self._files.rows(split)
+
+    def left_out(self, split: str) -> Sequence[str]:
+        """How many records of a split gave no row when it was last read, and a cure."""
+        return self._files.left_out(split)
 
     def fingerprint(self) -> str:
         """Digest of the files' contents and of the settings."""

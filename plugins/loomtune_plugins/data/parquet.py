@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,10 @@ class Parquet(Data):
     def rows(self, split: str) -> Iterable[Row]:
         """Rows in the order of the files."""
         return self._files.rows(split)
+
+    def left_out(self, split: str) -> Sequence[str]:
+        """How many records of a split gave no row when it was last read, and a cure."""
+        return self._files.left_out(split)
 
     def fingerprint(self) -> str:
         """Digest of the files' contents and of the mapping."""

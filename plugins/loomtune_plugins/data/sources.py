@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loomtune.errors import Fault, UserError, near
@@ -17,7 +17,8 @@ class Source:
     """Columns from which rows of a format are made.
 
     keys: what the columns are to each other; each is the name of a setting. asks: what has to be set before `auto`
-        takes this source, because other files use the word for something else.
+        takes this source, because other files use the word for something else; `turns`: answers that are
+        conversations, and so say themselves what they answer.
     """
 
     format: str
@@ -38,6 +39,7 @@ class Source:
 SOURCES = (
     Source("messages", ("messages",)),
     Source("preference", ("prompt", "chosen", "rejected")),
+    Source("preference", ("chosen", "rejected"), asks="turns"),
     Source("preference", ("prompt", "answers", "scores")),
     Source("preference", ("prompt", "answers", "ranks")),
     Source("preference", ("prompt", "answers"), asks="answers"),
@@ -50,6 +52,7 @@ SOURCES = (
     Source("unpaired", ("prompt", "answers", "ranks"), asks="format"),
     Source("unpaired", ("prompt", "answers"), asks="format"),
     Source("unpaired", ("prompt", "chosen", "rejected"), asks="format"),
+    Source("unpaired", ("chosen", "rejected"), asks="turns"),
     Source("completion", ("prompt", "answers", "scores"), asks="format"),
     Source("completion", ("prompt", "answers", "ranks"), asks="format"),
     Source("completion", ("prompt", "answers"), asks="format"),
@@ -92,12 +95,15 @@ def _source(settings: FileSettings, named: Mapping[str, str], record: Mapping[st
     takes = [source for source in SOURCES if settings.format in ("auto", source.format)]
     if settings.format != "auto":
         _refuse_strangers(named, takes, settings.format)
-    takes = [source for source in takes if {*named} <= {*source.keys}]
+    begins = isinstance(record.get(named.get("chosen", "chosen")), list)
+    takes = [source for source in takes if {*named} <= {*source.keys} and (begins or source.asks != "turns")]
     if settings.threshold is not None:
         takes = [source for source in takes if source.by_threshold] or takes
     if settings.format == "auto":
         takes = [source for source in takes if _may_be_guessed(source, settings, named, record)]
     lacking = {source: sum(not has(record, named.get(key, key)) for key in source.keys) for source in takes}
+    if settings.threshold is not None and {*named} <= {"prompt"} and all(lacking.values()):
+        return _source(replace(settings, threshold=None), named, record, where)  # which then is told as never used
     if takes and (named or settings.format != "auto" or not min(lacking.values())):
         return min(takes, key=lambda source: lacking[source])
     told = " and ".join(f"data.{key}={column}" for key, column in named.items())
@@ -112,6 +118,8 @@ def _may_be_guessed(source: Source, settings: FileSettings, named: Collection[st
     """Whether `auto` may take it: a label where there is one to see, other words only where somebody set them."""
     if source.asks == "label":
         return "label" in named or is_label(record.get("label"))
+    if source.asks == "turns":
+        return source.format == "preference"
     if source.asks == "threshold":
         return settings.threshold is not None or "score" in named
     return not source.asks or source.asks in named

@@ -15,6 +15,9 @@ from loomtune.contracts import Data, Row
 from loomtune.errors import Fault, UserError, near
 from loomtune_plugins.data.sql_quiz_settings import FORMATS, MISTAKES, SqlCorpusSettings, SqlQuizSettings
 
+VERSION = 2
+"""Part of the fingerprint: raise it when the same questions become other rows."""
+
 
 class SqlQuiz(Data):
     """Questions over generated SQLite schemas. Train, validation and test share no table or column name."""
@@ -42,7 +45,8 @@ class SqlQuiz(Data):
         """One for each of the generator's questions.
 
         `chosen` is the right query and `rejected` one that was run and answers something else; `mistake` says what is
-        wrong with it. With labels, `completion` is either of them, by a coin that belongs to the question.
+        wrong with it. With labels, `completion` is either of them, by a coin that belongs to the question, and `gold`
+        the right one.
         """
         from loomtune_plugins.data.sql_quiz.generate import rows, wrong_queries
 
@@ -50,15 +54,16 @@ class SqlQuiz(Data):
         for number, row in enumerate(rows(split, self._counts[split], self.settings.seed), start=1):
             rng = random.Random(f"{self.settings.seed}-{row['schema']}")
             wrong = next(wrong_queries(row, rng, asked_for))
-            pair: dict[str, Any] = {"chosen": row["completion"], "rejected": wrong.query, "mistake": wrong.kind}
+            said: dict[str, Any] = {"chosen": row["completion"], "rejected": wrong.query}
             if self.settings.format == "unpaired":
                 wanted = rng.random() < 0.5
-                pair |= {"completion": pair["chosen" if wanted else "rejected"], "label": wanted}
-            yield {**row, **pair, "origin": f"sql_quiz/{split}:{number}"}
+                answer = said["chosen" if wanted else "rejected"]
+                said = {"completion": answer, "label": wanted, "gold": row["completion"]}
+            yield {**row, **said, "mistake": wrong.kind, "origin": f"sql_quiz/{split}:{number}"}
 
     def fingerprint(self) -> str:
         """Digest of the settings and of the generator's source: another grammar makes other rows."""
-        return _digest(asdict(self.settings))
+        return _digest({**asdict(self.settings), "version": VERSION})
 
 
 class SqlCorpus(Data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,6 +58,18 @@ def conversation(value: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise RecordError(f"{where} is {kind(value)}, not a list of messages")
     return [_turn(turn, f"{where} message {count}") for count, turn in enumerate(value, start=1)]
+
+
+def apart(chosen: Any, rejected: Any) -> dict[str, Any]:
+    """A prompt, which is what two conversations begin with, and what of each comes after. Raises RecordError."""
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise RecordError(
+            "has no prompt: 'chosen' and 'rejected' are not both conversations, which would begin with it"
+        )
+    pairs = itertools.takewhile(lambda turns: turns[0] == turns[1], zip(chosen[:-1], rejected[:-1], strict=False))
+    if not (prompt := [turn for turn, _ in pairs]):
+        raise RecordError("has no prompt: 'chosen' and 'rejected' do not begin with the same message")
+    return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
 
 
 def _turn(turn: Any, where: str) -> dict[str, Any]:

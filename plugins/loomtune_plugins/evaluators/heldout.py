@@ -21,9 +21,9 @@ Sums = dict[str, tuple[float, float]]
 class Heldout(Evaluator):
     """The objective's own loss, and its own metrics, counted over a whole split as the loop counts them over a step.
 
-    `heldout_loss` is the sum of the objective's terms, each divided by its weight over all rows and ranks. Where the
-    loss weighs target tokens, and only there, `heldout_perplexity` is its exponential. What the objective reports
-    besides comes as `heldout_<name>`.
+    `heldout_loss` is the sum of the objective's terms, each divided by its weight over all rows and ranks. Where that
+    is a likelihood and weighs target tokens, and only there, `heldout_perplexity` is its exponential: that of a
+    divergence from a teacher says nothing. What the objective reports besides comes as `heldout_<name>`.
     """
 
     def __init__(self, settings: HeldoutSettings) -> None:
@@ -47,7 +47,7 @@ class Heldout(Evaluator):
         loss = sum(sums / totals[name] for name, sums in terms.items() if totals[name])
         found = {"heldout_loss": loss}
         (targets,) = run.world.sum([float(sum(batch.target.numel() for batch in batches))])
-        if [totals[name] for name in names] == [targets]:
+        if run.objective.is_likelihood() and [totals[name] for name in names] == [targets]:
             found["heldout_perplexity"] = math.exp(min(loss, 700.0))
         return found | {f"heldout_{name}": total / weight for name, (total, weight) in metrics.items() if weight}
 

@@ -74,8 +74,8 @@ class SQLAccuracy(Evaluator):
 
 
 def gold(row: Row) -> str | None:
-    """The right query of a row: the preferred answer of a pair, or its completion, which with labels may be wrong."""
-    found = row.get("chosen", row.get("completion"))
+    """The right query of a row: what it says is right, the preferred answer of a pair, or the completion."""
+    found = row.get("gold", row.get("chosen", row.get("completion")))
     return None if found is None else str(found)
 
 

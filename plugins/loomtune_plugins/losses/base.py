@@ -16,9 +16,6 @@ class PairLoss(Loss):
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.weight = settings.weight
-        if settings.weight < 0:
-            what = f"loss.{self.name}.weight={settings.weight} would unlearn what the loss wants"
-            raise UserError.of(what, f"set loss.{self.name}.weight to 0 or more")
         self.check()
 
     def check(self) -> None:

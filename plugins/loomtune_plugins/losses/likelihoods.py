@@ -38,6 +38,7 @@ class Simpo(PairLoss):
     """
 
     name = "simpo"
+    by_means = True
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         chosen, rejected = (self._reward(mean) for mean in means(pairs))
@@ -53,6 +54,7 @@ class OddsRatio(PairLoss):
     """Hong et al. 2024, "ORPO", equations 6 and 7: beta (their lambda) times the log-sigmoid of the log odds ratio."""
 
     name = "odds_ratio"
+    by_means = True
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         chosen, rejected = means(pairs)

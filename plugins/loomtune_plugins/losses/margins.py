@@ -47,6 +47,7 @@ class SigmoidNorm(ByPreference):
     """Lambert et al. 2024, "Tulu 3", equation 6: DPO of means over tokens instead of sums."""
 
     name = "sigmoid_norm"
+    by_means = True
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         return -log_sigmoid(pairs.beta * _of_means(pairs))
@@ -65,6 +66,7 @@ class Ipo(ByPreference):
     """Azar et al. 2023, "A General Theoretical Paradigm", equation 17, of means over tokens, as its authors did."""
 
     name = "ipo"
+    by_means = True
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         return (_of_means(pairs) - 1 / (2 * pairs.beta)).square()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from loomtune import hookimpl
 from loomtune.contracts import Objective
@@ -103,6 +103,11 @@ def objectives() -> Sequence[Offer[Objective]]:
 
 @hookimpl
 def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
+    """What objectives ask of other choices, and where they would do something else than their names say."""
+    return [*_alone(plan, provided), *_references(plan), *_weights(plan)]
+
+
+def _alone(plan: Plan, provided: Mapping[str, str]) -> list[Finding]:
     """KTO measures each prompt with the answer of another row of its step; on-policy distillation writes answers."""
     chosen = next(iter(plan.choices("objective").values()), {})
     if chosen.get("name") == "distill" and chosen["on_policy"] and Trait.GENERATION not in provided:
@@ -112,3 +117,29 @@ def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
         return []
     what = f"objective=kto with batch.size={plan.root.batch.size} has no answer to another prompt to measure z0 on"
     return [Finding(what, "set batch.size to at least 2, or objective.variant=apo_zero_unpaired")]
+
+
+def _references(plan: Plan) -> Iterator[Finding]:
+    """An adapter's reference is the model with the adapter off, so also without what a saved one had learned."""
+    objective = next(iter(plan.choices("objective")), "")
+    adapter = next(iter(plan.choices("adapter").values()), {})
+    if adapter.get("path") and (objective in ("dpo", "kto") or (objective == "sft" and plan.choices("loss"))):
+        what = f"objective={objective} compares with the model without its adapter, so not with what the saved adapter"
+        what += f" of adapter.path={adapter['path']} makes of it, which is where training begins"
+        beneath = f"adapter.under=[{adapter['path']}] instead, or " if "under" in adapter else ""
+        cure = f"set {beneath}model.path to a model into which it is merged"
+        yield Finding(what, cure, fatal=False)
+
+
+def _weights(plan: Plan) -> Iterator[Finding]:
+    """Of all losses, whoever made them. A weight of 0 is how one is watched without being learned."""
+    for name, node in plan.choices("loss").items():
+        weight = node.get("weight")
+        if not isinstance(weight, int | float):
+            continue
+        if weight < 0:
+            what = f"loss.{name}.weight={weight} would unlearn what the loss wants"
+            yield Finding(what, f"set loss.{name}.weight above 0")
+        elif weight == 0:
+            what = f"loss.{name}.weight=0 learns nothing of it"
+            yield Finding(what, f"leave {name} out of loss, unless its metrics are wanted", fatal=False)

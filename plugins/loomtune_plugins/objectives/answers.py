@@ -9,7 +9,7 @@ import numpy as np
 
 from loomtune.contracts import Row, Segment, Tokenizer
 from loomtune.errors import Fault
-from loomtune_plugins.objectives.encoding import Encoded, answered, begin, prompt
+from loomtune_plugins.objectives.encoding import Encoded, answered, begin, lacking, prompt
 from loomtune_plugins.objectives.pairs_settings import TextSettings
 
 PROMPT, CHOSEN, REJECTED = range(3)
@@ -39,7 +39,8 @@ def compared(
 ) -> tuple[Segment, ...]:
     """The prompt's segment, and one for each answer, each chain cut to `max_length` tokens.
 
-    Without any target where an answer is cut off whole: such a row is left out, not compared with nothing.
+    Without any target where an answer is cut off whole: such a row is left out, not compared with nothing. An answer
+    to an empty prompt has nothing before its first token, which so is no target.
     keys: the row's columns of answers. prompts: whether the prompt's tokens are targets too.
     Raises ValueError, in words for the user, where an answer is missing or changes the prompt before it.
     """
@@ -52,6 +53,7 @@ def compared(
             raise ValueError("the chat template writes the prompt otherwise once an answer follows it")
         rest = slice(len(before), max(max_length, len(before)))
         learned = np.array(answer.learned[rest], np.bool_)
+        learned[:1] &= bool(before)
         segments.append(Segment(np.array(answer.ids[rest], np.int32), learned, PROMPT))
     if all(segment.is_target.any() for segment in segments[1:]):
         return tuple(segments)
@@ -61,7 +63,8 @@ def compared(
 def _answer(row: Row, key: str, tokenizer: Tokenizer, settings: TextSettings) -> Encoded:
     """The row as if it had this answer alone."""
     if key not in row:
-        raise ValueError(f"has no {key} answer")
+        cure = "set data.format=unpaired" if key == "completion" else "set data.format=preference, or leave it out"
+        raise lacking(row, f"no {key} answer", cure)
     alone = _with(row, row[key])
     encoded = answered(alone, tokenizer, separator=settings.separator, last_only=True)
     begin(encoded, alone, tokenizer, settings.bos)

@@ -7,11 +7,12 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from loomtune.contracts import Batch, Drawn, LossSums, Objective, Record, RoleSpec, Row, Sample, Tokenizer, View
+from loomtune.contracts import Batch, Drawn, LossSums, Model, Objective, Record, RoleSpec, Row, Sample, Tokenizer, View
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import Fault, UserError
+from loomtune.errors import Fault
 from loomtune_plugins.objectives import distill_on_policy, distill_top_k
 from loomtune_plugins.objectives.distill_settings import DistillSettings
+from loomtune_plugins.objectives.encoding import refuse
 from loomtune_plugins.objectives.sft import Sft
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
@@ -35,6 +36,11 @@ class Distill(Objective):
     def roles(self) -> Mapping[str, RoleSpec]:
         """The policy, and a model of its own that teaches it."""
         return {"policy": RoleSpec(trained=True), "teacher": RoleSpec(trained=False)}
+
+    def suits(self, models: Mapping[str, Model]) -> None:
+        """What is stored of a teacher is of no more tokens than it has."""
+        if self.settings.teacher_logits == "stored":
+            refuse(distill_top_k.too_many(self.settings.top_k, models[distill_top_k.NAME].vocabulary()))
 
     def records(self) -> Mapping[str, Record]:
         """What the teacher says of the rows' own answers, unless it is read in each step."""
@@ -102,5 +108,4 @@ def _check(settings: DistillSettings) -> None:
     if settings.temperature <= 0:
         what = f"objective.temperature={settings.temperature} divides nothing"
         faults.append(Fault(what, "set objective.temperature above 0"))
-    if faults:
-        raise UserError(*faults)
+    refuse(faults)

@@ -17,6 +17,7 @@ from loomtune.contracts import Batch, Record, View
 from loomtune.contracts.objective import Roles
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.objectives.distill_settings import DistillSettings
+from loomtune_plugins.objectives.encoding import refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ def faults(settings: DistillSettings) -> Iterator[Fault]:
     """What is wrong with the settings, and which would have no effect."""
     if settings.teacher_logits not in ("live", "stored"):
         what = f"objective.teacher_logits={settings.teacher_logits} is not known"
-        yield Fault(what, "set it to live or stored")
+        yield Fault(what, "set objective.teacher_logits to live or stored")
     if settings.top_k < 1:
         yield Fault(f"objective.top_k={settings.top_k} keeps nothing", "set objective.top_k to at least 1")
     if settings.teacher_logits == "live" and settings.top_k != DistillSettings().top_k:
@@ -41,6 +42,14 @@ def faults(settings: DistillSettings) -> Iterator[Fault]:
     if settings.teacher_logits == "stored" and settings.on_policy > 0:
         what = "objective.teacher_logits=stored says nothing of the answers that objective.on_policy will bring"
         yield Fault(what, "set objective.teacher_logits=live, or objective.on_policy=0")
+
+
+def too_many(k: int, vocabulary: int) -> list[Fault]:
+    """The fault of more tokens than a teacher has."""
+    if k <= vocabulary:
+        return []
+    what = f"objective.top_k={k} is more than the teacher's {vocabulary} tokens"
+    return [Fault(what, f"set objective.top_k to at most {vocabulary}")]
 
 
 def records(settings: DistillSettings) -> Mapping[str, Record]:
@@ -74,9 +83,7 @@ def kept(logits: Tensor, k: int, temperature: float) -> Tensor:
     """
     import torch
 
-    if k > logits.shape[-1]:
-        what = f"objective.top_k={k} is more than the teacher's {logits.shape[-1]} tokens"
-        raise UserError.of(what, f"set objective.top_k to at most {logits.shape[-1]}")
+    refuse(too_many(k, logits.shape[-1]))
     log_p = logits.log_softmax(-1)
     top, ids = log_p.topk(k, -1)
     beyond = (log_p / temperature).logsumexp(-1, keepdim=True)

@@ -31,19 +31,31 @@ class Dpo(Pairwise):
         _check(settings)
 
     def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
-        """Also refuses a divergence that none of the losses looks at, and to store what a loss needs alive."""
+        """Also refuses to store what a loss needs alive, and to divide by tokens that count less than one."""
         super().use(losses, rewards)
-        if self.settings.divergence != "reverse_kl" and not any(loss.by_preference for loss in losses.values()):
-            what = f"objective.divergence={self.settings.divergence} has no effect with loss=[{','.join(losses)}]"
-            raise UserError.of(what, "leave it out, or choose a loss of the difference of preferences, such as sigmoid")
-
+        means = [name for name, loss in losses.items() if loss.by_means]
+        if means and self.settings.tail != 1.0:
+            what = f"loss={means[0]} is of means over tokens, and objective.tail={self.settings.tail} of sums"
+            raise UserError.of(what, "leave objective.tail out, or choose a loss of sums, such as sigmoid")
         alive = [name for name, loss in losses.items() if loss.needs_distribution]
         if alive and self.settings.reference == "stored":
             what = f"loss={alive[0]} compares whole distributions, of which objective.reference=stored keeps one number"
             raise UserError.of(what, "set objective.reference=live, or leave it out")
 
+    def read(self) -> dict[str, bool]:
+        """A loss of means of the policy alone reads no reference, say, which then would serve metrics only."""
+        chosen = self.losses.values()
+        referred = any(loss.needs_reference or loss.by_preference or loss.needs_distribution for loss in chosen)
+        found = super().read()
+        return found | {
+            "divergence": any(loss.by_preference for loss in chosen),
+            "reference": referred,
+            "tail": found["beta"],
+            "weighting": not all(loss.needs_distribution for loss in chosen),
+        }
+
     def roles(self) -> Mapping[str, RoleSpec]:
-        """The policy, and what it began as."""
+        """The policy, and what it is compared with."""
         return references.roles()
 
     def records(self) -> Mapping[str, Record]:

@@ -26,7 +26,10 @@ BOS = ("auto", "always", "never")
 def unknown(settings: Any, **known: Sequence[str]) -> list[Fault]:
     """A fault of each setting that has none of its known values."""
     return [
-        Fault(f"objective.{key}={value} is not known.{near(value, values)}", f"set it to {' or '.join(values)}")
+        Fault(
+            f"objective.{key}={value} is not known.{near(value, values)}",
+            f"set objective.{key} to {' or '.join(values)}",
+        )
         for key, values in known.items()
         if (value := getattr(settings, key)) not in values
     ]
@@ -157,7 +160,8 @@ def answered(row: Row, tokenizer: Tokenizer, *, separator: str = "", last_only: 
     elif "text" in row:
         encoded = join([Piece(text_of(row, "text"), True)], tokenizer)
     else:
-        raise ValueError("has neither a completion nor messages nor text, one of which objective=sft learns from")
+        cure = "set data.format=completion or messages, or for pairs data.completion=chosen"
+        raise lacking(row, "neither a completion nor messages nor text, one of which objective=sft learns from", cure)
     encoded.end(tokenizer.eos_id)
     return encoded
 
@@ -187,6 +191,18 @@ def prompt(row: Row, tokenizer: Tokenizer, *, separator: str = "", bos: str = "a
     encoded = join([Piece(text, False)], tokenizer)
     begin(encoded, row, tokenizer, bos)
     return encoded.ids
+
+
+def lacking(row: Row, what: str, cure: str) -> ValueError:
+    """That a row is of another form than its objective reads, with what it has."""
+    if "answers" in row:
+        cure = "set data.answers=answers, the best first, or " + cure.removeprefix("set ")
+    return ValueError(f"has {what}; it has {columns(row)}: {cure}")
+
+
+def columns(row: Row) -> str:
+    """What a row has, for messages."""
+    return ", ".join(key for key in row if key != "origin") or "nothing"
 
 
 def text_of(row: Row, key: str) -> str:

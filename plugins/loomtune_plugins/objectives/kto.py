@@ -13,7 +13,7 @@ from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault
 from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import PROMPT, asked, compared, too_small
-from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
+from loomtune_plugins.objectives.encoding import BOS, lacking, refuse, unknown
 from loomtune_plugins.objectives.kto_settings import VARIANTS, KtoSettings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from loomtune.world import World
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 ANSWER, MISMATCHED = 1, 2
@@ -62,7 +62,7 @@ class Kto(Objective):
         self.mismatches = settings.variant == "kto"
 
     def roles(self) -> Mapping[str, RoleSpec]:
-        """The policy, and what it began as."""
+        """The policy, and what it is compared with."""
         return references.roles()
 
     def records(self) -> Mapping[str, Record]:
@@ -71,7 +71,10 @@ class Kto(Objective):
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt and the answer behind it; the answer to mismatch joins them where a step is made."""
-        label = row.get("label")
+        if "label" not in row:
+            cure = "set data.format=unpaired, or data.score= and data.threshold= to make labels of scores"
+            raise lacking(row, "no label, which objective=kto wants", cure)
+        label = row["label"]
         if not isinstance(label, bool | int) or label not in (0, 1):
             raise ValueError(f"has the label {label!r}, not true or false")
         segments = compared(row, tokenizer, self.settings, max_length, keys=("completion",))
@@ -150,7 +153,9 @@ class Kto(Objective):
 def _mismatched(sample: Sample, other: Sample, max_length: int) -> Sample:
     """A sample with another's answer, cut to what room its own prompt leaves."""
     answer, room = other.segments[ANSWER], max(0, max_length - len(sample.segments[PROMPT].tokens))
-    foreign = Segment(answer.tokens[:room], answer.is_target[:room], PROMPT)
+    learned = answer.is_target[:room].copy()
+    learned[:1] &= bool(len(sample.segments[PROMPT].tokens))
+    foreign = Segment(answer.tokens[:room], learned, PROMPT)
     return replace(sample, segments=(*sample.segments, foreign))
 
 
@@ -178,4 +183,7 @@ def _check(settings: KtoSettings) -> None:
     for name in ("desirable", "undesirable"):
         if (value := getattr(settings, name)) < 0:
             faults.append(Fault(f"objective.{name}={value} is negative", f"set objective.{name} to 0 or more"))
+    if settings.desirable == settings.undesirable == 0:
+        what = "objective.desirable=0 and objective.undesirable=0 leave nothing to learn from"
+        faults.append(Fault(what, "set one of them above 0"))
     refuse(faults)

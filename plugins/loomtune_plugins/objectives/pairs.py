@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Step, Tokenizer
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from loomtune.world import World
     from loomtune_plugins.objectives.pairs_settings import PairsSettings
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 
@@ -45,16 +46,26 @@ class Pairwise(Objective):
         self.losses = dict(losses)
         if not losses:
             raise UserError.of("no loss is chosen", "set loss=[sigmoid], or another that `loomtune plugins` lists")
-        faults = [
-            Fault(
-                f"loss={name} compares with a reference, which this objective has none of",
-                f"leave loss={name} out, or set objective=dpo",
-            )
-            for name, loss in self.losses.items()
-            if loss.needs_reference and not self.refers
-        ]
-        if faults:
-            raise UserError(*faults)
+        refuse([*self._without_reference(), *self._without_effect()])
+        if not any(loss.weight for loss in losses.values()):
+            raise UserError.of("every chosen loss has the weight 0", f"set loss.{next(iter(losses))}.weight above 0")
+
+    def _without_reference(self) -> Iterator[Fault]:
+        for name, loss in self.losses.items():
+            if (loss.needs_reference or loss.needs_distribution) and not self.refers:
+                what = f"loss={name} compares with a reference, which this objective has none of"
+                yield Fault(what, f"leave loss={name} out, or set objective=dpo")
+
+    def _without_effect(self) -> Iterator[Fault]:
+        defaults = type(self.settings)()
+        for key, read in self.read().items():
+            if not read and (value := getattr(self.settings, key)) != getattr(defaults, key):
+                what = f"objective.{key}={str(value).lower()} has no effect with loss=[{','.join(self.losses)}]"
+                yield Fault(what, f"leave objective.{key} out, or choose a loss that it changes")
+
+    def read(self) -> dict[str, bool]:
+        """The settings that some losses pass over, and whether one that is chosen does not."""
+        return {"beta": any(_prefers(loss) for loss in self.losses.values())}
 
     def terms(self) -> Mapping[str, str]:
         """One for each loss."""
@@ -94,45 +105,49 @@ class Pairwise(Objective):
 
     def loss(self, roles: Roles, batch: Batch, totals: Totals, statistics: Mapping[str, Any]) -> LossSums:
         """Each loss of the mixture, summed over the pairs."""
-        pairs, metrics = self.pairs(roles, batch)
+        pairs, whole, metrics = self.pairs(roles, batch)
         terms = {}
         for name, loss in self.losses.items():
-            values = loss.of(pairs, statistics.get(name))
+            values = loss.of(whole if loss.by_tokens else pairs, statistics.get(name))
             terms[name] = loss.weight * (values if loss.needs_distribution else values * pairs.importance).sum()
         return LossSums(terms, metrics)
 
-    def pairs(self, roles: Roles, batch: Batch) -> tuple[Pairs, dict[str, tuple[Tensor, Tensor]]]:
-        """What the losses are told of a micro-batch, and what is logged of it. One pass over the policy."""
+    def pairs(self, roles: Roles, batch: Batch) -> tuple[Pairs, Pairs, dict[str, tuple[Tensor, Tensor]]]:
+        """What losses are told of a micro-batch, the same with every token counted whole, and what is logged of it.
+
+        One pass over the policy.
+        """
         import torch
 
         from loomtune.toolkit import row_sums
 
         targets, seen, known, apart = self._read(roles, batch)
-        shares = self.shares(batch)
-        policy = row_sums(targets * shares, batch)
         tokens = row_sums(torch.ones_like(targets), batch)
-        reference = row_sums(known * shares, batch)
         chosen, rejected, prompt = batch.part == CHOSEN, batch.part == REJECTED, first_copies(batch)
+
+        def sums(shares: Tensor) -> dict[str, Any]:
+            policy, reference = row_sums(targets * shares, batch), row_sums(known * shares, batch)
+            either = {"chosen": policy[chosen], "rejected": policy[rejected]}
+            return either | {"reference_chosen": reference[chosen], "reference_rejected": reference[rejected]}
+
+        whole, counted = sums(torch.ones_like(targets)), sums(self.shares(batch))
         pairs = Pairs(
             beta=self.settings.beta,
-            chosen=policy[chosen],
-            rejected=policy[rejected],
-            reference_chosen=reference[chosen],
-            reference_rejected=reference[rejected],
+            **counted,
             chosen_tokens=tokens[chosen],
             rejected_tokens=tokens[rejected],
-            prompt=policy[prompt],
+            prompt=row_sums(targets, batch)[prompt],
             prompt_tokens=tokens[prompt],
-            chosen_logits=self.preference(policy[chosen] - reference[chosen]),
-            rejected_logits=self.preference(policy[rejected] - reference[rejected]),
+            chosen_logits=self.preference(counted["chosen"] - counted["reference_chosen"]),
+            rejected_logits=self.preference(counted["rejected"] - counted["reference_rejected"]),
             importance=self.importance(targets.detach(), seen[self.settings.entropy :], batch),
             distances={loss: _answers(values, batch) for loss, values in apart.items()},
         )
-        metrics = self._metrics(pairs)
+        metrics = self._metrics(pairs, plain := replace(pairs, **whole))
         metrics |= {name: _mean(apart[loss]) for name, loss in self.losses.items() if loss in apart}
         if self.settings.entropy:
             metrics["entropy"] = _mean(seen[0])
-        return pairs, metrics
+        return pairs, plain, metrics
 
     def _read(self, roles: Roles, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor, dict[Loss, Tensor]]:
         """`(targets,)` each: log-probabilities, what the looks saw, the reference's, distances of losses that ask.
@@ -159,7 +174,7 @@ class Pairwise(Objective):
         return []
 
     def shares(self, batch: Batch) -> Tensor:
-        """`(targets,)`: what each target's log-probability counts in the sum of its answer."""
+        """`(targets,)`: what each target's log-probability counts in the preference for its answer."""
         import torch
 
         return torch.ones(len(batch.target), device=batch.target.device)
@@ -176,7 +191,7 @@ class Pairwise(Objective):
         """How much an answer is preferred, of the log-ratio of policy and reference `(pairs,)`."""
         return log_ratio
 
-    def _metrics(self, pairs: Pairs) -> dict[str, tuple[Tensor, Tensor]]:
+    def _metrics(self, pairs: Pairs, whole: Pairs) -> dict[str, tuple[Tensor, Tensor]]:
         """Means over pairs, by the names that users know from elsewhere."""
         rewards = [
             pairs.beta * (answer - reference).detach()
@@ -190,10 +205,15 @@ class Pairwise(Objective):
             "rewards/rejected": rewards[1],
             "rewards/margins": rewards[0] - rewards[1],
             "rewards/accuracies": (rewards[0] > rewards[1]).float(),
-            "logps/chosen": pairs.chosen.detach(),
-            "logps/rejected": pairs.rejected.detach(),
+            "logps/chosen": whole.chosen.detach(),
+            "logps/rejected": whole.rejected.detach(),
         }
         return {name: _mean(value) for name, value in found.items()}
+
+
+def _prefers(loss: Loss) -> bool:
+    """Whether it weighs one answer against the other, so that how much a preference counts matters."""
+    return not (loss.by_tokens or loss.needs_distribution)
 
 
 def _answers(values: Tensor, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from loomtune.contracts import Batch, LossSums, Objective, Row, Sample, Segment, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
-from loomtune_plugins.objectives.encoding import BOS, Encoded, begin, refuse, text_of, unknown
+from loomtune_plugins.objectives.encoding import BOS, Encoded, begin, lacking, refuse, text_of, unknown
 from loomtune_plugins.objectives.pretrain_settings import PretrainSettings
 
 VERSION = 1
@@ -43,6 +43,8 @@ class Pretrain(Objective):
         return [_learned(ids[start : start + max_length]) for start in range(0, max(1, len(ids) - 1), max_length - 1)]
 
     def _document(self, row: Row, tokenizer: Tokenizer) -> list[int]:
+        if "text" not in row:
+            raise lacking(row, "no plain text, which objective=pretrain learns", "set data.text= to a column of text")
         text = text_of(row, "text")
         if not text:
             raise ValueError("has an empty text")
@@ -59,6 +61,10 @@ class Pretrain(Objective):
     def fingerprint(self) -> str:
         """Digest of the settings and of the version of `samples`."""
         return hashlib.sha256(json.dumps(["pretrain", VERSION, self.settings.bos]).encode()).hexdigest()
+
+    def is_likelihood(self) -> bool:
+        """Of every token."""
+        return True
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
         """The number of target tokens."""

@@ -23,7 +23,7 @@ HELP = (
 
 
 def roles() -> Mapping[str, RoleSpec]:
-    """The policy, and what it began as."""
+    """The policy, and what it began as: the model without its adapter, which with `adapter.path` is the bare base."""
     return {"policy": RoleSpec(trained=True), NAME: RoleSpec(trained=False, twin_of="policy")}
 
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Tokenizer, View
 from loomtune.contracts.objective import Roles, Totals
-from loomtune.errors import Fault
+from loomtune.errors import Fault, near
 from loomtune_plugins.objectives.answers import CHOSEN, REJECTED, asked, compared
-from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
+from loomtune_plugins.objectives.encoding import BOS, columns, refuse, unknown
 from loomtune_plugins.objectives.reward_settings import RewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 HEAD = "reward"
 """The scalar head, `heads.reward.weight` in files."""
 
@@ -56,7 +56,9 @@ class RewardModel(Objective):
             return 0.0
         value = row.get(self.settings.margin)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"has {value!r} as its {self.settings.margin}, which is no margin")
+            named = self.settings.margin
+            told = f"it has {columns(row)}.{near(named, row)}"
+            raise ValueError(f"has {value!r} as its {named}, which is no margin for objective.margin; {told}")
         return float(value)
 
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:

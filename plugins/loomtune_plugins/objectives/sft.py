@@ -15,7 +15,7 @@ from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.encoding import BOS, answered, begin, prompt, refuse, unknown
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 
@@ -48,7 +48,12 @@ class Sft(Objective):
         return dict.fromkeys(("loss", *self.losses), "policy")
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
-        """One segment: what is given, what is learned, and the end token, which is learned unless it is cut off."""
+        """One segment: what is given, what is learned, and the end token, which is learned unless it is cut off.
+
+        A label of 0 that no format made one of wanted answers may be a class, and rides along.
+        """
+        if row.get("label") is False:
+            raise ValueError("is an unwanted answer; objective=kto learns from it, or leave such rows out")
         settings = self.settings
         encoded = answered(row, tokenizer, separator=settings.separator, last_only=settings.turns == "last")
         begin(encoded, row, tokenizer, self.settings.bos)
@@ -64,6 +69,10 @@ class Sft(Objective):
         """Digest of the settings and of the version of `sample`."""
         content = json.dumps(["sft", VERSION, asdict(self.settings)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def is_likelihood(self) -> bool:
+        """Unless a loss is added to it."""
+        return not self.losses
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
         """The number of target tokens."""

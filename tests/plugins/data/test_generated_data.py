@@ -1,14 +1,22 @@
 """The generated sources of rows, as data plugins; the generator itself has tests of its own."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loomtune import api
+from loomtune.contracts import Objective
 from loomtune.errors import UserError
+from loomtune.testing.toy import ToyTokenizer
 from loomtune_plugins.data.sql_quiz_data import SqlCorpus, SqlQuiz
 from loomtune_plugins.data.sql_quiz_settings import MISTAKES, SqlCorpusSettings, SqlQuizSettings
 from loomtune_plugins.evaluators.sql_accuracy import gold
 from loomtune_plugins.evaluators.sql_execution import executes_same
+from loomtune_plugins.objectives.dpo import Dpo
+from loomtune_plugins.objectives.dpo_settings import DpoSettings
+from loomtune_plugins.objectives.reward import RewardModel
+from loomtune_plugins.objectives.reward_settings import RewardSettings
 
 
 def test_sql_quiz_has_rows_for_completions_pairs_and_execution() -> None:
@@ -45,7 +53,9 @@ def test_sql_quiz_labels_are_of_one_answer_to_each_question() -> None:
 def test_the_right_query_of_a_labelled_row_is_not_its_wrong_answer() -> None:
     rows = SqlQuiz(SqlQuizSettings(train=20, format="unpaired")).rows("train")
     wrong = next(row for row in rows if not row["label"])
-    assert gold(wrong) == wrong["chosen"] != wrong["completion"]
+    assert gold(wrong) == wrong["gold"] != wrong["completion"]
+    right = next(row for row in SqlQuiz(SqlQuizSettings(train=20)).rows("train") if row["prompt"] == wrong["prompt"])
+    assert gold(wrong) == right["chosen"] and not {"chosen", "rejected"} & {*wrong}, "no objective of pairs reads it"
 
 
 def test_training_may_be_of_some_mistakes_and_is_measured_on_all() -> None:
@@ -68,6 +78,23 @@ def test_the_settings_know_every_kind_of_mistake() -> None:
 def test_an_unknown_choice_of_sql_quiz_is_refused(settings: dict[str, Any], cure: str) -> None:
     with pytest.raises(UserError, match=cure):
         SqlQuiz(SqlQuizSettings(**settings)).check()
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto data.format=unpaired", "reward"])
+def test_mistakes_that_an_objective_never_reads_are_refused_before_the_run(tiny_model: Path, objective: str) -> None:
+    keys = [f"model.path={tiny_model}", "data=sql_quiz", "data.mistakes=[table]", *f"objective={objective}".split()]
+    if objective == "sft":
+        with pytest.raises(UserError, match=r"data\.mistakes=\[table\] is never used: objective=sft"):
+            api.check(api.compose(keys))
+        keys.remove("data.mistakes=[table]")
+    assert not [found for found in api.check(api.compose(keys)) if "mistakes" in found.what]
+
+
+@pytest.mark.parametrize("objective", [Dpo(DpoSettings()), RewardModel(RewardSettings())])
+def test_labelled_queries_are_no_pairs(objective: Objective) -> None:
+    (row,) = SqlQuiz(SqlQuizSettings(train=1, format="unpaired")).rows("train")
+    with pytest.raises(ValueError, match=r"has no chosen answer; it has prompt, .*label.*: set data.format=preference"):
+        objective.sample(row, ToyTokenizer(), 1000)
 
 
 def test_more_rows_leave_the_first_ones_as_they_were() -> None:

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loomtune import api
 from loomtune.errors import UserError
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.jsonl import Jsonl
@@ -96,6 +98,13 @@ def test_ratings_become_pairs_with_their_difference_as_the_margin(tmp_path: Path
     assert compared(rows(tmp_path, SCORED, min_gap=5.5)) == ["high>mid", "high>also mid", "high>low"]
 
 
+def test_a_margin_that_the_file_itself_has_is_not_overwritten(tmp_path: Path) -> None:
+    assert {row["margin"] for row in rows(tmp_path, {**SCORED, "margin": 77})} == {77}
+    assert {row["margin"] for row in rows(tmp_path, {**RANKED, "margin": 77}, answers="answers")} == {77}
+    labels = rows(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b", "label": "a class"}, format="unpaired")
+    assert [row["label"] for row in labels] == [True, False]
+
+
 def test_a_threshold_makes_labels_of_ratings(tmp_path: Path) -> None:
     assert labelled(rows(tmp_path, SCORED, threshold=4)) == [
         ("low", False),
@@ -126,6 +135,39 @@ def test_pairs_become_two_labelled_rows_where_labels_are_asked_for(tmp_path: Pat
     assert all(row["id"] == 7 and "chosen" not in row for row in found)
     named = {"prompt": "q", "win": "good", "lose": "bad"}
     assert labelled(rows(tmp_path, named, format="unpaired", chosen="win", rejected="lose")) == labelled(found)
+
+
+TOLD = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "more"}]
+GOOD, BAD = ([{"role": "assistant", "content": said}] for said in ("good", "bad"))
+
+
+def test_what_two_conversations_begin_with_is_their_prompt(tmp_path: Path) -> None:
+    (row,) = rows(tmp_path, {"chosen": [*TOLD, *GOOD], "rejected": [*TOLD, *BAD], "id": 7})
+    assert (row["prompt"], row["chosen"], row["rejected"], row["id"]) == (TOLD, GOOD, BAD, 7)
+    found = rows(tmp_path, {"chosen": [*TOLD, *GOOD], "rejected": [*TOLD[:1], *BAD]}, format="unpaired")
+    rest = [*TOLD[1:], *GOOD]
+    assert [(row["prompt"], row["completion"], row["label"]) for row in found] == [
+        (TOLD[:1], rest, True),
+        (TOLD[:1], BAD, False),
+    ]
+    named = rows(tmp_path, {"win": [*TOLD, *GOOD], "lose": [*TOLD, *BAD]}, chosen="win", rejected="lose")
+    assert [(row["prompt"], row["chosen"]) for row in named] == [(TOLD, GOOD)]
+    (given,) = rows(tmp_path, {"prompt": "p", "chosen": [*TOLD, *GOOD], "rejected": [*TOLD, *BAD]})
+    assert given["prompt"] == "p", "a prompt that the file has is the prompt"
+    same = rows(tmp_path, {"chosen": [*TOLD, *GOOD], "rejected": [*TOLD, *GOOD]})
+    assert same[0]["prompt"] == TOLD, "an answer stays where both say the same"
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"chosen": GOOD, "rejected": BAD}, "rows.jsonl:2: has no prompt: .* do not begin with the same message"),
+        ({"chosen": "good", "rejected": [*TOLD, *BAD]}, "rows.jsonl:2: has no prompt: .* not both conversations"),
+    ],
+)
+def test_conversations_without_a_common_start_are_named(tmp_path: Path, record: dict, told: str) -> None:
+    good = {"chosen": [*TOLD, *GOOD], "rejected": [*TOLD, *BAD]}
+    assert re.search(told, refusal(tmp_path, good, record))
 
 
 def test_the_best_answer_is_learned_where_completions_are_asked_for(tmp_path: Path) -> None:
@@ -175,6 +217,30 @@ def test_a_prompt_without_two_different_answers_gives_no_row_and_the_others_do(t
     assert compared(rows(tmp_path, tied, SCORED, {**tied, "answers": [], "scores": []}, pairs="best_worst")) == [
         "high>low"
     ]
+
+
+def test_records_that_give_no_row_are_counted_of_each_split(tmp_path: Path) -> None:
+    tied = {**SCORED, "scores": [1, 1, 1, 1]}
+    validation = written(tmp_path / "validation.jsonl", SCORED)
+    path = written(tmp_path / "train.jsonl", SCORED, tied, SCORED, {**tied, "prompt": "other"})
+    data = Jsonl(FileSettings(path=path, validation=validation))
+    assert not data.left_out("train"), "nothing was read yet"
+    for _ in range(2):
+        assert [len(list(data.rows(split))) for split in data.splits()] == [10, 5]
+        what, cure = data.left_out("train")
+        assert what == "2 of 4 records of train give no row" and "data.min_gap" in cure
+        assert not data.left_out("validation")
+
+
+def test_a_run_tells_what_gave_no_row_each_time_it_is_prepared(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOMTUNE_CACHE", str(tmp_path / "cache"))
+    path = written(tmp_path / "train.jsonl", SCORED, {**SCORED, "scores": [1, 1, 1, 1]})
+    keys = [f"model.path={tiny_model}", "data=jsonl", f"data.path={path}", "objective=dpo", "steps=1"]
+    for number in range(2):
+        api.prepare(api.compose([*keys, f"run.dir={tmp_path}/run{number}"]))
+        assert "warning: 1 of 2 records of train give no row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -230,6 +296,19 @@ def test_a_bad_entry_of_a_list_of_objects_is_named(tmp_path: Path) -> None:
             ["data.chosen=c and data.answers=answers"],
         ),
         ({"prompt": "q", "answers": ["a", "a"]}, {"answers": "answers"}, ["no record of", "gives a row", "min_gap"]),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"threshold": 3.0}, ["data.threshold=3.0 is never used"]),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b"},
+            {"threshold": 3.0, "format": "unpaired"},
+            ["data.threshold=3.0 is never used", "prompt, chosen, rejected"],
+        ),
+        (
+            {"question": "q", "chosen": "a", "rejected": "b"},
+            {"threshold": 3.0, "prompt": "question"},
+            ["data.threshold=3.0 is never used"],
+        ),
+        ({"prompt": "q", "completion": "a", "label": True}, {"threshold": 3.0}, ["data.threshold=3.0 is never used"]),
+        ({"chosen": "a", "rejected": "b"}, {}, ["no format can be made", "data.prompt="]),
         (SCORED, {"min_gap": 100}, ["no record of", "lower data.min_gap"]),
     ],
 )

@@ -44,10 +44,14 @@ class PerToken:
     """An objective whose loss of a target is a hundredth of its id, and that reports the share of even ids."""
 
     weigh_pairs: bool = False
+    likelihood: bool = True
     seen_statistics: list[int] = field(default_factory=list)
 
     def terms(self) -> Mapping[str, str]:
         return {"loss": "policy"}
+
+    def is_likelihood(self) -> bool:
+        return self.likelihood
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
         return {"loss": len(batch.sample_numbers) / 2 if self.weigh_pairs else float(len(batch.target))}
@@ -117,6 +121,27 @@ def test_the_objectives_own_metrics_are_means_over_the_split() -> None:
 def test_a_loss_that_does_not_weigh_tokens_has_no_perplexity() -> None:
     found = Heldout(HeldoutSettings()).evaluate(a_run(2, 3, objective=PerToken(weigh_pairs=True)))
     assert "heldout_perplexity" not in found and "heldout_loss" in found
+
+
+def test_a_divergence_has_no_perplexity_though_it_weighs_tokens() -> None:
+    found = Heldout(HeldoutSettings()).evaluate(a_run(2, 3, objective=PerToken(likelihood=False)))
+    assert "heldout_perplexity" not in found and "heldout_loss" in found
+
+
+def test_only_what_learns_the_targets_alone_is_a_likelihood() -> None:
+    from loomtune_plugins.losses.distributions import Kl
+    from loomtune_plugins.losses.settings import KlSettings
+    from loomtune_plugins.objectives.distill import Distill
+    from loomtune_plugins.objectives.distill_settings import DistillSettings
+    from loomtune_plugins.objectives.pretrain import Pretrain
+    from loomtune_plugins.objectives.pretrain_settings import PretrainSettings
+    from loomtune_plugins.objectives.sft import Sft
+    from loomtune_plugins.objectives.sft_settings import SftSettings
+
+    anchored = Sft(SftSettings())
+    anchored.use({"kl": Kl(KlSettings())}, {})
+    made = Sft(SftSettings()), Pretrain(PretrainSettings()), anchored, Distill(DistillSettings())
+    assert [one.is_likelihood() for one in made] == [True, True, False, False]
 
 
 def test_statistics_are_of_the_whole_split() -> None:

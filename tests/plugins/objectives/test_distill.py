@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loomtune.errors import UserError
 from loomtune.testing import check_objective, loss_of
+from loomtune.testing.toy import ToyTokenizer
 from loomtune_plugins.objectives import distill_divergence
 from loomtune_plugins.objectives.distill import Distill
 from loomtune_plugins.objectives.distill_divergence import compared, divergence
@@ -111,6 +112,13 @@ def test_a_teacher_of_another_vocabulary_is_refused() -> None:
 def test_settings_that_say_nothing_are_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         Distill(DistillSettings(**settings))
+
+
+def test_an_unwanted_answer_is_not_what_a_teacher_is_asked_about() -> None:
+    row = {"prompt": "a loom ", "completion": "weaves cloth", "label": True}
+    assert Distill(DistillSettings()).sample(row, ToyTokenizer(), 100).targets
+    with pytest.raises(ValueError, match="is an unwanted answer"):
+        Distill(DistillSettings()).sample({**row, "label": False}, ToyTokenizer(), 100)
 
 
 def test_its_samples_are_those_of_supervised_fine_tuning_whatever_the_divergence() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from loomtune import api
 from loomtune.errors import UserError
 from loomtune_plugins.objectives.distill import Distill
 from loomtune_plugins.objectives.distill_divergence import divergence, observed
@@ -89,6 +91,14 @@ def test_more_tokens_than_there_are_and_tokens_that_the_policy_lacks_are_refused
 def test_settings_that_say_nothing_are_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         Distill(DistillSettings(**settings))
+
+
+def test_more_tokens_than_the_teacher_has_are_refused_before_any_process(tiny: list[str]) -> None:
+    for k, refused in ((WHOLE, False), (WHOLE + 1, True)):
+        plan = api.compose([*tiny, *stored(k)])
+        told = f"top_k={k} is more than the teacher's {WHOLE} tokens"
+        with pytest.raises(UserError, match=told) if refused else nullcontext():
+            api.check(plan)
 
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from formulas import LABELLED, PAIRS, Answer, Formula, Row, agree, rows_of
+from formulas import LABELLED, PAIRS, Answer, Formula, Row, agree, batch_of, roles_of, rows_of
 from loomtune.contracts import Batch, Role
 from loomtune.testing.recorded import built
 from loomtune_plugins.objectives.reward import scores
@@ -97,6 +97,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Formula]] = {
         ),
     ),
     "LD-DPO": ("dpo", {"ld_alpha": 0.3}, desensitised(0.3)),
+    "LD-DPO beside the likelihood of whole answers": (
+        "dpo",
+        {"ld_alpha": 0.3, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+        lambda rows: desensitised(0.3)(rows) + 0.5 * likelihood(rows),
+    ),
     "LD-DPO without tails": ("dpo", {"ld_alpha": 0.0}, desensitised(0.0)),
     "a mixture": (
         "dpo",
@@ -145,6 +150,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Formula]] = {
 def test_pairs_give_the_loss_and_gradients_of_the_paper(variant: str) -> None:
     name, settings, formula = VARIANTS[variant]
     agree(built(name, settings), PAIRS, lambda roles, batch: formula(rows_of(roles, batch)))
+
+
+def test_tokens_that_count_less_in_the_preference_are_logged_whole() -> None:
+    found = {}
+    for alpha in (1.0, 0.3):
+        objective = built("dpo", {"ld_alpha": alpha})
+        batch, roles = batch_of(objective, PAIRS), roles_of(objective, "policy")
+        metrics = objective.loss(roles, batch, objective.weights(batch), {}).metrics
+        found[alpha] = {name: float(value) for name, (value, _) in metrics.items()}
+    assert found[0.3]["logps/chosen"] == found[1.0]["logps/chosen"]
+    assert found[0.3]["logps/rejected"] == found[1.0]["logps/rejected"]
+    assert found[0.3]["rewards/rejected"] != found[1.0]["rewards/rejected"]
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "js_divergence", "alpha_divergence"])

@@ -89,7 +89,8 @@ def test_supervised_fine_tuning_may_be_held_near_its_base(direction: str) -> Non
         return 0.2 * (one.exp() * (one - other)).sum(-1).mean() - likelihood
 
     settings = {"loss_type": "kl", "loss_weights": [0.2], "direction": direction}
-    agree(built("sft", settings), LABELLED, formula)
+    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in LABELLED]
+    agree(built("sft", settings), rows, formula)
 
 
 def test_supervised_fine_tuning_takes_no_loss_of_answers() -> None:

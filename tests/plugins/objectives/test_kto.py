@@ -179,6 +179,19 @@ def test_a_row_with_another_label_is_refused(label: Any) -> None:
         Kto(KtoSettings()).sample({**ROWS[0], "label": label}, ToyTokenizer(), 100)
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "it has prompt, chosen, rejected: set data.format=unpaired"),
+        ({"prompt": "q", "completion": "a", "score": 3}, "it has prompt, completion, score: .*data.threshold="),
+        ({"prompt": "q", "answers": ["a", "b"]}, "it has prompt, answers: set data.answers=answers"),
+    ],
+)
+def test_a_row_of_another_form_says_what_it_has_and_how_to_read_it(row: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"has no label, which objective=kto wants; {told}"):
+        Kto(KtoSettings()).sample({**row, "origin": "rows.jsonl:1"}, ToyTokenizer(), 100)
+
+
 def test_settings_that_say_nothing_are_refused() -> None:
     with pytest.raises(UserError, match=r"variant=kta.*\n.*\n.*undesirable=-1") as refused:
         Kto(KtoSettings(variant="kta", undesirable=-1.0))

@@ -46,7 +46,8 @@ def test_a_beginning_token_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("row", [{"text": ""}, {"text": None}, {"prompt": "a", "completion": "b"}])
 def test_a_row_without_text_is_refused(row: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="text"):
+    told = "text" if "text" in row else "it has prompt, completion: set data.text="
+    with pytest.raises(ValueError, match=told):
         Pretrain(PretrainSettings()).sample(row, ToyTokenizer(), 100)
 
 

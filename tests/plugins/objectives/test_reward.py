@@ -50,6 +50,18 @@ def test_a_margin_that_a_row_has_not_is_said_of_the_row() -> None:
         objective.sample(ROWS[0], ToyTokenizer(), 100)
 
 
+def test_a_mistyped_margin_is_told_with_the_columns_that_there_are() -> None:
+    objective = RewardModel(RewardSettings(margin="margn"))
+    told = r"has None as its margn.* it has prompt, chosen, rejected, margin\. Did you mean 'margin'\?"
+    with pytest.raises(ValueError, match=told):
+        objective.sample({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1.0}, ToyTokenizer(), 100)
+
+
+def test_an_order_that_nobody_named_is_no_pair() -> None:
+    with pytest.raises(ValueError, match=r"has no chosen answer; it has prompt, answers: set data.answers=answers"):
+        RewardModel(RewardSettings()).sample({"prompt": "a", "answers": ["b", "c"]}, ToyTokenizer(), 100)
+
+
 def test_a_negative_coefficient_is_refused() -> None:
     with pytest.raises(UserError, match=r"objective\.center=-1"):
         RewardModel(RewardSettings(center=-1.0))

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,8 +114,10 @@ def test_a_long_row_is_cut_at_its_end_and_gets_no_end_token_there(tokenizer) -> 
     ("row", "reason"),
     [
         ({"prompt": "Hi"}, "neither a completion nor messages nor text"),
+        ({"prompt": "Hi", "chosen": "A", "rejected": "B"}, "it has prompt, chosen, rejected: .*data.completion=chosen"),
         ({"prompt": None, "completion": "A"}, "no text as its prompt"),
         ({"prompt": "Hi", "completion": 3}, "no text as its completion"),
+        ({**ROW, "label": False}, "is an unwanted answer; objective=kto learns from it, or leave such rows out"),
     ],
 )
 def test_a_row_that_cannot_be_learned_from_says_why(tokenizer, row, reason: str) -> None:
@@ -134,6 +137,26 @@ def test_a_row_that_cannot_be_learned_from_says_why(tokenizer, row, reason: str)
 def test_settings_that_are_none_or_contradict_each_other_are_refused(settings, cure: str) -> None:
     with pytest.raises(UserError, match=cure):
         Sft(SftSettings(**settings))
+
+
+def test_wanted_answers_are_learned_and_a_class_of_0_is_no_label(tokenizer) -> None:
+    plain = ids(sampled(ROW, tokenizer()))
+    assert ids(sampled({**ROW, "label": True}, tokenizer())) == plain == ids(sampled({**ROW, "label": 0}, tokenizer()))
+
+
+def test_half_of_the_labelled_queries_are_no_answers_to_learn(tokenizer) -> None:
+    from loomtune_plugins.data.sql_quiz_data import SqlQuiz
+    from loomtune_plugins.data.sql_quiz_settings import SqlQuizSettings
+
+    refused = 0
+    for row in SqlQuiz(SqlQuizSettings(train=20, format="unpaired")).rows("train"):
+        with suppress(ValueError):
+            sampled(row, tokenizer())
+            assert row["label"]
+            continue
+        refused += 1
+        assert not row["label"]
+    assert 0 < refused < 20
 
 
 def test_another_setting_has_another_fingerprint() -> None:
