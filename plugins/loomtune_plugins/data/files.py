@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from loomtune.contracts import Row
+from loomtune.contracts import Data, Row
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.data.paths import absence, content_digest, find
 from loomtune_plugins.data.split_settings import SplitSettings
@@ -42,8 +42,8 @@ class RowMaker(Protocol):
         """(content, rows): records of equal content are in the same split. Raises RecordError."""
 
 
-class Files:
-    """The splits of one source.
+class Files(Data):
+    """Data in files, one kind of which a subclass reads.
 
     begin: makes the mapping of a file, given its first record and where that is; raises UserError where it cannot.
     faults: what is wrong with its settings. cure: what to do with a record that cannot be read at all; barren:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from loomtune.contracts import Data, Row
 from loomtune.errors import Fault, near
 from loomtune_plugins.data import ordered
 from loomtune_plugins.data.files import Files, Record
@@ -18,36 +17,17 @@ CURE = "give an export of whole trees (`..._trees.jsonl.gz`), and mend these lin
 BARREN = "give trees in which somebody ranked replies, in the language of data.lang, or set a lower data.min_gap"
 
 
-class Oasst(Data):
+class Oasst(Files):
     """The export of trees, one a line (Köpf et al. 2023, "OpenAssistant Conversations"); `.gz` is read as it is.
 
     Messages marked deleted, synthetic or rejected by review are left out, with all that was said under them. Rows of a
     tree are never in two splits.
     """
 
+    settings: OasstSettings
+
     def __init__(self, settings: OasstSettings) -> None:
-        self.settings = settings
-        self._files = Files(settings, read, lambda _record, _where: self, _faults(settings), CURE, BARREN)
-
-    def check(self) -> None:
-        """Raises UserError where files are missing or empty, or their first trees cannot be read."""
-        self._files.check()
-
-    def splits(self) -> tuple[str, ...]:
-        """Those with a file, and validation where trees are set aside for it."""
-        return self._files.splits()
-
-    def rows(self, split: str) -> Iterable[Row]:
-        """Rows in the order of the files, and in a tree from its first message on."""
-        return self._files.rows(split)
-
-    def left_out(self, split: str) -> Sequence[str]:
-        """How many records of a split gave no row when it was last read, and a cure."""
-        return self._files.left_out(split)
-
-    def fingerprint(self) -> str:
-        """Digest of the files' contents and of the settings."""
-        return self._files.fingerprint()
+        super().__init__(settings, read, lambda _record, _where: self, _faults(settings), CURE, BARREN)
 
     def of_record(self, record: Record, origin: str) -> tuple[Any, list[dict[str, Any]]]:
         """(the tree's first words, its rows). Raises RecordError."""

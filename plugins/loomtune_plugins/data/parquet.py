@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from loomtune.contracts import Data, Row
 from loomtune.errors import UserError
 from loomtune_plugins.data.columns import Columns
 from loomtune_plugins.data.files import Files, Record
@@ -17,32 +16,12 @@ from loomtune_plugins.data.values import RecordError
 _BATCH = 1024
 
 
-class Parquet(Data):
+class Parquet(Files):
     """Records of Parquet files, a batch of rows in memory at a time."""
 
     def __init__(self, settings: FileSettings) -> None:
         cure = "mend these rows, or leave them out of the file"
-        self._files = Files(settings, read, partial(Columns.of, settings), faults(settings), cure)
-
-    def check(self) -> None:
-        """Raises UserError where files are missing or empty, or their first rows cannot be read."""
-        self._files.check()
-
-    def splits(self) -> tuple[str, ...]:
-        """Those with a file, and validation where rows are set aside for it."""
-        return self._files.splits()
-
-    def rows(self, split: str) -> Iterable[Row]:
-        """Rows in the order of the files."""
-        return self._files.rows(split)
-
-    def left_out(self, split: str) -> Sequence[str]:
-        """How many records of a split gave no row when it was last read, and a cure."""
-        return self._files.left_out(split)
-
-    def fingerprint(self) -> str:
-        """Digest of the files' contents and of the mapping."""
-        return self._files.fingerprint()
+        super().__init__(settings, read, partial(Columns.of, settings), faults(settings), cure)
 
 
 def read(path: Path) -> Iterator[tuple[int, Record | RecordError]]:
