@@ -191,7 +191,7 @@ def spread(ours: Sequence[float | None], theirs: Sequence[float | None]) -> floa
 
 def rows(worlds: Worlds, case: Case, asked: Sequence[Cell], folder: Path, precision: str) -> Iterator[Row]:
     """Runs cell after cell; what the catalogue lacks is skipped. Raises SystemExit where nothing is learned."""
-    run, folder = [*settings(case, folder), f"precision={precision}"], folder / case.name.replace(", ", "-")
+    run, folder = [*settings(case, folder), f"precision={precision}"], folder / case.name.replace(" ", "-")
     alone = worlds.train(1, [*run, *replace(ALONE, share="never" if case.answers else "auto").settings], folder)
     losses = alone.series("loss")
     print(f"one process: loss {losses[0]:.3f} to {sum(losses[-5:]) / 5:.3f} in {case.steps} steps, {precision}")

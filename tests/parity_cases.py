@@ -16,6 +16,8 @@ MODEL = SHARED / "models" / "stories260k"
 SIZE = 8
 PAIRS = ("logps/chosen", "logps/rejected")
 CANCELS = 1e-5
+NEAR_0 = """With `optimizer.eps=1e-6`: where a gradient is near 0, the step that Adam takes with its default of 1e-8 is
+decided by rounding, and on these rows that alone moved rewards by 2e-5 of the largest."""
 WHY = """The loss is of a difference of differences of sums of log-probabilities, in which most of them cancels: one
 unit in the last place of a single weight at the start gives 1.5e-6 in the loss here, 2.2e-6 in the gradient norm and
 1e-7 in the sums."""
@@ -44,14 +46,22 @@ SFT = Case("sft", "gsm8k", "objective=sft data.prompt=question data.completion=a
 LEARNED = (
     Case("dpo", "pairs", "objective=dpo", seen=PAIRS, answers=True, loss=CANCELS, why=WHY),
     # A reference that is stored is the same file in every layout; these read it where they are.
-    Case("dpo, ipo", "pairs", "objective=dpo loss=[ipo] objective.reference=live", seen=PAIRS, answers=True),
-    Case("dpo, with sft", "pairs", "objective=dpo loss=[sigmoid,sft] loss.sft.weight=0.1", seen=PAIRS, answers=True),
+    Case("dpo ipo", "pairs", "objective=dpo loss=[ipo] objective.reference=live", seen=PAIRS, answers=True),
+    Case(
+        "dpo with sft",
+        "pairs",
+        "objective=dpo loss=[sigmoid,sft] loss.sft.weight=0.1",
+        seen=PAIRS,
+        answers=True,
+        loss=CANCELS,
+        why=WHY,
+    ),
     Case("kto", "labels", "objective=kto", seen=(*PAIRS, "kl"), answers=True),
     Case(
-        "dpo, with kl",
+        "dpo with kl",
         "pairs",
         "objective=dpo loss=[sigmoid,kl] loss.kl.weight=0.1",
-        seen=("kl",),
+        seen=PAIRS,
         answers=True,
         loss=CANCELS,
         why=WHY,
@@ -59,7 +69,14 @@ LEARNED = (
     Case("orpo", "pairs", "objective=orpo", seen=PAIRS, answers=True),
     Case("simpo", "pairs", "objective=simpo", seen=PAIRS, answers=True),
     Case("cpo", "pairs", "objective=cpo", seen=PAIRS, answers=True),
-    Case("reward", "pairs", "objective=reward", seen=("rewards/chosen", "rewards/rejected"), answers=True),
+    Case(
+        "reward",
+        "pairs",
+        "objective=reward optimizer.eps=1e-6",
+        seen=("rewards/chosen", "rewards/rejected"),
+        answers=True,
+        why=NEAR_0,
+    ),
     Case("distill", "answers", "objective=distill roles.teacher.model.path={teacher}", seen=("kl", "entropy")),
     Case("pretrain", "texts", "objective=pretrain"),
 )

@@ -261,7 +261,7 @@ def test_plugins_lists_by_axis_hook_offer_plugin_and_trait(capsys: pytest.Captur
     assert "schedule=cosine" in listed("schedule")
     assert listed("cosine") == {"schedule=cosine"}
     assert "rollout=huggingface" in listed("--trait", "generation")
-    assert listed("data", "--trait", "databases") == {"data=sql_quiz"}
+    assert listed("data", "--trait", "databases") == {"data=sql_quiz", "data=sql_labels"}
     assert listed() > listed("schedule")
 
 

@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 - `{"prompt": str, "completion": str}`; only the completion is learned;
 - `{"messages": [{"role": ..., "content": ...}, ...]}`; only the assistant's turns are learned;
 - `{"text": str}`; every token is learned;
-- `{"prompt": ..., "chosen": ..., "rejected": ...}` for preferences.
+- `{"prompt": ..., "chosen": ..., "rejected": ...}` for preferences; `label` beside a completion: whether it is wanted.
 
 Other keys ride along for evaluators (a database, a gold answer). `origin` says where the row was read (`file:line`).
 """

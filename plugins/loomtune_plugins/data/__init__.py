@@ -45,7 +45,14 @@ def datas() -> Sequence[Offer[Data]]:
             build="loomtune_plugins.data.sql_quiz_data:SqlQuiz",
             schema=SqlQuizSettings,
             summary="text-to-SQL made by a seeded generator; success is executed",
-            provides=frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.LABELS, Trait.PROMPTS, Trait.DATABASES}),
+            provides=frozenset({Trait.COMPLETIONS, Trait.PAIRS, Trait.PROMPTS, Trait.DATABASES}),
+        ),
+        Offer(
+            name="sql_labels",
+            build="loomtune_plugins.data.sql_quiz_data:SqlLabels",
+            schema=SqlQuizSettings,
+            summary="the same with one query to a question, right or wrong, and its label",
+            provides=frozenset({Trait.LABELS, Trait.PROMPTS, Trait.DATABASES}),
         ),
         Offer(
             name="sql_corpus",

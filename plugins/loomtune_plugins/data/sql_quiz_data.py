@@ -13,7 +13,7 @@ from typing import Any
 
 from loomtune.contracts import Data, Row
 from loomtune.errors import Fault, UserError, near
-from loomtune_plugins.data.sql_quiz_settings import FORMATS, MISTAKES, SqlCorpusSettings, SqlQuizSettings
+from loomtune_plugins.data.sql_quiz_settings import MISTAKES, SqlCorpusSettings, SqlQuizSettings
 
 VERSION = 2
 """Part of the fingerprint: raise it when the same questions become other rows."""
@@ -27,11 +27,8 @@ class SqlQuiz(Data):
         self._counts = {"train": settings.train, "validation": settings.validation, "test": settings.test}
 
     def check(self) -> None:
-        """Raises UserError where a count makes no sense, or the format is not known."""
+        """Raises UserError where a count makes no sense, or a mistake is not known."""
         _check_counts(self._counts)
-        if (chosen := self.settings.format) not in FORMATS:
-            what = f"data.format={chosen} is not known.{near(chosen, FORMATS)}"
-            raise UserError.of(what, f"set data.format to {' or '.join(FORMATS)}")
         for kind in self.settings.mistakes:
             if kind not in MISTAKES:
                 what = f"data.mistakes names '{kind}', which is none.{near(kind, MISTAKES)}"
@@ -42,28 +39,32 @@ class SqlQuiz(Data):
         return tuple(split for split, count in self._counts.items() if count > 0)
 
     def rows(self, split: str) -> Iterable[Row]:
-        """One for each of the generator's questions.
-
-        `chosen` is the right query and `rejected` one that was run and answers something else; `mistake` says what is
-        wrong with it. With labels, `completion` is either of them, by a coin that belongs to the question, and `gold`
-        the right one.
-        """
+        """One for each of the generator's questions."""
         from loomtune_plugins.data.sql_quiz.generate import rows, wrong_queries
 
         asked_for = self.settings.mistakes if split == "train" else []  # all kinds are measured
         for number, row in enumerate(rows(split, self._counts[split], self.settings.seed), start=1):
             rng = random.Random(f"{self.settings.seed}-{row['schema']}")
             wrong = next(wrong_queries(row, rng, asked_for))
-            said: dict[str, Any] = {"chosen": row["completion"], "rejected": wrong.query}
-            if self.settings.format == "unpaired":
-                wanted = rng.random() < 0.5
-                answer = said["chosen" if wanted else "rejected"]
-                said = {"completion": answer, "label": wanted, "gold": row["completion"]}
+            said = self._said(row["completion"], wrong.query, rng)
             yield {**row, **said, "mistake": wrong.kind, "origin": f"sql_quiz/{split}:{number}"}
 
     def fingerprint(self) -> str:
         """Digest of the settings and of the generator's source: another grammar makes other rows."""
-        return _digest({**asdict(self.settings), "version": VERSION})
+        return _digest({**asdict(self.settings), "rows": type(self).__name__, "version": VERSION})
+
+    def _said(self, right: str, wrong: str, rng: random.Random) -> dict[str, Any]:
+        """A wrong query was run and answers something else; the row's `mistake` says what is wrong with it."""
+        return {"chosen": right, "rejected": wrong}
+
+
+class SqlLabels(SqlQuiz):
+    """The same questions with one query each, right or wrong, and whether it is wanted; `gold` is the right one."""
+
+    def _said(self, right: str, wrong: str, rng: random.Random) -> dict[str, Any]:
+        """Which, by a coin that belongs to the question."""
+        wanted = rng.random() < 0.5
+        return {"completion": right if wanted else wrong, "label": wanted, "gold": right}
 
 
 class SqlCorpus(Data):

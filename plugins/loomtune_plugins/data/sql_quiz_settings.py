@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from loomtune.settings import option
 
-FORMATS = ("auto", "unpaired")
 MISTAKES = (
     "table", "column", "value", "number", "spelling", "aggregate", "comparison", "condition", "group", "join", "order",
     "limit", "distinct",
@@ -22,7 +21,6 @@ class SqlQuizSettings:
     validation: int = option(200, "validation questions, over schemas of words that training never shows")
     test: int = option(200, "test questions, over schemas of words of their own")
     seed: int = option(0, "another seed makes other questions")
-    format: str = option("auto", "auto: the right query, and a wrong one; unpaired: one of both, and its label")
     mistakes: list[str] = option([], "what is wrong with the wrong queries of training, such as table; empty: anything")
 
 

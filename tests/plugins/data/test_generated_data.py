@@ -1,7 +1,6 @@
 """The generated sources of rows, as data plugins; the generator itself has tests of its own."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -9,7 +8,7 @@ from loomtune import api
 from loomtune.contracts import Objective
 from loomtune.errors import UserError
 from loomtune.testing.toy import ToyTokenizer
-from loomtune_plugins.data.sql_quiz_data import SqlCorpus, SqlQuiz
+from loomtune_plugins.data.sql_quiz_data import SqlCorpus, SqlLabels, SqlQuiz
 from loomtune_plugins.data.sql_quiz_settings import MISTAKES, SqlCorpusSettings, SqlQuizSettings
 from loomtune_plugins.evaluators.sql_accuracy import gold
 from loomtune_plugins.evaluators.sql_execution import executes_same
@@ -41,7 +40,7 @@ def test_sql_quiz_pairs_say_what_is_wrong_with_the_rejected_query() -> None:
 
 
 def test_sql_quiz_labels_are_of_one_answer_to_each_question() -> None:
-    unpaired = SqlQuiz(SqlQuizSettings(train=200, format="unpaired"))
+    unpaired = SqlLabels(SqlQuizSettings(train=200))
     unpaired.check()
     labelled, pairs = list(unpaired.rows("train")), list(SqlQuiz(SqlQuizSettings(train=200)).rows("train"))
     assert [row["prompt"] for row in labelled] == [row["prompt"] for row in pairs]
@@ -51,7 +50,7 @@ def test_sql_quiz_labels_are_of_one_answer_to_each_question() -> None:
 
 
 def test_the_right_query_of_a_labelled_row_is_not_its_wrong_answer() -> None:
-    rows = SqlQuiz(SqlQuizSettings(train=20, format="unpaired")).rows("train")
+    rows = SqlLabels(SqlQuizSettings(train=20)).rows("train")
     wrong = next(row for row in rows if not row["label"])
     assert gold(wrong) == wrong["gold"] != wrong["completion"]
     right = next(row for row in SqlQuiz(SqlQuizSettings(train=20)).rows("train") if row["prompt"] == wrong["prompt"])
@@ -71,18 +70,15 @@ def test_the_settings_know_every_kind_of_mistake() -> None:
     assert {row["mistake"] for row in rows} == set(MISTAKES)
 
 
-@pytest.mark.parametrize(
-    ("settings", "cure"),
-    [({"format": "unpair"}, "Did you mean 'unpaired'"), ({"mistakes": ["tables"]}, "Did you mean 'table'")],
-)
-def test_an_unknown_choice_of_sql_quiz_is_refused(settings: dict[str, Any], cure: str) -> None:
-    with pytest.raises(UserError, match=cure):
-        SqlQuiz(SqlQuizSettings(**settings)).check()
+def test_an_unknown_mistake_is_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean 'table'"):
+        SqlQuiz(SqlQuizSettings(mistakes=["tables"])).check()
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo", "kto data.format=unpaired", "reward"])
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "reward"])
 def test_mistakes_that_an_objective_never_reads_are_refused_before_the_run(tiny_model: Path, objective: str) -> None:
-    keys = [f"model.path={tiny_model}", "data=sql_quiz", "data.mistakes=[table]", *f"objective={objective}".split()]
+    data = "sql_labels" if objective == "kto" else "sql_quiz"
+    keys = [f"model.path={tiny_model}", f"data={data}", "data.mistakes=[table]", f"objective={objective}"]
     if objective == "sft":
         with pytest.raises(UserError, match=r"data\.mistakes=\[table\] is never used: objective=sft"):
             api.check(api.compose(keys))
@@ -90,9 +86,16 @@ def test_mistakes_that_an_objective_never_reads_are_refused_before_the_run(tiny_
     assert not [found for found in api.check(api.compose(keys)) if "mistakes" in found.what]
 
 
+@pytest.mark.parametrize(("objective", "data"), [("kto", "sql_quiz"), ("dpo", "sql_labels"), ("sft", "sql_labels")])
+def test_pairs_and_labels_are_not_taken_for_each_other(tiny_model: Path, objective: str, data: str) -> None:
+    keys = [f"model.path={tiny_model}", f"data={data}", f"objective={objective}", "recipe=null"]
+    with pytest.raises(UserError, match=f"objective={objective} needs `.*`, which nothing chosen provides"):
+        api.check(api.compose(keys))
+
+
 @pytest.mark.parametrize("objective", [Dpo(DpoSettings()), RewardModel(RewardSettings())])
 def test_labelled_queries_are_no_pairs(objective: Objective) -> None:
-    (row,) = SqlQuiz(SqlQuizSettings(train=1, format="unpaired")).rows("train")
+    (row,) = SqlLabels(SqlQuizSettings(train=1)).rows("train")
     with pytest.raises(ValueError, match=r"has no chosen answer; it has prompt, .*label.*: set data.format=preference"):
         objective.sample(row, ToyTokenizer(), 1000)
 
@@ -112,8 +115,9 @@ def test_sql_corpus_sets_validation_texts_aside_behind_the_training_ones() -> No
 
 
 def test_another_seed_or_count_has_another_fingerprint() -> None:
-    variants = [{}, {"seed": 1}, {"train": 9}, {"format": "unpaired"}, {"mistakes": ["table"]}]
+    variants = [{}, {"seed": 1}, {"train": 9}, {"mistakes": ["table"]}]
     prints = {SqlQuiz(SqlQuizSettings(**settings)).fingerprint() for settings in variants}
+    prints.add(SqlLabels(SqlQuizSettings()).fingerprint())
     prints |= {SqlCorpus(settings).fingerprint() for settings in (SqlCorpusSettings(), SqlCorpusSettings(seed=1))}
     assert len(prints) == 7
 

@@ -145,11 +145,11 @@ def test_wanted_answers_are_learned_and_a_class_of_0_is_no_label(tokenizer) -> N
 
 
 def test_half_of_the_labelled_queries_are_no_answers_to_learn(tokenizer) -> None:
-    from loomtune_plugins.data.sql_quiz_data import SqlQuiz
+    from loomtune_plugins.data.sql_quiz_data import SqlLabels
     from loomtune_plugins.data.sql_quiz_settings import SqlQuizSettings
 
     refused = 0
-    for row in SqlQuiz(SqlQuizSettings(train=20, format="unpaired")).rows("train"):
+    for row in SqlLabels(SqlQuizSettings(train=20)).rows("train"):
         with suppress(ValueError):
             sampled(row, tokenizer())
             assert row["label"]
