@@ -21,7 +21,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from race import processor
+from race import insert, processor
 
 from loomtune import api
 from loomtune.catalogue import installed
@@ -31,7 +31,7 @@ from loomtune_plugins.trackers import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "adapters.md"
-BEGIN, END = "<!-- sweep: begin -->", "<!-- sweep: end -->"
+MARKERS = "sweep"
 LOSS, ACCURACY = "heldout_loss", "sql_accuracy"
 CHOICE = "validation.json"
 """What a run's folder holds beside its own files: its metrics on the validation questions."""
@@ -245,8 +245,7 @@ def main() -> None:
     said = page(everything, asked)
     print(f"\n{said}")
     if asked.write:
-        text = PAGE.read_text()
-        PAGE.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n{said}{END}{text.split(END)[1]}")
+        insert(PAGE, said, MARKERS)
 
 
 if __name__ == "__main__":

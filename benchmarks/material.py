@@ -12,7 +12,7 @@ from job import Job
 
 from loomtune import api
 from loomtune.catalogue import installed
-from loomtune.feed import Order
+from loomtune.order import Order
 
 SEED = 0
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def texts() -> Iterator[str]:
 
 def shuffled(rows: Rows) -> Rows:
     """The rows laid out so that loomtune's own order of the first epoch visits them as the others do, in sequence."""
-    order, places = Order(SEED, len(rows)), [dict[str, str]()] * len(rows)
+    order, places = Order.whole(SEED, len(rows)), [dict[str, str]()] * len(rows)
     for number, row in enumerate(rows):
         places[order.row(number)] = row
     return places

@@ -21,14 +21,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from race import processor
+from race import insert, processor
 
 from loomtune import api
 from loomtune.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "preferences.md"
-BEGIN, END = "<!-- preferences: begin -->", "<!-- preferences: end -->"
+MARKERS = "preferences"
 SMALL, LAYERS = "small", 3
 """The folder of the student, and how many of the shipped model's layers it has."""
 
@@ -252,8 +252,7 @@ def main() -> None:
     said = page(asked)
     print(f"\n{said}")
     if asked.write:
-        text = PAGE.read_text()
-        PAGE.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n{said}{END}{text.split(END)[1]}")
+        insert(PAGE, said, MARKERS)
 
 
 if __name__ == "__main__":

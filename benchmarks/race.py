@@ -124,8 +124,8 @@ def keep(path: Path, measured: Mapping[str, Measured], judged: Sequence[Bar], ro
 
 
 def insert(path: Path, said: str, markers: str) -> None:
-    """Replaces what stands between the markers of a name."""
+    """Replaces what stands between the markers of a name, each of which stands there once."""
     begin, end = (f"<!-- {markers}: {which} -->" for which in ("begin", "end"))
     text = path.read_text()
     before, rest = text.split(begin)
-    path.write_text(f"{before}{begin}\n{said}\n{end}{rest.split(end)[1]}")
+    path.write_text(f"{before}{begin}\n{said.rstrip()}\n{end}{rest.split(end)[1]}")

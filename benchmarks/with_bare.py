@@ -1,8 +1,8 @@
 """The contender that is a loop written by hand: `python with_bare.py JOB`.
 
 What somebody would write who knows where the time goes: a step's rows sorted by length, only positions that predict a
-target reach the head, one division by the step's target tokens, fused AdamW. Linear layers and head are those of
-`loomtune.toolkit`, so that what it saves over loomtune is what loomtune's loop costs.
+target reach the head, one division by the step's target tokens, fused AdamW. Linear layers and head are
+loomtune's own, so that what it saves over loomtune is what loomtune's loop costs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from clock import CLOCK
 from job import Job
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loomtune.toolkit.linear import quicken
 from loomtune.toolkit.log_probs import target_log_probs
+from loomtune_plugins.shardings.linear import quicken
 
 Example = tuple[list[int], int]
 """Token ids, and how many of them are the prompt."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,11 @@ from loomtune.events import Events
 from loomtune.keeper import Keeper
 from loomtune.lease import Lease
 from loomtune.loop import Loop
+from loomtune.order import Order
 from loomtune.plan import Plan
 from loomtune.run import Run
+from loomtune.samplers import Counted
 from loomtune.settings import BatchSettings, CheckpointSettings, EvaluateSettings, Settings
-from loomtune.signals import StopRequest
 from loomtune.testing import toy
 from loomtune.toolkit import log_probs
 from loomtune.world import World
@@ -166,7 +168,6 @@ class Toy:
 
     assembly: Assembly
     diary: Diary
-    stop: StopRequest
 
     @property
     def run(self) -> Run:
@@ -176,7 +177,7 @@ class Toy:
         """From where the folder stands to the end; gives the status."""
         self.assembly.build_roles()
         self.assembly.keeper.restore()
-        return Loop(self.run, self.assembly.keeper, self.stop).train()
+        return Loop(self.run, self.assembly.keeper).train()
 
     def weights(self, role: str = "policy") -> dict[str, Any]:
         """Copies of a role's parameters."""
@@ -216,7 +217,7 @@ def made(
         "events": Events([]),
         "model": toy.ToyModel(),
         "tokenizer": toy.ToyTokenizer(),
-        "data": None,
+        "data": SimpleNamespace(window=0),
         "objective": objective,
         "optimizer": toy.ToyOptimizer(),
         "schedule": Steady(),
@@ -227,11 +228,11 @@ def made(
         "trackers": {},
         "splits": {"train": Rows(sample(text) for text in texts)},
         "steps": steps,
-        "samples_planned": steps * size,
+        "sampler": Counted(Order.whole(0, len(texts)), size, steps * size),
     }
     run, adapter = Run(**{**fields, **parts}), adapter or toy.ToyAdapter()
     keeper = Keeper(run, adapter, Lease.take(folder))
     diary = Diary()
     diary.hear(run)
     assembly = Assembly(run=run, keeper=keeper, adapter=adapter, sharding=Single(SingleSettings()))
-    return Toy(assembly, diary, StopRequest())
+    return Toy(assembly, diary)

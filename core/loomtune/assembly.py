@@ -10,7 +10,7 @@ from typing import Any
 
 from loomtune.batching import CPU_TOKENS
 from loomtune.catalogue import Catalogue
-from loomtune.contracts import Adapter, Engine, EngineSpec, Model, Objective, Role, RoleSpec, Sharding, Tracker
+from loomtune.contracts import Adapter, Data, Engine, EngineSpec, Model, Objective, Role, RoleSpec, Sharding, Tracker
 from loomtune.contracts.record import Record
 from loomtune.events import Events
 from loomtune.keeper import Keeper
@@ -20,7 +20,9 @@ from loomtune.plan import Plan
 from loomtune.records import join
 from loomtune.role_models import models
 from loomtune.run import Run
+from loomtune.samplers import sampler, steps
 from loomtune.samples import of_run
+from loomtune.signals import StopRequest
 from loomtune.world import World
 
 
@@ -49,7 +51,7 @@ class Assembly:
         records = {
             name: record
             for name, record in self.run.objective.records().items()
-            if record.always or self._owner(record.role, wanted) == record.role
+            if record.always or (self._owner(record.role, wanted) == record.role and not self.run.data.window)
         }
         absent = {record.role for record in records.values()}
         for name, record in records.items():
@@ -116,9 +118,19 @@ class Assembly:
 
 
 def assemble(
-    plan: Plan, folder: Path, catalogue: Catalogue, world: World, lease: Lease, *, observed: bool = True
+    plan: Plan,
+    folder: Path,
+    catalogue: Catalogue,
+    world: World,
+    lease: Lease,
+    *,
+    observed: bool = True,
+    stop: StopRequest | None = None,
 ) -> Assembly:
-    """Builds every part that the plan names, and the run that holds them; no model yet. observed: with its trackers."""
+    """Builds every part that the plan names, and the run that holds them; no model yet.
+
+    observed: with its trackers. stop: who asks this rank to leave; None: nobody.
+    """
     root = plan.root
     sharding: Sharding = plan.build(catalogue, "sharding")
     sharding.check(world.size)
@@ -128,18 +140,22 @@ def assemble(
     objective: Objective = plan.build(catalogue, "objective")
     objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
     adapter: Adapter = plan.build(catalogue, "adapter")
-    steps, planned = plan.length(len(splits["train"]), objective.steps_per_batch())
+    model: Model = plan.build(catalogue, "model")
+    data: Data = plan.build(catalogue, "data")
+    width = root.max_length or model.context() - adapter.virtual_tokens
+    chosen = sampler(root, splits["train"], data, width)
+    length = steps(root, chosen, objective)
     run = Run(
         plan=plan,
         settings=root,
         folder=folder,
         world=world,
         events=_events(catalogue, trackers, world),
-        model=(model := plan.build(catalogue, "model")),
+        model=model,
         tokenizer=model.tokenizer(),
-        data=plan.build(catalogue, "data"),
+        data=data,
         objective=objective,
-        optimizer=adapter.optimizer(plan.build(catalogue, "optimizer"), steps),
+        optimizer=adapter.optimizer(plan.build(catalogue, "optimizer"), length),
         schedule=plan.build(catalogue, "schedule"),
         kernel=next(iter(plan.build(catalogue, "kernel").values())),
         rollout=plan.build(catalogue, "rollout"),
@@ -147,11 +163,12 @@ def assemble(
         guards=list(plan.build(catalogue, "guard").values()),
         trackers=trackers,
         splits=splits,
-        steps=steps,
-        samples_planned=planned,
+        sampler=chosen,
+        steps=length,
         attempt=lease.attempt,
         token_budget=CPU_TOKENS,
         virtual_tokens=adapter.virtual_tokens,
+        stop=stop or StopRequest(),
     )
     return Assembly(
         run=run,

@@ -59,7 +59,7 @@ class LeaseLost(LoomtuneError):
 
 
 class Preempted(LoomtuneError):
-    """The run was asked to leave and left a checkpoint; start it again."""
+    """The run was asked to leave; its steps, or what it read before the first, are kept: start it again."""
 
     exit_code = 75
 

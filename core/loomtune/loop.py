@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -18,16 +19,17 @@ from loomtune.feed import Feed
 from loomtune.keeper import Keeper
 from loomtune.means import StepSums
 from loomtune.run import Run
-from loomtune.signals import StopRequest
+from loomtune.streaming import Stream
 from loomtune.world import reseed
 
 
 class Loop:
     """One attempt's steps, from where the run stands to its last."""
 
-    def __init__(self, run: Run, keeper: Keeper, stop: StopRequest) -> None:
-        self.run, self.keeper, self.stop = run, keeper, stop
-        self.feed, self.limit, self.left = Feed(run), micro_limit(run), False
+    def __init__(self, run: Run, keeper: Keeper) -> None:
+        self.run, self.keeper = run, keeper
+        self.feed = Feed(run, Stream(run) if run.data.window else None)
+        self.limit, self.left = micro_limit(run), False
         self._set(keeper.state)
 
     def _set(self, state: Mapping[str, Any]) -> None:
@@ -41,6 +43,10 @@ class Loop:
 
     def train(self) -> str:
         """Runs to the last step; gives the status: `completed`, `stopped` or `preempted`."""
+        with closing(self.feed):
+            return self._train()
+
+    def _train(self) -> str:
         run = self.run
         last = min(run.settings.stop_after or run.steps, run.steps)
         if run.step == 0 and run.settings.evaluate.before:
@@ -129,11 +135,11 @@ class Loop:
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint, on with the rows that come next: those that led here are not met again."""
-        fetched, visited = self.feed.fetched, self.feed.visited
+        before = self.feed.state()
         if not self.keeper.restore():
             raise RunFailed("a guard rolls back, but there is no checkpoint yet; set checkpoint.every")
         self._set(self.keeper.state)
-        self.feed.skip_to(fetched, visited)
+        self.feed.set({**before, "pending": []})
 
     def _judge(self, loss: float, norm: float) -> Verdict:
         run = self.run
@@ -168,7 +174,7 @@ class Loop:
         Raises LeaseLost, on every rank, where a newer attempt has taken the run over.
         """
         lost = self.keeper.superseded()
-        asked, written, ends = self.run.world.total([self.stop.requested, self.keeper.ready(), bool(lost)])
+        asked, written, ends = self.run.world.total([self.run.stop.requested, self.keeper.ready(), bool(lost)])
         if ends:
             raise LeaseLost(lost or "a newer attempt writes to this run's folder")
         return asked > 0, written == self.run.world.size

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loomtune.signals import StopRequest
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from loomtune import contracts as c
     from loomtune.events import Events
     from loomtune.plan import Plan
+    from loomtune.samplers import Sampler
     from loomtune.samples import Samples
     from loomtune.settings import Settings
     from loomtune.world import World
@@ -26,9 +29,10 @@ class Run:
     """One attempt at a plan, on one rank.
 
     settings: the root settings, typed. plan: all of it, with the axes. roles: filled before `model_ready`.
-    splits: tokenised samples by split. steps, samples_planned: of the whole run. step: optimizer steps done.
+    splits: tokenised samples by split. sampler: which of `train` make a step. steps: of the whole run; step: done.
     token_budget: tokens, with padding, of a micro-batch where `batch.micro=auto`.
     virtual_tokens: what the adapter puts before each row.
+    stop: whether this rank was asked to leave; what takes long asks between its pieces, on all ranks.
     metrics: those of the last step and the last evaluation.
     """
 
@@ -49,14 +53,15 @@ class Run:
     guards: Sequence[c.Guard]
     trackers: Mapping[str, c.Tracker]
     splits: Mapping[str, Samples]
+    sampler: Sampler
     steps: int
-    samples_planned: int
     attempt: str = ""
     token_budget: int = 0
     virtual_tokens: int = 0
     roles: dict[str, c.Role] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    stop: StopRequest = field(default_factory=StopRequest)
     started: float = field(default_factory=time.time)
 
     @property

@@ -72,7 +72,7 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
     from loomtune.micro import token_budget
     from loomtune.probe import check_isolation
 
-    assembly = assemble(plan, folder, catalogue, world, lease)
+    assembly = assemble(plan, folder, catalogue, world, lease, stop=stop)
     run, keeper = assembly.run, assembly.keeper
     status: str = "failed"
     error: BaseException | str | None = None  # a text where the run is complete and something after it failed
@@ -80,13 +80,15 @@ def _attempt(plan: Plan, folder: Path, catalogue: Catalogue, world: Any, lease: 
         run.events.tell("run_started", run=run)
         assembly.build_roles()
         keeper.restore()
-        if run.settings.packing:
-            check_isolation(run)
+        check_isolation(run)
         run.token_budget = token_budget(run)
         run.events.tell("model_ready", run=run)
         for guard in run.guards:
             guard.started(run)
-        status = Loop(run, keeper, stop).train()
+        status = Loop(run, keeper).train()
+    except Preempted as asked:
+        status = "preempted"
+        run.tell_once(str(asked))
     except BaseException as caught:
         error = caught
         run.events.tell("run_failed", run=run, error=caught)

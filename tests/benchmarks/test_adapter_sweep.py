@@ -68,3 +68,12 @@ def test_a_run_that_is_there_is_not_run_again_and_another_hash_is(
     assert "completed" in trial.run() and len(started) == 1
     other = sweep.Trial.of(sweep.SWEPT[0], 2e-3, asked)
     assert other.folder != trial.folder and other.result() is None
+
+
+def test_the_page_has_the_place_that_is_written(sweep: ModuleType, tmp_path: Path) -> None:
+    page, before = tmp_path / "page.md", sweep.PAGE.read_text()
+    page.write_text(before)
+    sweep.insert(page, "what was found\n", sweep.MARKERS)
+    begin, end = (before.index(f"<!-- {sweep.MARKERS}: {which} -->") for which in ("begin", "end"))
+    said = f"<!-- {sweep.MARKERS}: begin -->\nwhat was found\n"
+    assert page.read_text() == before[:begin] + said + before[end:]

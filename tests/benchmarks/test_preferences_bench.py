@@ -106,5 +106,10 @@ def test_settings_that_came_after_a_run_do_not_undo_it(bench: ModuleType) -> Non
     assert not bench.agree({"data": {"a": 1}}, {"data": {"a": 2}})
 
 
-def test_the_page_has_the_place_that_is_written(bench: ModuleType) -> None:
-    assert bench.PAGE.read_text().count(bench.BEGIN) == bench.PAGE.read_text().count(bench.END) == 1
+def test_the_page_has_the_place_that_is_written(bench: ModuleType, tmp_path: Path) -> None:
+    page, before = tmp_path / "page.md", bench.PAGE.read_text()
+    page.write_text(before)
+    bench.insert(page, "what was found\n", bench.MARKERS)
+    begin, end = (before.index(f"<!-- {bench.MARKERS}: {which} -->") for which in ("begin", "end"))
+    said = f"<!-- {bench.MARKERS}: begin -->\nwhat was found\n"
+    assert page.read_text() == before[:begin] + said + before[end:]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loomtune.compose import compose, explain, quoted
-from loomtune.compose.requests import DEFAULT_RECIPE
+from loomtune.compose.requests import Requests
 from loomtune.errors import UserError
 from loomtune.plan import Plan
 
@@ -47,8 +47,8 @@ MISTAKES = [
     ("launcher.procs=[1]", "incompatible with type hint", "launcher.procs is Union[int, str]"),
     ("launcher.environment.A={b:1}", "launcher.environment.A", ""),
     ("adapter=lora adapter.targets=all-linear", "is not a ListConfig", "write a list, adapter.targets=[all-linear]"),
-    ("batch={sizee:4}", "Key 'sizee' not in 'BatchSettings'", "the settings size, micro"),
-    ("batch=4", "batch=4", "the settings size, micro"),
+    ("batch={sizee:4}", "Key 'sizee' not in 'BatchSettings'", "the settings size, "),
+    ("batch=4", "batch=4", "the settings size, "),
     ("steps=???", "steps has no value", "set steps=<value>"),
     ("steps", "'steps' cannot be read", "write steps=<value>"),
     ("run.name=(x", "cannot be read", """'run.name="(x"'"""),
@@ -219,11 +219,33 @@ def test_lists_choose_many_null_and_the_empty_list_choose_none() -> None:
 
 def test_the_default_recipe_runs_only_where_no_data_of_ones_own_are_named() -> None:
     default = compose([])
-    assert default.chosen("data")["name"] == DEFAULT_RECIPE
-    assert default.settings == compose([f"recipe={DEFAULT_RECIPE}"]).settings
+    name = default.chosen("data")["name"]
+    assert default.root.steps and default.settings == compose([f"recipe={name}"]).settings
     own = compose(["data=jsonl"])
     assert own.root.steps == 0 and not own.choices("evaluator")
     assert compose(["recipe=null"]).root.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "recipe"),
+    [
+        ("steps=3", "mine"),
+        ("data=mine", "mine"),
+        ("data=other", None),
+        ("recipe=other", "other"),
+        ("recipe=null", "null"),
+    ],
+)
+def test_the_default_recipe_is_the_one_that_is_called_as_the_default_data(typed: str, recipe: str | None) -> None:
+    assert Requests.read([typed], default="mine").chosen().get("recipe") == recipe
+    assert ("recipe" in Requests.read([typed], default="").chosen()) == typed.startswith("recipe=")
+
+
+def test_default_data_that_cannot_be_read_are_refused_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{compose([]).chosen('data')['name']}.yaml").write_text("defaults: [nope, _self_]\n")
+    (fault,) = refused(config_dirs=(tmp_path,)).faults
+    assert "data/nope" in fault.what
 
 
 def test_the_command_line_wins_over_a_recipe() -> None:

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from loomtune import checkpoint
 from loomtune.contracts import Batch, LossSums, Verdict
 from loomtune.errors import LeaseLost, RunFailed
-from loomtune.feed import Order
 from loomtune.lease import Lease
-from toys import TEXTS, Diary, Online, Plain, Scripted, Toy, TwoNetworks, made
+from loomtune.order import Order
+from loomtune.samplers import Counted, Packed
+from toys import TEXTS, Diary, Online, Plain, Scripted, Toy, TwoNetworks, made, sample
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -54,14 +56,14 @@ def test_a_loss_is_a_mean_so_that_what_each_target_counts_cancels(tmp_path: Path
 def test_a_step_is_a_row_of_the_order_and_each_visit_has_a_number_of_its_own(tmp_path: Path) -> None:
     toy = trained(made(tmp_path, objective := Plain(), texts=TEXTS[:3], steps=4))
     assert visits(objective) == [[0, 1], [2, 3], [4, 5], [6, 7]], "a row's second visit draws another dropout"
-    order, lengths = Order(0, 3), toy.run.splits["train"].lengths
+    order, lengths = Order.whole(0, 3), toy.run.splits["train"].lengths
     expected = [sum(lengths[order.row(number)] - 1 for number in pair) for pair in visits(objective)]
     assert [step["tokens"] for step in toy.diary.steps] == expected
     assert [step["tokens_seen"] for step in toy.diary.steps] == [sum(expected[: n + 1]) for n in range(4)]
 
 
 def test_the_last_step_of_the_last_epoch_may_be_short(tmp_path: Path) -> None:
-    trained(made(tmp_path, objective := Plain(), texts=TEXTS[:5], steps=3, samples_planned=5))
+    trained(made(tmp_path, objective := Plain(), texts=TEXTS[:5], steps=3, sampler=Counted(Order.whole(0, 5), 2, 5)))
     assert visits(objective) == [[0, 1], [2, 3], [4]]
 
 
@@ -190,6 +192,34 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert equal(second.weights(), whole.weights())
 
 
+def packed() -> Packed:
+    """Steps of two rows of 16 tokens, for three epochs of the toy's texts."""
+    lengths = np.array([sample(text).length for text in TEXTS])
+    return Packed(Order.whole(0, len(TEXTS)), 2, 3 * len(TEXTS), lengths, 16)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7])
+def test_a_run_of_packed_steps_goes_on_to_the_bit(stop_after: int, tmp_path: Path) -> None:
+    steps = packed().steps()
+    whole = trained(made(tmp_path / "whole", steps=steps, sampler=packed()))
+    first = made(tmp_path / "parted", steps=steps, stop_after=stop_after, sampler=packed())
+    assert first.train() == "stopped"
+    second = trained(made(tmp_path / "parted", steps=steps, sampler=packed()))
+    assert first.diary.steps + second.diary.steps == whole.diary.steps
+    assert equal(second.weights(), whole.weights())
+    assert sum(step["tokens"] for step in whole.diary.steps) == 3 * sum(sample(text).targets for text in TEXTS)
+
+
+def test_packed_steps_that_are_rolled_back_are_not_met_again(tmp_path: Path) -> None:
+    script = Scripted(step5=Verdict.ROLL_BACK)
+    toy = trained(made(tmp_path, objective := Plain(), steps=6, every=2, guards=[script], sampler=packed()))
+    assert toy.run.step == 6 and len(toy.diary.steps) == 7
+    numbers = [number for seen in objective.seen for number in seen]
+    assert sorted(numbers) == list(range(len(numbers))), "no visit is met twice"
+    straight = trained(made(tmp_path / "straight", steps=7, sampler=packed())).diary.steps
+    assert [step["tokens"] for step in toy.diary.steps] == [step["tokens"] for step in straight]
+
+
 @pytest.mark.parametrize("stop_after", [2, 3, 4])
 def test_steps_made_of_drawn_rows_survive_a_checkpoint_to_the_bit(stop_after: int, tmp_path: Path) -> None:
     whole = trained(made(tmp_path / "whole", uncut := Online(), steps=7))
@@ -206,7 +236,7 @@ def test_a_request_to_stop_is_heard_at_the_step_s_edge_and_saved(tmp_path: Path)
     tell = toy.run.events.tell
 
     def told(event: str, **arguments: Any) -> None:
-        toy.stop.requested |= event == "step_started" and arguments["step"] == 2
+        toy.run.stop.requested |= event == "step_started" and arguments["step"] == 2
         tell(event, **arguments)
 
     toy.run.events.tell = told  # type: ignore[method-assign]
@@ -233,7 +263,7 @@ def test_an_attempt_that_was_superseded_ends_at_the_step_s_edge_and_commits_noth
 
 def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
     toy = made(tmp_path, steps=1)
-    toy.stop.requested = True
+    toy.run.stop.requested = True
     assert toy.train() == "completed"
 
 

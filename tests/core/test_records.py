@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,23 +16,24 @@ import numpy as np
 import pytest
 import torch
 
-from loomtune import api, records
+from loomtune import api, records, worker
 from loomtune.assembly import Assembly, assemble
 from loomtune.batching import collate
 from loomtune.catalogue import installed
 from loomtune.contracts import Batch, Record, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT
-from loomtune.errors import UserError
+from loomtune.errors import Preempted, UserError
 from loomtune.lease import Lease
 from loomtune.records import Column
 from loomtune.settings import BatchSettings, Settings
+from loomtune.signals import StopRequest
 from loomtune.testing import toy
 from loomtune.toolkit import log_probs
 from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.dpo import Dpo
 from loomtune_plugins.shardings.engine import TorchEngine
 from loomtune_plugins.shardings.single import Single
-from runs.processes import COMMAND, kill_all, run, started
+from runs.processes import COMMAND, PATIENCE, kill_all, run, started
 from support import write_rows
 
 ROWS, PART = 14, 4
@@ -43,7 +46,8 @@ class Counted:
     def __init__(self) -> None:
         self.read: list[list[int]] = []
         self.trained: list[bool] = []
-        self.fails_at = -1
+        self.fails_at = self.stops_at = -1
+        self.stop = StopRequest()
 
 
 @pytest.fixture
@@ -57,6 +61,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counted:
         if len(seen.read) == seen.fails_at:
             raise KeyboardInterrupt
         seen.read.append(batch.sample_numbers.tolist())
+        seen.stop.requested = len(seen.read) == seen.stops_at
         return live(roles, batch)
 
     def building(self: Single, spec: Any, world: Any) -> Any:
@@ -85,7 +90,7 @@ def built(tiny_model: Path, data: Path, tmp_path: Path) -> Iterator[Built]:
     """A run of preferences whose roles are built."""
     made: list[Assembly] = []
 
-    def of(*overrides: str, trains: bool = True) -> Assembly:
+    def of(*overrides: str, trains: bool = True, stop: StopRequest | None = None) -> Assembly:
         given = [f"model.path={tiny_model}", "objective=dpo", "data=jsonl", f"data.path={data}", "data.holdout_rows=3"]
         given += ["sharding=single", "batch.micro=4", "objective.reference=stored", "evaluator=[heldout]"]
         named = {text.partition("=")[0]: text for text in [*given, *overrides]}
@@ -95,8 +100,9 @@ def built(tiny_model: Path, data: Path, tmp_path: Path) -> Iterator[Built]:
             del named["objective.reference"]
         folder = tmp_path / "run"
         shutil.rmtree(folder, ignore_errors=True)
-        plan = api.compose([*named.values(), f"run.dir={folder}"])
-        made.append(assemble(plan, api.prepare(plan), installed(), toy.world(), Lease(folder, "here"), observed=False))
+        plan, lease = api.compose([*named.values(), f"run.dir={folder}"]), Lease(folder, "here")
+        asked: dict[str, Any] = {"observed": False, "stop": stop}
+        made.append(assemble(plan, api.prepare(plan), installed(), toy.world(), lease, **asked))
         made[-1].build_roles(trains=trains)
         return made[-1]
 
@@ -191,6 +197,29 @@ def test_an_interrupted_pass_goes_on_with_the_parts_that_are_missing(
     assert columns(built()) == found
 
 
+def test_a_pass_hears_a_request_to_leave_before_its_next_batch(built: Built, counted: Counted, tmp_path: Path) -> None:
+    counted.stops_at = 3
+    with pytest.raises(Preempted, match="before the first step"):
+        built("batch.micro=2", stop=counted.stop)
+    assert len(counted.read) == 3 and len(parts(tmp_path)) == 1, "the first part's two batches, and one more"
+    counted.stops_at, counted.read, counted.stop = -1, [], StopRequest()
+    built("batch.micro=2")
+    assert sorted(row for rows in counted.read for row in rows) == sorted([*range(4, 14), 0, 1, 2])
+
+
+def test_a_run_that_leaves_before_its_first_step_is_preempted_and_begins_when_called_again(
+    tiny_model: Path, data: Path, counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"model.path={tiny_model}", "objective=dpo", "data=jsonl", f"data.path={data}", "sharding=single"]
+    plan = api.compose([*given, "tracker=[]", "steps=1", f"run.dir={tmp_path / 'run'}"])
+    folder = api.prepare(plan)
+    for requested, code, status in ((True, 75, "preempted"), (False, 0, "completed")):
+        monkeypatch.setattr(StopRequest, "listen", lambda self, asked=requested: setattr(self, "requested", asked))
+        assert worker.guarded(lambda: worker.execute(plan, folder)) == code
+        result = api.Result.of(folder)
+        assert (result.status, result.step) == (status, int(not requested))
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
 
@@ -263,7 +292,7 @@ def test_targets_stand_in_the_order_of_their_segments_however_a_tree_is_unfolded
     assert deep.unfolded().parts == (0, 1, 3, 0, 1, 4, 0, 2, 5)
     settings = Settings(batch=BatchSettings(size=2, micro=1, share="never"))
     parts: dict[str, Any] = {"splits": {"train": [deep, deep, deep]}, "settings": settings, "world": toy.world()}
-    run: Any = SimpleNamespace(**parts, tokenizer=toy.ToyTokenizer(), token_budget=64)
+    run: Any = SimpleNamespace(**parts, tokenizer=toy.ToyTokenizer(), token_budget=64, stop=StopRequest())
     record = Record(role="teacher", read=lambda roles, batch: batch.target.float() + 100 * batch.sample_numbers[0])
     targets, values = records._read(run, "train", record, {}, range(1, 3))
     assert targets.tolist() == [6, 6]
@@ -319,29 +348,51 @@ def test_a_row_is_found_in_its_part(tmp_path: Path) -> None:
     assert column[128].tolist() == [[0, 1, 2], [3, 4, 5]] and column[129].shape == (0, 3)
 
 
+def _training(tiny_model: Path, tmp_path: Path) -> list[str]:
+    """A command whose pass has three parts."""
+    rows = [{"prompt": "p", "chosen": "ab" * 9, "rejected": "c" * (1 + i % 3) + str(i)} for i in range(1200)]
+    given = ["objective=dpo", "data=jsonl", "sharding=single", "launcher.procs=1", "steps=1"]
+    given += [f"model.path={tiny_model}", f"data.path={write_rows(tmp_path / 'rows.jsonl', rows)}"]
+    return [*COMMAND, "train", *given, f"run.dir={tmp_path / 'run'}"]
+
+
+def _first_part(folder: Path, process: subprocess.Popen[bytes], log: Path) -> Path:
+    """Waits for it."""
+    while not (done := parts(folder)):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.001)
+    return done[0]
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_pass_ends_it_with_code_75_and_the_same_command_goes_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOMTUNE_CACHE", str(tmp_path / "cache"))
+    command, log = _training(tiny_model, tmp_path), tmp_path / "log"
+    with started(command, log) as process:
+        _first_part(tmp_path, process, log)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == Preempted.exit_code, log.read_text()
+    assert api.Result.of(tmp_path / "run").status == "preempted"
+    left = {path: path.stat().st_mtime_ns for path in parts(tmp_path)}
+    assert 0 < len(left) < 3
+    assert run(command, log) == 0, log.read_text()
+    assert left.items() <= {path: path.stat().st_mtime_ns for path in parts(tmp_path)}.items()
+    assert api.Result.of(tmp_path / "run").status == "completed"
+
+
 @pytest.mark.slow
 def test_a_kill_loses_no_more_than_the_part_under_way(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOOMTUNE_CACHE", str(tmp_path / "cache"))
-    rows = [{"prompt": "p", "chosen": "ab" * 9, "rejected": "c" * (1 + i % 3) + str(i)} for i in range(1200)]
-    given = [
-        f"model.path={tiny_model}",
-        "objective=dpo",
-        "data=jsonl",
-        "sharding=single",
-        "launcher.procs=1",
-        "steps=1",
-    ]
-    given += [f"data.path={write_rows(tmp_path / 'rows.jsonl', rows)}", f"run.dir={tmp_path / 'run'}"]
-    command, log = [*COMMAND, "train", *given], tmp_path / "log"
+    command, log = _training(tiny_model, tmp_path), tmp_path / "log"
     with started(command, log) as process:
-        while not (done := parts(tmp_path)):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.001)
+        first = _first_part(tmp_path, process, log)
         kill_all(process)
     left = {path: path.stat().st_mtime_ns for path in parts(tmp_path)}
-    assert done[0] in left and len(left) < 3
+    assert first in left and len(left) < 3
     assert run(command, log) == 0, log.read_text()
     assert left.items() <= {path: path.stat().st_mtime_ns for path in parts(tmp_path)}.items()
     assert len(parts(tmp_path)) == 3

@@ -16,7 +16,6 @@ from loomtune import api, checkpoint
 from loomtune.contracts import Batch, Engine
 from loomtune.loop import Loop
 from loomtune.session import opened
-from loomtune.signals import StopRequest
 from loomtune.world import World
 from runs.ranks import assembled
 
@@ -30,7 +29,7 @@ def trained(folder: Path, world: World) -> dict[str, Any]:
     run.events.tell("run_started", run=run)
     assembly.build_roles()
     before = digests(run.policy.engine)
-    status = Loop(run, assembly.keeper, StopRequest()).train()
+    status = Loop(run, assembly.keeper).train()
     after = digests(run.policy.engine)
     run.events.tell("run_finished", run=run, status=status)
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]

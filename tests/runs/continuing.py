@@ -7,7 +7,6 @@ from typing import Any
 
 from loomtune.contracts import Sampling
 from loomtune.loop import Loop
-from loomtune.signals import StopRequest
 from loomtune.world import World
 from runs.ranks import assembled
 
@@ -22,7 +21,7 @@ def continued(folder: Path, world: World) -> dict[str, Any]:
     """Trains the run of a prepared folder, and says how its model goes on, greedily."""
     assembly = assembled(world, folder)
     assembly.build_roles()
-    Loop(assembly.run, assembly.keeper, StopRequest()).train()
+    Loop(assembly.run, assembly.keeper).train()
     drawn = assembly.run.generate(PROMPTS, Sampling(max_tokens=COUNT))
     for role in assembly.run.roles.values():
         role.engine.close()

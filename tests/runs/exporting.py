@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from loomtune.loop import Loop
-from loomtune.signals import StopRequest
 from loomtune.world import World
 from runs.ranks import assembled
 
@@ -26,6 +25,6 @@ def trained(world: World, folder: Path) -> Any:
     """Trains the run of a prepared folder to its end, and gives the logits of the model that it leaves."""
     assembly = assembled(world, folder)
     assembly.build_roles()
-    Loop(assembly.run, assembly.keeper, StopRequest()).train()
+    Loop(assembly.run, assembly.keeper).train()
     with assembly.run.policy.engine.gathered() as module:
         return logits(module).numpy()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from loomtune.checkpoint.memory import give_back
 from loomtune.loop import Loop
-from loomtune.signals import StopRequest
 from loomtune.world import World
 from runs.ranks import assembled
 
@@ -66,7 +65,7 @@ def attempt(world: World, folder: Path) -> dict[str, int]:
     with watch.phase("restore"):
         assembly.keeper.restore()
     watch.peaks["restored"] = anonymous() - watch.start
-    loop = Loop(assembly.run, assembly.keeper, StopRequest())
+    loop = Loop(assembly.run, assembly.keeper)
     with watch.phase("step"):
         loop._step()
     give_back()  # what is still there of the step's activations is not the save's

@@ -9,7 +9,6 @@ from typing import Any
 from loomtune.contracts import Evaluator, Sampling
 from loomtune.loop import Loop
 from loomtune.run import Run
-from loomtune.signals import StopRequest
 from loomtune.world import World
 from runs.ranks import assembled
 
@@ -36,6 +35,6 @@ def both(world: World, drawing: Path, silent: Path) -> tuple[list[list[list[int]
         if folder == drawing:
             assembly.run.evaluators["drawing"] = evaluator  # type: ignore[index]
         assembly.build_roles()
-        Loop(assembly.run, assembly.keeper, StopRequest()).train()
+        Loop(assembly.run, assembly.keeper).train()
         weights.append({name: tensor.numpy().copy() for name, tensor in assembly.run.policy.engine.stream_weights()})
     return evaluator.drawn, weights

@@ -13,7 +13,6 @@ from loomtune.batching import collate
 from loomtune.contracts import Drawn
 from loomtune.loop import Loop
 from loomtune.run import Run
-from loomtune.signals import StopRequest
 from loomtune.world import World, reseed
 from loomtune_plugins.objectives.distill import Distill
 from loomtune_plugins.objectives.distill_settings import DistillSettings
@@ -42,7 +41,7 @@ def written(folder: Path, world: World) -> dict[str, Any]:
     assembly = assembled(world, folder)
     assembly.run.events.manager.register(listener := Listener())
     assembly.build_roles()
-    Loop(assembly.run, assembly.keeper, StopRequest()).train()
+    Loop(assembly.run, assembly.keeper).train()
     for role in assembly.run.roles.values():
         role.engine.close()
     return {"metrics": {}, "heard": listener.heard, "lines": listener.lines}
@@ -53,7 +52,7 @@ def distance(folder: Path, world: World) -> dict[str, Any]:
     then, and on the rows' own answers."""
     assembly = assembled(world, folder)
     assembly.build_roles()
-    Loop(assembly.run, assembly.keeper, StopRequest()).train()
+    Loop(assembly.run, assembly.keeper).train()
     run, far = assembly.run, {}
     reseed(0, 0, 0)
     for name, share in (("written", 1.0), ("own", 0.0)):

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from loomtune.catalogue import Catalogue, is_many, typed
 from loomtune.compose.keys import Keys
-from loomtune.compose.loader import Loader
+from loomtune.compose.loader import Loader, make_room
 from loomtune.compose.requests import AXIS_NAMES, Requests, subject, text_of
 from loomtune.errors import Fault, UserError, near
 from loomtune.offers import Arity, axis
@@ -28,7 +28,7 @@ class Composition:
 
     def __init__(self, catalogue: Catalogue, loader: Loader, overrides: Sequence[str]) -> None:
         self.catalogue, self.loader = catalogue, loader
-        self.requests = Requests.read(overrides)
+        self.requests = Requests.read(overrides, "" if loader.faults else loader.default_recipe())
         self.faults: dict[Fault, str] = dict.fromkeys(loader.faults, "") | self.requests.faults
         self.texts: list[str] = []
 
@@ -65,7 +65,10 @@ class Composition:
         sound = [text_of(choice) for choice in self.requests.choices if choice.key_or_group not in faulty]
         self.texts = [text for text in sound if text]
         self.texts += self._brought(self.loader.load(self.texts))
-        keys = Keys(self.loader.load(self.texts), self.catalogue)
+        chosen = self.loader.load(self.texts)
+        for override in self.requests.values:
+            make_room(chosen, override.key_or_group)
+        keys = Keys(chosen, self.catalogue)
         for override in self.requests.values:
             if self._depends_on(override, faulty):
                 continue

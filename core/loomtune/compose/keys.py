@@ -66,11 +66,11 @@ class Keys:
         """Type and explanation of a key, from the schema that it belongs to."""
         parent, _, leaf = key.rpartition(".")
         schema = OmegaConf.get_type(self._node(parent) if parent else self.config)
-        if not dataclasses.is_dataclass(schema):
-            return "of another type"
         group = OmegaConf.get_type(self._node(key))
         if dataclasses.is_dataclass(group):
             return f"a group of the settings {', '.join(field.name for field in dataclasses.fields(group))}"
+        if not dataclasses.is_dataclass(schema):
+            return "of another type"
         field = next(field for field in dataclasses.fields(schema) if field.name == leaf)
         return f"{type_name(field)}: {field.metadata.get('help', '')}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ class Loader:
         """Names that can be chosen in a group."""
         return list(self._loader.get_group_options(group))
 
+    def default_recipe(self) -> str:
+        """The recipe that is called as the data are which `config.yaml` chooses; empty where there is none.
+
+        So it is where those choices cannot be read, which is `load`'s to say.
+        """
+        with suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
+            chosen = self._chosen()
+            return next((name for name in self.options("recipe") if f"data/{name}" in chosen), "")
+        return ""
+
     def load(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config. Raises UserError where configs contradict the schemas or each other."""
         return self._loaded(tuple(overrides)).copy()
@@ -80,6 +91,7 @@ class Loader:
     def _load(self, overrides: tuple[str, ...]) -> DictConfig:
         try:
             self._loader.void = self._void(overrides)
+            self._loader.typed = [text.partition("=")[0] for text in overrides]
             config = self._loader.load_configuration(ROOT, list(overrides), RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(_refusal(error)) from error
@@ -115,14 +127,32 @@ class Loader:
 
 
 class _Merging(ConfigLoaderImpl):
-    """Hydra's merging, in which what a recipe says of a choice goes with that choice."""
+    """Hydra's merging, in which what a recipe says of a choice goes with that choice, and typed keys have a place."""
 
     void: frozenset[str] = frozenset()
+    typed: Sequence[str] = ()
 
     def _load_single_config(self, default: Any, repo: Any) -> Any:
         loaded = super()._load_single_config(default, repo)
         _drop(loaded.config, str(default.config_path), self.void)
+        for key in self.typed:
+            make_room(loaded.config, key)
         return loaded
+
+
+def make_room(config: Any, key: str) -> None:
+    """Puts settings with their defaults where a key leads through a mapping of settings (`data.sources.mine.path`).
+
+    OmegaConf merges into such a mapping, but cannot set a key in what is not there yet.
+    """
+    with open_dict(config):
+        for part in key.split("."):
+            if not isinstance(config, DictConfig) or config._is_none() or config._is_missing():
+                return
+            kind: Any = config._metadata.element_type
+            if dataclasses.is_dataclass(kind) and part not in config:
+                config[part] = OmegaConf.structured(kind)
+            config = config._get_node(part) if part in config else None
 
 
 def _drop(config: Any, path: str, void: frozenset[str]) -> None:

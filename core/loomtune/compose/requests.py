@@ -19,9 +19,6 @@ AXIS_NAMES = tuple(axis.name for axis in AXES)
 GROUPS = (*AXIS_NAMES, "recipe")
 """Keys that name a config: those of the axes, and whole runs."""
 
-DEFAULT_RECIPE = "sql_quiz"
-"""What runs where no data of one's own are named; it belongs to the data of that name."""
-
 
 @dataclass(slots=True)
 class Requests:
@@ -32,8 +29,11 @@ class Requests:
     faults: dict[Fault, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, texts: Sequence[str]) -> Requests:
-        """Reads all of them; what cannot be read is left out and is among the faults."""
+    def read(cls, texts: Sequence[str], default: str) -> Requests:
+        """Reads all of them; what cannot be read is left out and is among the faults.
+
+        default: the recipe of the data of that name, which runs where no data of one's own are named; empty: none.
+        """
         requests = cls()
         for text in texts:
             try:
@@ -46,7 +46,7 @@ class Requests:
             else:
                 (requests.choices if override.key_or_group in GROUPS else requests.values).append(override)
         requests.faults |= _contradictions([*requests.choices, *requests.values])
-        requests.choices = [*_default_recipe(requests.chosen()), *requests.choices]
+        requests.choices = [*_default_recipe(requests.chosen(), default), *requests.choices]
         return requests
 
     def chosen(self) -> dict[str, str]:
@@ -114,8 +114,8 @@ def _contradictions(overrides: Sequence[Override]) -> Iterator[tuple[Fault, str]
             yield Fault(what, "leave one of them out"), subject(key)
 
 
-def _default_recipe(asked: Mapping[str, str]) -> list[Override]:
+def _default_recipe(asked: Mapping[str, str], default: str) -> list[Override]:
     """The default recipe, unless another, or data of one's own, is asked for."""
-    if "recipe" in asked or asked.get("data", DEFAULT_RECIPE) != DEFAULT_RECIPE:
+    if not default or "recipe" in asked or asked.get("data", default) != default:
         return []
-    return [OverridesParser.create().parse_override(f"recipe={DEFAULT_RECIPE}")]
+    return [OverridesParser.create().parse_override(f"recipe={default}")]

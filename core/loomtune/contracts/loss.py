@@ -25,7 +25,7 @@ class Pairs:
     prompt, prompt_tokens: the same of the prompts; zeros unless the objective learns them.
     chosen_logits, rejected_logits: `(pairs,)`, how much each answer is preferred to the reference; the log-ratio,
         unless the objective's divergence makes something else of it.
-    distances: of each loss that needs distributions, `(pairs,)`, its `distance` summed over the targets of the pair.
+    distances: of each `DistributionLoss`, `(pairs,)`, its `distance` summed over the targets of the pair.
     """
 
     beta: float
@@ -40,7 +40,7 @@ class Pairs:
     chosen_logits: Tensor
     rejected_logits: Tensor
     importance: Tensor
-    distances: Mapping[Loss, Tensor] = field(default_factory=dict)
+    distances: Mapping[DistributionLoss, Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
@@ -57,10 +57,6 @@ class Loss(ABC):
     by_means: True where it divides an answer's log-probability by its tokens, so that all of them have to count whole.
     by_preference: True where it looks at `Pairs.logits` or its parts, which are what a divergence changes.
     looks_around: True where a pair's loss depends on the other pairs of the step.
-    needs_distribution: True where it compares whole distributions over the vocabulary. It then is a sum over the
-        targets of both answers and divided by their number in the whole step; no pair's importance counts, because what
-        it compares are not answers. It gives `pairs.distances[self]`, each with the same factor: gradients are taken
-        where the networks are read, as of a sum. Supervised fine-tuning takes such losses too, by `distance` alone.
     """
 
     weight: float = 1.0
@@ -69,7 +65,6 @@ class Loss(ABC):
     by_means: bool = False
     by_preference: bool = False
     looks_around: bool = False
-    needs_distribution: bool = False
 
     def statistics(self, step: Sequence[Pairs], world: World) -> Any:
         """What `of` needs of the whole step, called under `no_grad` on every rank where `looks_around`.
@@ -78,13 +73,27 @@ class Loss(ABC):
         """
         return None
 
-    def distance(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Of logits `(n, vocabulary)` fp32 of both, without gradient in the second, a number `(n,)` for each target.
-
-        Asked of those that need distributions, for a chunk of targets at a time.
-        """
-        raise NotImplementedError(f"{type(self).__name__} compares no distributions")
-
     @abstractmethod
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
         """`(pairs,)` losses, the weight not multiplied in."""
+
+
+class DistributionLoss(Loss):
+    """A loss that compares whole distributions over the vocabulary: those of the policy and of a frozen reference.
+
+    It is a sum over the targets of both answers and divided by their number in the whole step; no pair's importance
+    counts, because what it compares are not answers. Supervised fine-tuning takes such losses too, by `distance` alone.
+    """
+
+    needs_reference = True
+
+    @abstractmethod
+    def distance(self, policy: Tensor, reference: Tensor) -> Tensor:
+        """Of logits `(n, vocabulary)` fp32 of both, without gradient in the second, a number `(n,)` for each target.
+
+        Asked for a chunk of targets at a time. Gradients are taken there, as of a sum: each counts alike.
+        """
+
+    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
+        """`(pairs,)`: the distances of their targets."""
+        return pairs.distances[self]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loomtune.contracts import Pairs
+from loomtune.contracts import DistributionLoss
 from loomtune.errors import UserError
 from loomtune_plugins.losses.base import PairLoss
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DIRECTIONS = ("forward", "reverse")
 
 
-class Kl(PairLoss):
+class Kl(PairLoss, DistributionLoss):
     """KL of policy and reference at each target of both answers, a mean over them: learning without forgetting.
 
     Forward, KL(reference || policy), is but for a constant Li and Hoiem 2016, "Learning without Forgetting", equation
@@ -25,8 +25,6 @@ class Kl(PairLoss):
     """
 
     name = "kl"
-    needs_reference = True
-    needs_distribution = True
 
     def check(self) -> None:
         if self.settings.direction not in DIRECTIONS:
@@ -38,6 +36,3 @@ class Kl(PairLoss):
 
         ours, theirs = policy.log_softmax(-1), reference.log_softmax(-1)
         return kl(theirs, ours) if self.settings.direction == "forward" else kl(ours, theirs)
-
-    def of(self, pairs: Pairs, statistics: Any) -> Tensor:
-        return pairs.distances[self]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Batch, Loss, Record, Reward, RoleSpec
+from loomtune.contracts import Batch, DistributionLoss, Loss, Record, Reward, RoleSpec
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import CHOSEN, REJECTED
@@ -37,7 +37,7 @@ class Dpo(Pairwise):
         if means and self.settings.tail != 1.0:
             what = f"loss={means[0]} is of means over tokens, and objective.tail={self.settings.tail} of sums"
             raise UserError.of(what, "leave objective.tail out, or choose a loss of sums, such as sigmoid")
-        alive = [name for name, loss in losses.items() if loss.needs_distribution]
+        alive = [name for name, loss in losses.items() if isinstance(loss, DistributionLoss)]
         if alive and self.settings.reference == "stored":
             what = f"loss={alive[0]} compares whole distributions, of which objective.reference=stored keeps one number"
             raise UserError.of(what, "set objective.reference=live, or leave it out")
@@ -45,13 +45,13 @@ class Dpo(Pairwise):
     def read(self) -> dict[str, bool]:
         """A loss of means of the policy alone reads no reference, say, which then would serve metrics only."""
         chosen = self.losses.values()
-        referred = any(loss.needs_reference or loss.by_preference or loss.needs_distribution for loss in chosen)
+        referred = any(loss.needs_reference or loss.by_preference for loss in chosen)
         found = super().read()
         return found | {
             "divergence": any(loss.by_preference for loss in chosen),
             "reference": referred,
             "tail": found["beta"],
-            "weighting": not all(loss.needs_distribution for loss in chosen),
+            "weighting": not all(isinstance(loss, DistributionLoss) for loss in chosen),
         }
 
     def roles(self) -> Mapping[str, RoleSpec]:
@@ -60,7 +60,7 @@ class Dpo(Pairwise):
 
     def records(self) -> Mapping[str, Record]:
         """What the reference says of every answer, unless it is read in each step."""
-        alive = any(loss.needs_distribution for loss in self.losses.values())
+        alive = any(isinstance(loss, DistributionLoss) for loss in self.losses.values())
         return references.records("live" if alive else self.settings.reference)
 
     def preference(self, log_ratio: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loomtune.contracts import Batch, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Step, Tokenizer
+from loomtune.contracts import Batch, DistributionLoss, Loss, LossSums, Objective, Pairs, Reward, Row, Sample, Step
+from loomtune.contracts.model import Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.objectives import references
-from loomtune_plugins.objectives.answers import CHOSEN, PROMPT, REJECTED, asked, compared, too_small
+from loomtune_plugins.objectives.answers import CHOSEN, PAIR, PROMPT, REJECTED, asked, compared, too_small
 from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from loomtune.world import World
     from loomtune_plugins.objectives.pairs_settings import PairsSettings
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 
@@ -52,7 +53,7 @@ class Pairwise(Objective):
 
     def _without_reference(self) -> Iterator[Fault]:
         for name, loss in self.losses.items():
-            if (loss.needs_reference or loss.needs_distribution) and not self.refers:
+            if loss.needs_reference and not self.refers:
                 what = f"loss={name} compares with a reference, which this objective has none of"
                 yield Fault(what, f"leave loss={name} out, or set objective=dpo")
 
@@ -71,6 +72,9 @@ class Pairwise(Objective):
         """One for each loss."""
         return dict.fromkeys(self.losses, "policy")
 
+    def parts(self) -> Sequence[str]:
+        return PAIR
+
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt, and both answers behind it; without targets where one of them is cut off whole."""
         segments = compared(row, tokenizer, self.settings, max_length, prompts=self.learns_prompts)
@@ -82,7 +86,7 @@ class Pairwise(Objective):
 
     def fingerprint(self) -> str:
         """Digest of the settings that decide on tokens, and of the version of `sample`."""
-        kept = [self.settings.separator, self.settings.bos, self.learns_prompts]
+        kept = [self.settings.separator, self.settings.bos, self.settings.system, self.learns_prompts]
         return hashlib.sha256(json.dumps(["pairs", VERSION, *kept]).encode()).hexdigest()
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
@@ -93,7 +97,7 @@ class Pairwise(Objective):
         pairs, tokens = float((batch.part == CHOSEN).sum()), float((batch.part != REJECTED)[batch.row].sum())
         both = float((batch.part != PROMPT)[batch.row].sum())
         return {
-            name: both if loss.needs_distribution else tokens if loss.by_tokens else pairs
+            name: both if isinstance(loss, DistributionLoss) else tokens if loss.by_tokens else pairs
             for name, loss in self.losses.items()
         }
 
@@ -109,7 +113,8 @@ class Pairwise(Objective):
         terms = {}
         for name, loss in self.losses.items():
             values = loss.of(whole if loss.by_tokens else pairs, statistics.get(name))
-            terms[name] = loss.weight * (values if loss.needs_distribution else values * pairs.importance).sum()
+            of_answers = not isinstance(loss, DistributionLoss)
+            terms[name] = loss.weight * (values * pairs.importance if of_answers else values).sum()
         return LossSums(terms, metrics)
 
     def pairs(self, roles: Roles, batch: Batch) -> tuple[Pairs, Pairs, dict[str, tuple[Tensor, Tensor]]]:
@@ -149,7 +154,7 @@ class Pairwise(Objective):
             metrics["entropy"] = _mean(seen[0])
         return pairs, plain, metrics
 
-    def _read(self, roles: Roles, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor, dict[Loss, Tensor]]:
+    def _read(self, roles: Roles, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor, dict[DistributionLoss, Tensor]]:
         """`(targets,)` each: log-probabilities, what the looks saw, the reference's, distances of losses that ask.
 
         The reference's are zeros where there is none.
@@ -159,7 +164,7 @@ class Pairwise(Objective):
         from loomtune.toolkit import entropy, observed
 
         looks = [entropy, *self.looks()] if self.settings.entropy else self.looks()
-        asking = [loss for loss in self.losses.values() if loss.needs_distribution]
+        asking = [loss for loss in self.losses.values() if isinstance(loss, DistributionLoss)]
         if not asking:
             targets, *seen = observed(roles["policy"], batch, looks)
             return targets, seen, self.reference(roles, batch) if self.refers else torch.zeros_like(targets), {}
@@ -213,7 +218,7 @@ class Pairwise(Objective):
 
 def _prefers(loss: Loss) -> bool:
     """Whether it weighs one answer against the other, so that how much a preference counts matters."""
-    return not (loss.by_tokens or loss.needs_distribution)
+    return not (loss.by_tokens or isinstance(loss, DistributionLoss))
 
 
 def _answers(values: Tensor, batch: Batch) -> Tensor:

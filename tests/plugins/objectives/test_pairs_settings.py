@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from loomtune import api
 from loomtune.catalogue import installed
 from loomtune.compose import compose
+from loomtune.contracts import DistributionLoss
 from loomtune.errors import UserError
 from loomtune.plan import Finding
 from loomtune.samples import of_run
@@ -88,11 +90,16 @@ def test_tokens_that_count_less_are_refused_where_all_of_them_divide(loss: str) 
     assert "objective.tail" in error.value.faults[0].cure
 
 
-def test_a_loss_of_distributions_needs_a_reference_whether_it_says_so_or_not() -> None:
-    loss = installed().build("loss", "kl", {})
-    loss.needs_reference = False
-    with pytest.raises(UserError, match="loss=kl compares with a reference"):
-        made("cpo").use({"kl": loss}, {})
+class Apart(DistributionLoss):
+    """Says no more than it must."""
+
+    def distance(self, policy: Tensor, reference: Tensor) -> Tensor:
+        return (policy - reference).square().sum(-1)
+
+
+def test_a_loss_of_distributions_needs_a_reference_without_saying_so() -> None:
+    with pytest.raises(UserError, match="loss=apart compares with a reference"):
+        made("cpo").use({"apart": Apart()}, {})
 
 
 def test_prompts_are_learned_where_a_loss_of_tokens_reads_them() -> None:
