@@ -2,13 +2,13 @@
 
 from loomtune.contracts.adapter import Adapter
 from loomtune.contracts.batch import Batch, Drawn, Placement, Sample, Segment, Step
-from loomtune.contracts.data import Data, Row
+from loomtune.contracts.data import Data, Dropped, Piece, Row
 from loomtune.contracts.evaluator import Evaluator
 from loomtune.contracts.exporter import Exporter, Trained
 from loomtune.contracts.guard import Guard, Judgement, Verdict
 from loomtune.contracts.kernel import Kernel
 from loomtune.contracts.launcher import JobSpec, JobStatus, Launcher, Submission
-from loomtune.contracts.loss import Loss, Pairs
+from loomtune.contracts.loss import DistributionLoss, Loss, Pairs
 from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
 from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
@@ -18,14 +18,17 @@ from loomtune.contracts.role import Reader, Role, View
 from loomtune.contracts.rollout import Rollout, Sampling
 from loomtune.contracts.schedule import Schedule
 from loomtune.contracts.sharding import Engine, EngineSpec, ParameterShard, Sharding
-from loomtune.contracts.stage import Stage
+from loomtune.contracts.stage import DuplicateStage, LinkStage, RowStage, SplitStage, Stage
 from loomtune.contracts.tracker import Tracker
 
 __all__ = [
     "Adapter",
     "Batch",
     "Data",
+    "DistributionLoss",
     "Drawn",
+    "Dropped",
+    "DuplicateStage",
     "Engine",
     "EngineSpec",
     "Evaluator",
@@ -37,6 +40,7 @@ __all__ = [
     "Judgement",
     "Kernel",
     "Launcher",
+    "LinkStage",
     "Loss",
     "LossSums",
     "Model",
@@ -45,6 +49,7 @@ __all__ = [
     "Pairs",
     "ParameterGroup",
     "ParameterShard",
+    "Piece",
     "Placement",
     "Reader",
     "Record",
@@ -53,11 +58,13 @@ __all__ = [
     "RoleSpec",
     "Rollout",
     "Row",
+    "RowStage",
     "Sample",
     "Sampling",
     "Schedule",
     "Segment",
     "Sharding",
+    "SplitStage",
     "Stage",
     "StateKind",
     "Step",

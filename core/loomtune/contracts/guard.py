@@ -39,6 +39,10 @@ class Guard(ABC):
     def judge(self, step: int, loss: float, gradient_norm: float) -> Judgement:
         """Called after the backward passes, before the optimizer changes anything. loss: the global mean, all terms."""
 
+    def waits(self) -> None:
+        """Called on every rank, again and again, while no step comes because rows are still being read: none hangs."""
+        return
+
     def finished(self, run: Run) -> None:
         """Called once on every rank after the last step, also when the run failed."""
         return

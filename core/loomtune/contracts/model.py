@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, dtype, nn
 
-    from loomtune.toolkit.sequence import Exchange
-
 Head = str
 """Name of an output head of a network: `lm` for next-token logits; others are scalar heads that a role asks for."""
 
@@ -38,9 +36,23 @@ class Tokenizer(ABC):
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids. special: keep special tokens visible."""
 
+    @property
+    def template(self) -> str:
+        """The text of the chat template; empty, as here, where it is no text."""
+        return ""
+
     @abstractmethod
-    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> str:
-        """A conversation as the chat template writes it; `reply` opens the assistant's turn. No template: UserError."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reply: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """A conversation as the chat template writes it; `reply` opens the assistant's turn. No template: UserError.
+
+        A UserError with a cause is about this conversation alone. tools: JSON schemas; only given where a row has some.
+        """
 
     @property
     @abstractmethod
@@ -66,6 +78,32 @@ class WeightSource(ABC):
     def dtype(self, name: str) -> dtype:
         """The stored type of a tensor, of which nothing is read."""
         return self.read(name, tuple(slice(0, 0) for _ in self.shapes()[name])).dtype
+
+
+class Exchange(ABC):
+    """What the ranks of a group, each with a stretch of the same rows, pass to each other in attention. With gradients.
+
+    Every rank calls every method equally often and in the same order, in the backward pass too.
+    """
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def to_heads(self, *tensors: Tensor) -> list[Tensor]:
+        """Each `(rows, heads, stretch, width)`, all heads of a stretch, as `(rows, heads / ranks, length, width)`, some
+        heads of whole rows. Heads must be a multiple of the ranks.
+        """
+
+    @abstractmethod
+    def to_stretch(self, tensor: Tensor) -> Tensor:
+        """The way back, in the order in which attention gives it: `(rows, length, heads / ranks, width)` as
+        `(rows, stretch, heads, width)`.
+        """
+
+    @abstractmethod
+    def whole(self, stretch: Tensor) -> Tensor:
+        """`(rows, length)` of every rank's `(rows, stretch)`; without gradient."""
 
 
 class Model(ABC):

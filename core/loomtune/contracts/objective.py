@@ -89,6 +89,10 @@ class Objective(ABC):
         """Term name to the role whose engine its gradient goes to."""
         return {"loss": "policy"}
 
+    def parts(self) -> Sequence[str]:
+        """What each segment of a sample is, in a word for those who look at it; nothing where there is only one."""
+        return ()
+
     @abstractmethod
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """Token segments of a row, cut to `max_length` tokens along each chain of segments.
@@ -134,6 +138,10 @@ class Objective(ABC):
         As many as were given, in their order; each chain of segments is cut to `max_length` tokens.
         """
         return samples
+
+    def online(self) -> bool:
+        """Whether `experience` makes samples of its own, so that nobody knows before the run what a step holds."""
+        return type(self).experience is not Objective.experience
 
     def steps_per_batch(self) -> int:
         """How many optimizer steps `experience` usually gives: what `epochs` is planned with."""
