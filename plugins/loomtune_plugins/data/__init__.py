@@ -8,8 +8,12 @@ from loomtune import hookimpl
 from loomtune.contracts import Data
 from loomtune.offers import Offer, Trait
 from loomtune.plan import Finding, Plan
+from loomtune_plugins.data.any_files_settings import AnyFileSettings
 from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.hub_settings import HubSettings
+from loomtune_plugins.data.mix_settings import MixSettings
 from loomtune_plugins.data.oasst_settings import OasstSettings
+from loomtune_plugins.data.prepared_settings import PreparedSettings
 from loomtune_plugins.data.sql_quiz_settings import SqlCorpusSettings, SqlQuizSettings
 
 _FROM_FILES = frozenset({Trait.COMPLETIONS, Trait.TEXTS, Trait.PAIRS, Trait.LABELS, Trait.PROMPTS})
@@ -23,7 +27,7 @@ def datas() -> Sequence[Offer[Data]]:
             name="jsonl",
             build="loomtune_plugins.data.jsonl:Jsonl",
             schema=FileSettings,
-            summary="one JSON object a line, plain, .gz or .bz2",
+            summary="one JSON object a line, plain, .gz, .bz2 or .zst",
             provides=_FROM_FILES,
         ),
         Offer(
@@ -31,6 +35,34 @@ def datas() -> Sequence[Offer[Data]]:
             build="loomtune_plugins.data.parquet:Parquet",
             schema=FileSettings,
             summary="Parquet files, read batch by batch",
+            provides=_FROM_FILES,
+        ),
+        Offer(
+            name="mix",
+            build="loomtune_plugins.data.mix:Mix",
+            schema=MixSettings,
+            summary="several sources of files, visited by weights, by epochs of their own, or by a temperature",
+            provides=_FROM_FILES,
+        ),
+        Offer(
+            name="files",
+            build="loomtune_plugins.data.any_files:AnyFiles",
+            schema=AnyFileSettings,
+            summary="what each file's name says: jsonl, json, csv, tsv, parquet, arrow, also .gz, .bz2, .zst",
+            provides=_FROM_FILES,
+        ),
+        Offer(
+            name="datasets",
+            build="loomtune_plugins.data.hub:Hub",
+            schema=HubSettings,
+            summary="what the library `datasets` reads: saved on disk, or from the Hugging Face hub",
+            provides=_FROM_FILES,
+        ),
+        Offer(
+            name="prepared",
+            build="loomtune_plugins.data.prepared:Prepared",
+            schema=PreparedSettings,
+            summary="a folder that `loomtune prepare` wrote",
             provides=_FROM_FILES,
         ),
         Offer(

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+from loomtune.contracts import Piece
+from loomtune.errors import UserError
+from loomtune_plugins.data.files import Files
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.ordered import Answer, extremes, pairs, preference, tiers
-from loomtune_plugins.data.sources import Source, choose, has
-from loomtune_plugins.data.values import RecordError, apart, conversation, kind, label, listed, number, spoken, text
+from loomtune_plugins.data.reader import Reader
+from loomtune_plugins.data.sources import KEYS, Source, choose, faults, has, named, unprepared
+from loomtune_plugins.data.values import (
+    RecordError,
+    apart,
+    conversation,
+    keys,
+    kind,
+    label,
+    listed,
+    number,
+    spoken,
+    text,
+)
 
 ROW = ("messages", "prompt", "chosen", "rejected", "completion", "label", "text")
 """What rows have of their own; a record's other columns ride along."""
@@ -26,6 +42,26 @@ _READ: dict[str, Callable[[Any, str], Any]] = {
 """How a column is read; those of the others may hold conversations, depending on the format."""
 
 
+class ColumnFiles(Files):
+    """Files whose columns settings map."""
+
+    settings: FileSettings
+
+    def __init__(
+        self, settings: FileSettings, reader: Reader, cure: str, patterns: Mapping[str, str] | None = None
+    ) -> None:
+        decide, make = partial(Columns.decided, settings), partial(Columns.of, settings)
+        super().__init__(settings, reader, decide, make, faults(settings), cure, patterns=patterns)
+
+    def pieces(self, split: str) -> Sequence[Piece]:
+        """Of its files. Raises UserError where something is set that only a run could heed."""
+        found = super().pieces(split)
+        for piece in found[0]["pieces"] if self.settings.limit else found:
+            if piece["chosen"] and (lost := list(unprepared(self.settings, **piece["chosen"]))):
+                raise UserError(*lost)
+        return found
+
+
 @dataclass(frozen=True)
 class Columns:
     """How the records of a file become rows. columns: key of the source to the column that fills it."""
@@ -35,20 +71,49 @@ class Columns:
     columns: Mapping[str, str]
 
     @classmethod
-    def of(cls, settings: FileSettings, record: Mapping[str, Any], where: str) -> Columns:
-        """As settings and a first record have it. Raises UserError where a column is not there."""
-        return cls(settings, *choose(settings, record, where))
+    def of(cls, settings: FileSettings, chosen: Mapping[str, Any]) -> Columns:
+        """chosen: as `decided` of a file's first record."""
+        return cls(settings, named(chosen["format"], chosen["columns"]), chosen["columns"])
+
+    @staticmethod
+    def decided(settings: FileSettings, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The format, and the column of each of its keys. Raises UserError where one is not there."""
+        source, columns = choose(settings, record, where)
+        return {"format": source.format, "columns": dict(columns)}
 
     def of_record(self, record: Mapping[str, Any], origin: str) -> tuple[Any, list[dict[str, Any]]]:
         """(what tells it from others, its rows). Raises RecordError.
 
         Rows of one prompt are told from others by that prompt, so that none of them is in another split.
         """
-        values = {key: self._value(record, key, column) for key, column in self.columns.items()}
-        if "chosen" in values and "prompt" not in values:
-            values = apart(**values)
+        values = self._values(record)
         rows = [{**made, **_beside(record, made), "origin": origin} for made in self._made(values)]
         return {"prompt": values["prompt"]} if self._is_of_many else learned(rows[0]), rows
+
+    def canonical(self, record: Mapping[str, Any], origin: str) -> list[dict[str, Any]]:
+        """One row, whose columns bear their own keys: of what was mapped, nothing rides along a second time."""
+        values = self._values(record)
+        if "answers" in values:
+            answers = _answers(values, self.columns)
+            values["answers"] = [spoken(said, "an answer") for said in values["answers"]]
+            if len(values) == 2:
+                values["ranks"] = list(range(1, len(answers) + 1))
+        if "score" in values and self.settings.threshold is not None:
+            values["label"] = values["score"] >= self.settings.threshold
+        riding = {key: value for key, value in record.items() if key not in self._mapped}
+        if "label" in record and "label" not in self.columns.values():
+            riding["label"] = record["label"]
+        return [{**riding, **values, "origin": origin}]
+
+    @cached_property
+    def _mapped(self) -> frozenset[str]:
+        """Columns of a record that its row has under their own keys, or that would be taken for such."""
+        roots = (column.split(".")[0] for column in self.columns.values())
+        return frozenset((*KEYS, *self.columns.values(), *roots))
+
+    def _values(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: self._value(record, key, column) for key, column in self.columns.items()}
+        return apart(**values) if "chosen" in values and "prompt" not in values else values
 
     @property
     def _is_of_many(self) -> bool:
@@ -97,7 +162,7 @@ def learned(row: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(record: Mapping[str, Any], column: str) -> Any:
     """A record's value; of `list.field`, that field of each object in the list. Raises RecordError."""
     if not has(record, column):
-        raise RecordError(f"has no column '{column}'; it has {', '.join(record) or 'none'}")
+        raise RecordError(f"has no column '{column}'; it has {keys(record)}", "no column")
     if column in record:
         return record[column]
     name, field = column.split(".", 1)
@@ -109,7 +174,7 @@ def _field(entry: Any, field: str, where: str) -> Any:
     if not isinstance(entry, Mapping):
         raise RecordError(f"{where} is {kind(entry)}, not an object")
     if field not in entry:
-        raise RecordError(f"{where} has no '{field}'; it has {', '.join(entry) or 'nothing'}")
+        raise RecordError(f"{where} has no '{field}'; it has {keys(entry)}", "no column")
     return entry[field]
 
 

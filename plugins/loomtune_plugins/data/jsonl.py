@@ -2,69 +2,79 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
-from functools import partial
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from loomtune.errors import UserError
-from loomtune_plugins.data.columns import Columns
-from loomtune_plugins.data.files import Files, Record
+from loomtune_plugins.data.columns import ColumnFiles
 from loomtune_plugins.data.files_settings import FileSettings
-from loomtune_plugins.data.sources import faults
+from loomtune_plugins.data.limits import Limits, lines, opened, packing
+from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
+from loomtune_plugins.data.scan import scan
+from loomtune_plugins.data.text import parsed
 from loomtune_plugins.data.values import RecordError
 
+CURE = "mend these lines, or leave them out of the file"
 
-class Jsonl(Files):
-    """One JSON object a line; empty lines are passed over. `.gz` and `.bz2` are read as they are."""
+
+class Jsonl(ColumnFiles):
+    """One JSON object a line; empty lines are passed over. `.gz`, `.bz2` and `.zst` are read as they are."""
 
     def __init__(self, settings: FileSettings) -> None:
-        cure = "mend these lines, or leave them out of the file"
-        super().__init__(settings, read, partial(Columns.of, settings), faults(settings), cure)
+        super().__init__(settings, JsonLines(Limits.of(settings)), CURE)
 
 
-def read(path: Path) -> Iterator[tuple[int, Record | RecordError]]:
-    """Line numbers and objects. Raises UserError where the file is something else altogether."""
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1 and line.lstrip()[:1] == b"[":
+@dataclass(frozen=True)
+class JsonLines(Reader):
+    """Numbers are those of lines. Plain files fall into parts; those of an archive cannot be read apart."""
+
+    limits: Limits
+
+    def parts(self, path: Path) -> Sequence[Mapping[str, Any]]:
+        if packing(path):
+            return [WHOLE]
+        found = scan(path)
+        starts = [*found.starts, (found.size, 0)]
+        return [
+            {"start": start, "stop": stop, "line": line, "size": found.size}
+            for (start, line), (stop, _) in itertools.pairwise(starts)
+        ]
+
+    def records(self, path: Path, part: Mapping[str, Any] = WHOLE) -> Iterator[Numbered]:
+        if path.suffix == ".parquet":
+            raise UserError.of(f"{path} is a Parquet file", "set data=parquet")
+        with opened(path, self.limits) as file:
+            if part:
+                _unchanged(path, part)
+                file.seek(part["start"])
+            found = lines(file, self.limits, part.get("stop"))
+            for number, (line, is_whole) in enumerate(found, start=part.get("line", 1)):
+                if not is_whole:
+                    yield number, self.limits.too_long
+                elif number == 1 and line.lstrip()[:1] == b"[":
                     raise _array(path)
-                if not line.isspace():
-                    yield number, _parse(line)
-    except (OSError, EOFError, zlib.error) as error:  # gzip and bz2 raise each of them for broken archives
-        raise UserError.of(f"{path} cannot be read: {error}", "check the file and data.path") from error
+                elif not line.isspace():
+                    yield number, _parsed(line)
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".bz2":
-        return bz2.open(path, "rb")
-    if path.suffix == ".parquet":
-        raise UserError.of(f"{path} is a Parquet file", "set data=parquet")
-    return path.open("rb")
-
-
-def _parse(line: bytes) -> Record | RecordError:
+def _parsed(line: bytes) -> Mapping[str, Any] | RecordError:
     try:
-        # `utf-8-sig`: editors on Windows put a byte order mark before the first line.
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return RecordError(f"is no UTF-8 text: {error.reason} at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return RecordError(f"is no JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return RecordError("is JSON too deeply nested to be a row")
-    return record if isinstance(record, dict) else RecordError("is JSON, but no object")
+        return parsed(line)
+    except RecordError as error:
+        return error
+
+
+def _unchanged(path: Path, part: Mapping[str, Any]) -> None:
+    if path.stat().st_size != part["size"]:
+        raise UserError.of(f"{path} was changed while it was read", "start again, and let nothing write to it")
 
 
 def _array(path: Path) -> UserError:
     return UserError.of(
         f"{path} begins with '[': it is one JSON array, not one object a line",
-        f"rewrite it, for instance by: jq -c '.[]' {path} > {path.with_suffix('.jsonl')}",
+        f"set data=files, which reads arrays in files named .json; or rewrite it, for instance by: jq -c '.[]' {path} "
+        f"> {path.with_suffix('.jsonl')}",
     )

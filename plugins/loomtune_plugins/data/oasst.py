@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loomtune.errors import Fault, near
+from loomtune.contracts import Piece
+from loomtune.errors import Fault, UserError, near
 from loomtune_plugins.data import ordered
-from loomtune_plugins.data.files import Files, Record
-from loomtune_plugins.data.jsonl import read
+from loomtune_plugins.data.files import Files
+from loomtune_plugins.data.jsonl import JsonLines
+from loomtune_plugins.data.limits import Limits
 from loomtune_plugins.data.oasst_settings import FORMATS, OasstSettings
 from loomtune_plugins.data.ordered import extremes, pairs, preference
+from loomtune_plugins.data.reader import Record
 from loomtune_plugins.data.tree import Message, asked, best_path, read_tree
+
+HEEDED = {"pairs": ("all",), "min_gap": (0.0,), "format": ("preference", "messages", "prompt")}
+"""What preparation leaves to the run that reads the rows, and with which values it has nothing to do."""
 
 CURE = "give an export of whole trees (`..._trees.jsonl.gz`), and mend these lines or leave them out"
 BARREN = "give trees in which somebody ranked replies, in the language of data.lang, or set a lower data.min_gap"
@@ -27,7 +33,33 @@ class Oasst(Files):
     settings: OasstSettings
 
     def __init__(self, settings: OasstSettings) -> None:
-        super().__init__(settings, read, lambda _record, _where: self, _faults(settings), CURE, BARREN)
+        reader = JsonLines(Limits.of(settings))
+        super().__init__(settings, reader, lambda _record, _where: {}, lambda _: self, _faults(settings), CURE, BARREN)
+
+    def pieces(self, split: str) -> Sequence[Piece]:
+        """Of its files. Raises UserError where something is set that only a run could heed."""
+        if lost := [name for name, usual in HEEDED.items() if getattr(self.settings, name) not in usual]:
+            told = " and ".join(f"data.{name}={getattr(self.settings, name)}" for name in lost)
+            cure = "leave it out, and set it where a run reads them: data=prepared"
+            raise UserError.of(f"{told} is heeded where a run reads the rows", cure)
+        return super().pieces(split)
+
+    def canonical(self, record: Record, origin: str) -> list[dict[str, Any]]:
+        """What was asked, with the ranked replies; for other formats, as objectives read them."""
+        if self.settings.format != "preference":
+            return self.of_record(record, origin)[1]
+        root = read_tree(record, self.settings.lang)
+        beside = {"tree": record.get("message_tree_id"), "origin": origin}
+        return [
+            {
+                "prompt": path,
+                "answers": [answer.said for answer in message.ranked],
+                "ranks": [-answer.worth for answer in message.ranked],
+                **beside,
+            }
+            for path, message in (asked(root) if root else ())
+            if len(message.ranked) > 1
+        ]
 
     def of_record(self, record: Record, origin: str) -> tuple[Any, list[dict[str, Any]]]:
         """(the tree's first words, its rows). Raises RecordError."""

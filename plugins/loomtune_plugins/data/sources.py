@@ -9,7 +9,7 @@ from typing import Any
 from loomtune.errors import Fault, UserError, near
 from loomtune_plugins.data import ordered
 from loomtune_plugins.data.files_settings import FileSettings
-from loomtune_plugins.data.values import is_label
+from loomtune_plugins.data.values import is_label, keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,26 @@ def choose(settings: FileSettings, record: Mapping[str, Any], where: str) -> tup
     return source, columns
 
 
+def named(format: str, columns: Collection[str]) -> Source:
+    """The source of a format and its keys."""
+    return next(source for source in SOURCES if (source.format, {*source.keys}) == (format, {*columns}))
+
+
+def unprepared(settings: FileSettings, format: str, columns: Collection[str]) -> Iterator[Fault]:
+    """What is set and would do nothing, because preparation leaves rankings and pairs as they are."""
+    cure, lost = (
+        "leave it out, and set it where a run reads them: data=prepared",
+        "is heeded where a run reads the rows",
+    )
+    for key, usual in (("pairs", "all"), ("min_gap", 0.0)):
+        if getattr(settings, key) != usual:
+            yield Fault(f"data.{key}={getattr(settings, key)} {lost}", cure)
+    if settings.threshold is not None and "scores" in columns:
+        yield Fault(f"data.threshold={settings.threshold} {lost}", cure)
+    if settings.format == format != "preference" and {"answers", "chosen"} & {*columns}:
+        yield Fault(f"data.format={format}, which is made of several answers, {lost}", cure)
+
+
 def has(record: Mapping[str, Any], column: str) -> bool:
     """Whether a record has a column, or for `list.field` the list."""
     return column in record or ("." in column and column.split(".", maxsplit=1)[0] in record)
@@ -108,7 +128,7 @@ def _source(settings: FileSettings, named: Mapping[str, str], record: Mapping[st
         return min(takes, key=lambda source: lacking[source])
     told = " and ".join(f"data.{key}={column}" for key, column in named.items())
     raise UserError.of(
-        f"{where} has the columns {', '.join(record) or '(none)'}, of which no "
+        f"{where} has the columns {keys(record)}, of which no "
         f"{'format' if settings.format == 'auto' else settings.format} can be made{told and f' with {told}'}",
         "name the columns, for instance data.prompt=question data.completion=answer (or data.messages=, data.text=)",
     )
@@ -157,6 +177,6 @@ def _unused(settings: FileSettings, source: Source) -> Iterator[Fault]:
 def _missing(key: str, column: str, source: Source, record: Mapping[str, Any], where: str) -> UserError:
     return UserError.of(
         f"{where} has no column '{column}' for the {key} of format={source.format}; it has "
-        f"{', '.join(record) or 'none'}.{near(column, record)}",
+        f"{keys(record)}.{near(column, record)}",
         f"set data.{key}= to one of its columns",
     )

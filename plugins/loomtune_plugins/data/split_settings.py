@@ -11,14 +11,22 @@ from loomtune.settings import option
 class SplitSettings:
     """Which files, and how much of them."""
 
-    path: str = option("", "file of training rows, or a pattern such as `rows-*.parquet`, read in order of names")
-    validation: str = option("", "file or pattern of validation rows")
-    test: str = option("", "file or pattern of test rows")
+    path: str = option(
+        "", "file of training rows, or a pattern such as `rows-*.parquet`, read in order of names; several with commas"
+    )
+    validation: str = option("", "files of validation rows")
+    test: str = option("", "files of test rows")
     holdout: float = option(0.0, "share of training rows set aside for validation, by a hash of what they say")
     holdout_rows: int = option(
         0, "how many different training rows (prompts with several answers, trees) are set aside"
     )
+    stream: bool = option(
+        False, "read and tokenise training rows while the run goes on, for data that are too large to wait for"
+    )
+    window: int = option(10_000, "how many rows of a stream are read, and permuted, at a time: part of the maths")
     limit: int = option(0, "at most so many rows of each split; 0: all")
+    max_record: int = option(8 << 20, "bytes of the largest record; a longer one is refused without holding it")
+    max_growth: int = option(200, "how many times its own size an archive may hold; 64 MiB are always allowed")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loomtune_plugins.data.ordered import Answer
-from loomtune_plugins.data.values import RecordError, kind, listed, number, text
+from loomtune_plugins.data.values import RecordError, keys, kind, listed, number, text
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -44,12 +44,9 @@ def read_tree(record: Mapping[str, Any], lang: str) -> Message | None:
     """The tree's first message; None where that one is left out. Raises RecordError where it is no such tree."""
     if "prompt" not in record:
         is_message = "parent_id" in record or "role" in record
-        found = "it is a single message" if is_message else f"it has {', '.join(record) or 'nothing'}"
+        found = "it is a single message" if is_message else f"it has {keys(record)}"
         raise RecordError(f"has no 'prompt', with which a conversation tree begins; {found}")
-    try:
-        return _message(record["prompt"], lang)
-    except RecursionError as error:
-        raise RecordError("is a tree of too many replies to replies") from error
+    return _message(record["prompt"], lang)
 
 
 def _message(value: Any, lang: str) -> Message | None:

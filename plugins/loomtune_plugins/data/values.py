@@ -12,7 +12,11 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class RecordError(Exception):
-    """A record that cannot become a row, in words for the user."""
+    """A record that cannot become a row, in words for the user. reason: fewer words, by which such are counted."""
+
+    def __init__(self, what: str, reason: str = "not the value asked for") -> None:
+        super().__init__(what)
+        self.reason = reason
 
 
 def text(value: Any, where: str) -> str:
@@ -84,6 +88,12 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
         if not isinstance(message.get(key), str) and not (key == "content" and "tool_calls" in message):
             raise RecordError(f"{where} has {kind(message.get(key))} as its {key}, not text")
     return message
+
+
+def keys(record: Mapping[str, Any]) -> str:
+    """What a record has, in words."""
+    shown = [f"{key:.80}" for key in itertools.islice(record, 20)]
+    return ", ".join(shown + ["..."] * (len(record) > len(shown))) or "none"
 
 
 _NAMES: tuple[tuple[Callable[[Any], bool], str], ...] = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from loomtune.contracts import Data
 from loomtune.errors import UserError
@@ -24,7 +25,9 @@ QA = [{"question": f"q{number}", "answer": f"a{number}", "id": number} for numbe
 
 def lines(path: Path, records: list[Any]) -> str:
     text = "".join(f"{record if isinstance(record, str) else json.dumps(record)}\n" for record in records)
-    opened: Callable[[Path, str], Any] = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    opened: Callable[[Path, str], Any] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": zstandard.open}.get(
+        path.suffix, open
+    )
     with opened(path, "wb") as file:
         file.write(text.encode())
     return str(path)
@@ -51,7 +54,7 @@ def refusal(data: Data) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.bz2"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.bz2", "rows.jsonl.zst"])
 def test_columns_are_mapped_and_the_others_ride_along(tmp_path: Path, name: str) -> None:
     data = jsonl(lines(tmp_path / name, QA), prompt="question", completion="answer")
     data.check()
@@ -289,6 +292,8 @@ def test_text_that_is_not_utf8_is_a_fault_of_its_line(tmp_path: Path) -> None:
         ("plain.jsonl.gz", b'{"text": "a"}\n', "cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-20], "cannot be read"),
         ("plain.jsonl.bz2", b'{"text": "a"}\n', "cannot be read"),
+        ("plain.jsonl.zst", b'{"text": "a"}\n', "cannot be read"),
+        ("cut.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 999)[:-3], "ends in the middle"),
         ("rows.parquet", b"PAR1", "data=parquet"),
     ],
 )
@@ -318,10 +323,11 @@ def test_gsm8k_is_read_by_naming_its_columns() -> None:
 
 def test_offers_and_settings_are_known_without_torch_or_pyarrow() -> None:
     program = (
-        "import sys, loomtune_plugins.data as data, loomtune_plugins.data.jsonl, loomtune_plugins.data.oasst;"
-        "import loomtune_plugins.data.sql_quiz_data;"
-        "names = [offer.name for offer in data.datas()];"
-        "assert names == ['jsonl', 'parquet', 'oasst', 'sql_quiz', 'sql_labels', 'sql_corpus'];"
-        "sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+        "import sys, loomtune_plugins.data as data;"
+        "import importlib;"
+        "[importlib.import_module(offer.build.split(':')[0]) for offer in data.datas()];"
+        "names = {offer.name for offer in data.datas()};"
+        "assert names >= {'jsonl', 'parquet', 'files', 'datasets', 'prepared', 'oasst', 'sql_quiz', 'sql_corpus'};"
+        "sys.exit(bool({'torch', 'pyarrow', 'datasets', 'zstandard'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -157,7 +157,7 @@ def bad() -> Iterator[tuple[Any, str]]:
     yield {"prompt": asks("q", said("a", rank="first"))}, "message id of a: 'rank' is text, not a number"
     yield {"prompt": {**asks("q"), "replies": {"a": 1}}}, "message id of q: 'replies' is an object, not a list"
     yield {"prompt": {**asks("q"), "replies": ["a"]}}, "a message is text, not an object"
-    yield nested(190), "too many replies to replies"
+    yield nested(190), "JSON too deeply nested"
     yield '{"prompt": ', "is no JSON"
 
 
