@@ -12,6 +12,8 @@ HERE = "loomtune_plugins.commands"
 def commands() -> Sequence[Command]:
     """Gives the built-in commands."""
     return (
+        Command("inspect", f"{HERE}.inspect.command:inspect", "show rows as a model will see them, and their figures"),
+        Command("prepare", f"{HERE}.prepare.command:prepare", "make raw files into rows that can be trusted"),
         Command("train", f"{HERE}.train:train", "train a model; alone, it teaches the shipped one to write SQL"),
         Command("resume", f"{HERE}.train:resume", "go on with a run, under any sharding and world size"),
         Command("evaluate", f"{HERE}.ended:evaluate", "measure a run's checkpoint with its evaluators"),

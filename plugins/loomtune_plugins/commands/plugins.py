@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args, get_type_hints
 
 from loomtune.catalogue import Entry, installed
 from loomtune.errors import UserError
@@ -49,8 +49,18 @@ def _described(entry: Entry, *, detail: bool) -> dict[str, Any]:
     said |= {"extra": offer.extra, "provides": sorted(offer.provides), "needs": sorted(offer.needs)}
     if detail:
         said |= {"excludes": dict(offer.excludes), "variants": {name: list(of) for name, of in offer.variants.items()}}
-        said["settings"] = [_setting(field) for field in dataclasses.fields(offer.schema)]
+        said["settings"] = list(_settings(offer.schema))
     return said
+
+
+def _settings(schema: Any, prefix: str = "") -> Iterator[dict[str, Any]]:
+    """Those of a schema, and of each that a name of the user's own leads to."""
+    types = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield _setting(field) | {"key": f"{prefix}{field.name}"}
+        for inner in get_args(types[field.name]):
+            if dataclasses.is_dataclass(inner):
+                yield from _settings(inner, f"{prefix}{field.name}.NAME.")
 
 
 def _setting(field: Any) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""Rows of other languages go; what nobody can tell stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loomtune.contracts import Dropped, Row
+from loomtune.errors import UserError
+from loomtune_plugins.stages.language import Language
+from loomtune_plugins.stages.settings import LanguageSettings
+
+ENGLISH = "A loom is a device on which cloth is woven while the warp threads are held under tension."
+GERMAN = "Ein Webstuhl ist ein Gerät, auf dem Stoff gewebt wird, während die Kettfäden gespannt sind."
+CODE = "```python\nfor line in open('loom'):\n    print(line.strip(), end='')\nraise SystemExit(0)\n```"
+
+
+def judged(row: dict[str, Any], **settings: Any) -> Row | Dropped:
+    stage = Language(LanguageSettings(**settings))
+    stage.check()
+    return stage.apply([{**row, "origin": "rows.jsonl:4"}])[0]
+
+
+def test_rows_in_languages_that_are_wanted_stay() -> None:
+    assert not isinstance(judged({"prompt": ENGLISH, "completion": ENGLISH}), Dropped)
+    assert not isinstance(judged({"text": GERMAN}, keep=["en", "de"]), Dropped)
+
+
+def test_a_row_in_another_language_goes_and_says_which() -> None:
+    dropped = judged({"prompt": GERMAN, "completion": GERMAN})
+    assert isinstance(dropped, Dropped)
+    assert (dropped.origin, dropped.reason) == ("rows.jsonl:4", "another language")
+    assert dropped.detail.startswith("de with ")
+
+
+def test_short_rows_and_code_stay() -> None:
+    assert not isinstance(judged({"prompt": "Guten Tag", "completion": "Wie geht es?"}), Dropped)
+    assert not isinstance(judged({"prompt": "Print it.", "completion": CODE}), Dropped)
+    assert isinstance(judged({"prompt": "Guten Tag", "completion": "Wie geht es?"}, short=5), Dropped)
+
+
+def test_the_certainty_is_that_of_all_wanted_languages_together() -> None:
+    both = {"prompt": ENGLISH, "completion": GERMAN}
+    assert isinstance(judged(both, certainty=0.97), Dropped)
+    assert not isinstance(judged(both, keep=["en", "de"], certainty=0.97), Dropped)
+
+
+def test_a_language_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(UserError, match="no language is called 'english'") as refused:
+        judged({"text": ENGLISH}, keep=["english"])
+    assert " en," in refused.value.faults[0].cure
+
+
+@pytest.mark.parametrize(("settings", "key"), [({"keep": []}, "keep"), ({"certainty": 0.0}, "certainty")])
+def test_settings_without_sense_are_refused_with_the_key(settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Language(LanguageSettings(**settings))
+    assert f"stage.language.{key}" in refused.value.faults[0].cure
