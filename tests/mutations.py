@@ -28,7 +28,7 @@ PATIENCE = 300.0
 MARKS = ("<!-- mutations -->\n", "<!-- end of mutations -->\n")
 PARITY = "tests/runs/test_parity.py::test_every_layout_gives_the_curve_of_one_process"
 CUT = "tests/plugins/shardings/test_tensor.py"
-STRETCHES = "tests/core/toolkit/test_sequence.py"
+STRETCHES = "tests/plugins/shardings/test_sequence.py"
 ON_POLICY = "tests/plugins/objectives/test_distill_on_policy.py"
 RECORDS = "tests/core/test_records.py"
 ROLLOUTS = "tests/plugins/rollouts/test_huggingface.py"
@@ -94,9 +94,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "bad rows again",
         "a roll-back meets the rows again that led to it",
-        "core/loomtune/feed.py",
-        "self.fetched, self.visited, self.pending = fetched, visited, []",
-        "self.pending = []",
+        "core/loomtune/loop.py",
+        'self.feed.set({**before, "pending": []})',
+        "self.feed.pending = []",
         ("tests/core/test_loop.py::test_a_roll_back_goes_on_from_the_checkpoint_with_rows_that_were_not_met",),
     ),
     Mutation(
@@ -111,8 +111,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pending steps forgotten",
         "a checkpoint drops the steps that were rolled out and not yet trained on",
         "core/loomtune/feed.py",
-        '"pending": pending}',
-        '"pending": []}',
+        '"pending": pending, **place}',
+        '"pending": [], **place}',
         ("tests/core/test_loop.py::test_steps_made_of_drawn_rows_survive_a_checkpoint_to_the_bit",),
     ),
     Mutation(
@@ -126,10 +126,26 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "one order for all epochs",
         "every epoch visits the rows in the same order",
-        "core/loomtune/feed.py",
-        'derive(seed, "order", epoch)',
-        'derive(seed, "order")',
+        "core/loomtune/order.py",
+        '"order", *named, number)',
+        '"order", *named)',
         ("tests/core/test_batching.py::test_epochs_and_seeds_have_orders_of_their_own",),
+    ),
+    Mutation(
+        "shares cut down",
+        "of a share that is no whole number of rows, an epoch visits too few, and no other makes up for it",
+        "core/loomtune/order.py",
+        "floor(epoch * self.visits)",
+        "epoch * floor(self.visits)",
+        ("tests/core/test_order.py::test_an_epoch_visits_each_source_as_often_as_its_share_comes_to_by_then",),
+    ),
+    Mutation(
+        "packs begun anew",
+        "a step of packed rows begins with its window, wherever the one before it ended",
+        "core/loomtune/samplers.py",
+        "at = starts.index(begin)",
+        "at = 0",
+        ("tests/core/test_samplers.py::test_packed_steps_see_every_row_once_an_epoch_and_fill_what_they_have",),
     ),
     Mutation(
         "shifted label",
@@ -318,7 +334,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "every sequence rank's whole gradient",
         "the backward pass of the join gives each rank the sum over ranks of what all of them have already",
-        "core/loomtune/toolkit/sequence.py",
+        "plugins/loomtune_plugins/shardings/sequence.py",
         "return gradient[index], None",
         "return gradient[index] * torch.distributed.get_world_size(), None",
         (f"{STRETCHES}::test_what_a_reader_makes_is_joined_and_its_gradients_add_up_over_ranks",),
@@ -326,7 +342,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "positions begin anew",
         "each stretch of a row counts its positions from 0",
-        "core/loomtune/toolkit/sequence.py",
+        "plugins/loomtune_plugins/shardings/sequence.py",
         'for name in ("tokens", "positions", "segments")},\n',
         'for name in ("tokens", "segments")},\n            positions=whole.positions[:, :stretch].contiguous(),\n',
         (f"{STRETCHES}::test_stretches_put_side_by_side_are_the_rows",),
@@ -334,7 +350,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "masks of the first stretch",
         "every sequence rank draws the dropout masks of the row's first positions",
-        "core/loomtune/toolkit/network.py",
+        "plugins/loomtune_plugins/shardings/stretches.py",
         "with dropout_keys(share.mine):",
         "with dropout_keys(replace(share.mine, positions=share.mine.positions - share.mine.positions[:, :1])):",
         ("tests/runs/test_sequence.py::test_dropout_and_lora_draw_alike_in_stretches[fsdp on 2, recomputed]",),
@@ -429,9 +445,17 @@ MUTATIONS: tuple[Mutation, ...] = (
         "probe sees nothing",
         "a run packs although the samples of a row see each other",
         "core/loomtune/probe.py",
-        "if run.world.total([float(leaks)])[0]:",
-        "if run.world.total([float(leaks)])[0] > run.world.size:",
+        "for fault, count in zip(leaks, seen, strict=True) if count]",
+        "for fault, count in zip(leaks, seen, strict=True) if count > run.world.size]",
         ("tests/core/test_probe.py::test_a_kernel_that_leaks_is_refused_with_the_cure",),
+    ),
+    Mutation(
+        "answers deaf to their prompt",
+        "answers share a prompt that an attention does not show them",
+        "core/loomtune/probe.py",
+        "deaf |= not bool((moved[owner == part] > rounding).any())",
+        "deaf |= part == index and not bool((moved[owner == part] > rounding).any())",
+        ("tests/core/test_probe.py::test_answers_that_see_each_other_or_not_their_prompt_do_not_share_it",),
     ),
     Mutation(
         "need ignored",

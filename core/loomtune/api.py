@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loomtune import inputs, role_models, samples
+from loomtune import inputs, role_models, samplers, samples, streaming
 from loomtune import plan as plans
 from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import compose as compose_settings
@@ -19,6 +19,7 @@ from loomtune.compose import quoted
 from loomtune.contracts import Adapter, Data, Launcher, Model, Objective, Tracker
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
+from loomtune.order import REPEATS, Share
 from loomtune.plan import Finding, Plan
 from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, leaves
 
@@ -86,6 +87,8 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
         tried(objective.suits, others)
         for evaluator in parts["evaluator"].values():
             tried(evaluator.check, parts["data"])
+    if (data := parts["data"]) is not None and data.window and None not in (objective, parts["evaluator"]):
+        faults += streaming.faults(plan.root, objective, parts["evaluator"])
     if faults:
         raise UserError(*dict.fromkeys(faults))
     return list(warnings)
@@ -107,8 +110,11 @@ def prepare(plan: Plan) -> Path:
     folder = Path(root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
     _same_run(folder, plan)
     began = inputs.fingerprints(plan, catalogue)
+    data: Data = plan.build(catalogue, "data")
+    if data.window:  # what a place means depends on the files; samples that were made as a whole stay what they are
+        began["data"] = data.fingerprint()
     inputs.check(folder, began)
-    placed = _tokenise(plan, catalogue)
+    placed = tokenise(plan, catalogue)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(plan.dump())
     (folder / "plugins.json").write_text(json.dumps(dict(plan.versions), indent=1) + "\n")
@@ -138,7 +144,7 @@ def _differences(before: Plan, now: Plan) -> str:
     return ", ".join(f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys) or "defaults of this version"
 
 
-def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
+def tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
     """Samples of every split, cached by content; where each lies. Raises UserError where they do not fit the rest."""
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
@@ -158,17 +164,32 @@ def _tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
     role_models.suit(role_models.models(plan, catalogue), tokenizer, length)
     placed = {}
     for split in data.splits():
-        source = samples.Source(data, objective, tokenizer, split, length)
+        window = data.window if split == "train" else 0
+        source = samples.Source(data, objective, tokenizer, split, length, window)
         made = samples.prepare(source, cache, model.vocabulary())
         _tell_cuts(made, split, length)
         if split == "train":  # what an adapter holds against so many steps is told before ranks exist
-            steps, _ = plan.length(len(made), objective.steps_per_batch())
-            adapter.optimizer(plan.build(catalogue, "optimizer"), steps)
+            sampler = samplers.sampler(plan.root, made, data, length)
+            adapter.optimizer(plan.build(catalogue, "optimizer"), samplers.steps(plan.root, sampler, objective))
+            _tell_shares(sampler.order.shares)
         placed[split] = {"cache": str(cache), "key": made.key}
     return placed
 
 
+def _tell_shares(shares: Sequence[Share]) -> None:
+    """How often an epoch visits each of several sources, and which too often."""
+    if any(share.name for share in shares):
+        print(f"loomtune: visits of an epoch: {', '.join(map(str, shares))}", file=sys.stderr)  # noqa: T201
+    for share in shares:
+        if share.visits > REPEATS * share.rows:
+            times = float(share.visits / share.rows)
+            what = f"an epoch visits each of the {share.rows} rows of {share.name} {times:g} times"
+            warn([Finding(what, "give it a smaller share, or more rows", fatal=False)])
+
+
 def _tell_cuts(made: samples.Samples, split: str, length: int) -> None:
+    if made.told:
+        warn([Finding(made.told, "mend these rows, or take them out", fatal=False)])
     if made.left_out:
         warn([Finding(made.left_out[0], made.left_out[1], fatal=False)])
     if made.cut or made.skipped:

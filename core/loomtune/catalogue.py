@@ -42,6 +42,7 @@ BUILT_IN = (
     "loomtune_plugins.evaluators",
     "loomtune_plugins.exporters",
     "loomtune_plugins.guards",
+    "loomtune_plugins.stages",
     "loomtune_plugins.commands",
 )
 

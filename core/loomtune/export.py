@@ -49,7 +49,7 @@ def export(
     exporter: Exporter = catalogue.build("exporter", to, plan.choices("exporter").get(to, {"name": to}))
     final = (out or folder / "export" / to).absolute()
     _check_free(final)
-    inputs.check(folder, inputs.fingerprints(plan, catalogue, roles=False))
+    inputs.check(folder, began := inputs.fingerprints(plan, catalogue, roles=False))
     reader = checkpoint.Reader(_chosen(folder / "checkpoints", which))
     draft = final.with_name(f".{final.name}-{uuid4().hex[:8]}")
     try:
@@ -60,6 +60,7 @@ def export(
         opened = exporter.reopened(trained, draft) if check else None
         found = compared(plan, catalogue, trained, opened, folder) if opened else None
         about = {"run": plan.hash, "step": reader.step, "exporter": to, **(found or _uncompared(final, check))}
+        about["chat_template"] = began.get(inputs.TEMPLATE)
         about["versions"] = {"torch": str(torch.__version__), **plan.versions}
         (draft / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _sync(draft)

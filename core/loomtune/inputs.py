@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from loomtune.plan import Plan
 from loomtune.role_models import models
 
 FILE = "inputs.json"
+TEMPLATE = "model.chat_template"
 
 
 def fingerprints(plan: Plan, catalogue: Catalogue, *, roles: bool = True) -> dict[str, str]:
@@ -20,10 +22,13 @@ def fingerprints(plan: Plan, catalogue: Catalogue, *, roles: bool = True) -> dic
 
     roles: False leaves out those beside the policy, of which nothing is asked where it alone leaves.
     """
-    parts: dict[str, Model | Adapter] = {axis: plan.build(catalogue, axis) for axis in ("model", "adapter")}
+    model: Model = plan.build(catalogue, "model")
+    parts: dict[str, Model | Adapter] = {"model": model, "adapter": plan.build(catalogue, "adapter")}
+    template = model.tokenizer().template
+    said = {TEMPLATE: hashlib.sha256(template.encode()).hexdigest()} if template else {}
     if roles:
         parts |= {f"roles.{role}.model": model for role, model in models(plan, catalogue).items()}
-    return {key: part.fingerprint() for key, part in parts.items()}
+    return {key: part.fingerprint() for key, part in parts.items()} | said
 
 
 def check(folder: Path, now: Mapping[str, str]) -> None:

@@ -89,6 +89,9 @@ def place(numbers: Sequence[int], lengths: Sequence[int], replicas: int, limit: 
     longest_first = sorted(range(len(rows)), key=lambda row: -filled[row])
     groups = _groups(longest_first, filled, MicroLimit(min(limit.rows, share), limit.tokens))
     rounds = max(1, -(-len(groups) // replicas))
+    even = max(1, -(-len(rows) // (rounds * replicas)))  # as many rows in each, so that no replica waits for others
+    evened = _groups(longest_first, filled, MicroLimit(min(limit.rows, even), limit.tokens))
+    groups = evened if len(evened) <= rounds * replicas else groups
     placed: list[list[Placement]] = [[Placement() for _ in range(rounds)] for _ in range(replicas)]
     for i, group in enumerate(groups):
         turn, seat = divmod(i, replicas)
@@ -102,13 +105,13 @@ def _packed(order: Sequence[int], lengths: Sequence[int], width: int, replicas: 
 
     order: of falling length. A sample longer than `width` (one of many answers to a prompt, say) has a row of its own.
     """
-    fewest = _fitted(order, lengths, width)
+    fewest = fitted(order, lengths, width)
     even = min(len(order), -(-len(fewest) // replicas) * replicas)
     spread = _spread(order, lengths, width, even)
     return spread if len(spread) <= even else fewest
 
 
-def _fitted(order: Sequence[int], lengths: Sequence[int], width: int) -> list[list[int]]:
+def fitted(order: Sequence[int], lengths: Sequence[int], width: int) -> list[list[int]]:
     """Each sample into the fullest row that has room for it (best-fit decreasing: at most 11/9 of the fewest rows)."""
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # of each row: tokens left, its number; sorted

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
@@ -102,17 +101,12 @@ class Plan:
         built = {name: catalogue.build(axis, node["name"], node) for name, node in self.choices(axis).items()}
         return built if is_many(axis) else next(iter(built.values()), None)
 
-    def length(self, rows: int, steps_per_batch: int) -> tuple[int, int]:
-        """(optimizer steps, samples) of the whole run. rows: of `train`. steps_per_batch: as the objective says."""
-        root = self.root
-        planned = round(rows * root.epochs) if root.steps == 0 else root.steps * root.batch.size
-        return root.steps or math.ceil(planned / root.batch.size) * steps_per_batch, planned
-
     def dump(self) -> str:
         """The text of `run.yaml`."""
         head = {"format": FORMAT, "hash": self.hash, "processes": self.processes}
         typed = {"overrides": list(self.overrides), "config_dirs": list(self.config_dirs)}
-        frozen = {**head, **typed, "plugins": dict(self.versions), "settings": dict(self.settings)}
+        frozen = {**head, **typed, "plugins": dict(self.versions)}
+        frozen["settings"] = json.loads(json.dumps(dict(self.settings)))  # equal parts become two, not one and an alias
         text: str = yaml.safe_dump(frozen, sort_keys=False, width=120)
         return text
 
@@ -120,12 +114,14 @@ class Plan:
     def parse(cls, text: str) -> Plan:
         """A plan from the text of `run.yaml`. Raises UserError where it was edited or is of another format."""
         try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.CSafeLoader)):
+                raise yaml.YAMLError("it uses aliases (`*name`), a few lines of which can ask for gigabytes")
             frozen = yaml.safe_load(text)
             if not isinstance(frozen, dict) or frozen.get("format") != FORMAT:
                 raise UserError.of("this run.yaml is of another format", "resume it with the version that wrote it")
             typed = tuple(frozen["overrides"]), tuple(frozen["config_dirs"])
             plan = cls(frozen["settings"], frozen["plugins"], frozen["processes"], *typed)
-        except (yaml.YAMLError, KeyError, TypeError) as error:
+        except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
             raise UserError.of(f"run.yaml cannot be read: {error!r}", "start a new run in another run.dir") from error
         if plan.hash != frozen["hash"]:
             raise UserError.of(
@@ -243,6 +239,9 @@ def _own(plan: Plan) -> Iterator[Finding]:
     yield from _micro(root.batch)
     if root.steps == 0 and root.epochs <= 0:
         yield Finding(f"steps=0 and epochs={root.epochs}: nothing would be trained", "set steps= or epochs=")
+    if root.batch.sampler == "packed" and not root.packing:
+        what = "batch.sampler=packed chooses rows that fill one together, and packing=false gives each one of its own"
+        yield Finding(what, "set packing=true, or batch.sampler=shuffled")
     if len(kernels := list(plan.choices("kernel"))) != 1:
         yield Finding(f"kernel=[{', '.join(kernels)}]: a run attends by one", "name one kernel, such as kernel=[sdpa]")
     if root.evaluate.patience and not root.evaluate.best:

@@ -39,6 +39,11 @@ class BatchSettings:
     """What one optimizer step is made of."""
 
     size: int = option(8, "sequences per optimizer step, over all ranks: part of the maths", least=1)
+    sampler: str = option(
+        "shuffled",
+        "which rows make a step: `shuffled`, `sequential`, or `packed`: as many as fill `size` rows of `max_length`",
+        among=("shuffled", "sequential", "packed"),
+    )
     micro: Union[int, str] = option("auto", "rows a rank computes at once: memory and time only; `auto` finds it")  # noqa: UP007
     share: str = option(
         "auto", "whether answers to one prompt share its computation: time only", among=("auto", "always", "never")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import resource
@@ -15,13 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from loomtune import seeds
+
 TIMEOUT = timedelta(minutes=float(os.environ.get("LOOMTUNE_TIMEOUT_MINUTES", "10")))
 
-
-def derive(*parts: object) -> int:
-    """A seed from parts such as (seed, "dropout", layer): 63 bits, the same on every machine."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+derive = seeds.derive
 
 
 @dataclass(frozen=True, slots=True)

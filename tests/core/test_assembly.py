@@ -93,7 +93,7 @@ def test_steps_or_passes_say_how_far_a_run_goes(
     settings: list[str], steps: int, rows: int, assembled: Assembled
 ) -> None:
     run = assembled(*settings).run
-    assert (run.steps, run.samples_planned) == (steps, rows)
+    assert (run.steps, run.sampler.end) == (steps, rows)
 
 
 def test_an_objective_that_makes_several_steps_of_a_batch_has_as_many_planned(

@@ -14,7 +14,7 @@ import torch
 from loomtune.batching import collate, evaluation_batches, micro_limit, step_batches
 from loomtune.contracts import Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
-from loomtune.feed import Order
+from loomtune.order import Order
 from loomtune.placement import MicroLimit, laid_out, place
 from loomtune.settings import BatchSettings, Settings
 from loomtune.testing import toy
@@ -37,14 +37,14 @@ def pair() -> Sample:
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_each_epoch_visits_every_row_once(rows: int) -> None:
-    order = Order(3, rows)
+    order = Order.whole(3, rows)
     for epoch in range(3):
         assert sorted(order.row(epoch * rows + index) for index in range(rows)) == list(range(rows))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        return [Order(seed, 50).row(number * 50 + index) for index in range(50)]
+        return [Order.whole(seed, 50).row(number * 50 + index) for index in range(50)]
 
     orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0)]
     assert len({tuple(order) for order in orders}) == 3
@@ -53,7 +53,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_the_order_of_a_seed_is_the_same_on_every_machine() -> None:
-    assert [Order(0, 8).row(number) for number in range(8)] == [3, 4, 2, 7, 0, 5, 1, 6]
+    assert [Order.whole(0, 8).row(number) for number in range(8)] == [3, 4, 2, 7, 0, 5, 1, 6]
 
 
 def lengths_of(count: int) -> list[int]:
@@ -112,6 +112,12 @@ def test_packed_rows_are_of_like_length() -> None:
 def test_few_rows_are_kept_where_spreading_would_need_more() -> None:
     ((one, other),) = place(range(5), [60, 50, 40, 30, 20], 1, MicroLimit(1, packed=100))
     assert [sorted(row) for row in (*one.rows, *other.rows)] == [[0, 2], [1, 3, 4]], "evenly, 20 would find no room"
+
+
+def test_no_replica_waits_long_for_another_where_micro_batches_hold_many_rows() -> None:
+    """Six full micro-batches on four replicas would keep two of them waiting half of the time."""
+    placed = place(range(191), [512] * 191, 4, MicroLimit(256, 32 * 512, 512))
+    assert sorted(rows_of(placed)) == [[24, 23], *[[24, 24]] * 3]
 
 
 def test_a_sample_longer_than_a_packed_row_has_one_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -161,3 +162,19 @@ def test_what_reads_no_files_says_so(stopped: Path) -> None:
 def test_an_adapter_in_a_checkpoint_names_its_base_by_its_whole_path(stopped: Path, home: Path) -> None:
     config = stopped / "checkpoints" / "step-00000002" / "adapter" / "adapter_config.json"
     assert json.loads(config.read_text())["base_model_name_or_path"] == str(home / "base")
+
+
+def test_a_chat_template_must_stay_as_it_was_and_its_digest_leaves_with_the_model(tmp_path: Path) -> None:
+    template = tmp_path / "talk.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}")
+    digest = hashlib.sha256(template.read_bytes()).hexdigest()
+    folder = trained(settings(str(tmp_path / "run"), f"model.chat_template={template}", "stop_after=1"))
+    assert json.loads((folder / inputs.FILE).read_text())["model.chat_template"] == digest
+    kept = json.loads((folder / "checkpoints" / "step-00000001" / "manifest.json").read_text())["files"]
+    assert digest in json.dumps(kept["model/chat_template.jinja"])
+    out = api.export(folder, tmp_path / "out", check=False)
+    assert hashlib.sha256((out / "chat_template.jinja").read_bytes()).hexdigest() == digest
+    assert json.loads((out / "export.json").read_text())["chat_template"] == digest
+    template.write_text(template.read_text() + "\n{# another #}")
+    with pytest.raises(UserError, match=CHANGED.format(r"model\.chat_template")):
+        resumed(folder)

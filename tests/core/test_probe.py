@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from loomtune.contracts import Batch, Kernel
+from loomtune.contracts import Batch, Kernel, Sample
+from loomtune.contracts.batch import NO_PARENT
 from loomtune.errors import UserError
 from loomtune.probe import check_isolation
-from loomtune.settings import Settings
+from loomtune.run import Run
+from loomtune.settings import BatchSettings, Settings
 from loomtune.testing import toy
-from toys import Toy, TwoNetworks, made
+from toys import TEXTS, Online, Rows, Toy, TwoNetworks, made, sample
 
 REFUSED = r"see each other with this model and kernel\n    cure: set packing=false"
 
@@ -85,6 +88,28 @@ def reordered(states: torch.Tensor) -> torch.Tensor:
     return (states.float() * (1 + digit)).to(states.dtype)
 
 
+class Deaf(toy.ToyKernel):
+    """Keeps all segments apart, also answers from their prompt."""
+
+    def attention(self, batch: Batch, dtype: Any) -> Mapping[str, Any]:
+        return super().attention(replace(batch, parents=torch.full_like(batch.parents, NO_PARENT)), dtype)
+
+
+def two_answers(text: str) -> Sample:
+    """A prompt and two answers, which share it."""
+    first, second, third = (sample(part).segments[0] for part in (text, text[::-1], text[1:]))
+    return Sample((first, replace(second, parent=0), replace(third, parent=0)))
+
+
+def sharing(folder: Path, share: str = "auto", **parts: Any) -> Run:
+    """A run that packs nothing, of two answers to each prompt."""
+    settings = Settings(batch=BatchSettings(share=share))
+    rows = Rows(two_answers(text) for text in TEXTS)
+    toy_run = made(folder, settings=settings, **{"splits": {"train": rows}, **parts})
+    toy_run.assembly.build_roles()
+    return toy_run.run
+
+
 def packing(folder: Path, precision: str = "fp32", **parts: Any) -> Toy:
     toy_run = made(folder, settings=Settings(packing=True, precision=precision), **parts)
     toy_run.assembly.build_roles()
@@ -131,6 +156,38 @@ def test_large_channels_and_sums_in_another_order_are_no_leak(
     precision: str, noise: Any, outlier: Any, tmp_path: Path
 ) -> None:
     check_isolation(packing(tmp_path, precision, model=Bent(outlier, noise)).run)
+
+
+@pytest.mark.parametrize("kernel", [Leaking(), Foreseeing(), Deaf()], ids=["onward", "backward", "not their prompt"])
+@pytest.mark.parametrize("share", ["auto", "always"])
+def test_answers_that_see_each_other_or_not_their_prompt_do_not_share_it(
+    share: str, kernel: Kernel, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"answers that share a prompt see each.*\n    cure: set batch.share=never"):
+        check_isolation(sharing(tmp_path, share, kernel=kernel))
+
+
+def test_answers_that_a_kernel_keeps_apart_may_share_their_prompt(tmp_path: Path) -> None:
+    check_isolation(sharing(tmp_path, "always"))
+
+
+def test_nothing_is_probed_where_no_row_holds_what_must_not_see_each_other(tmp_path: Path) -> None:
+    check_isolation(sharing(tmp_path / "1", "never", kernel=Leaking()))
+    alone = {"train": Rows(sample(text) for text in TEXTS)}
+    check_isolation(sharing(tmp_path / "2", splits=alone, kernel=Leaking()))
+
+
+def test_what_is_made_while_the_run_trains_may_share_a_prompt(tmp_path: Path) -> None:
+    alone = {"train": Rows(sample(text) for text in TEXTS)}
+    with pytest.raises(UserError, match=r"batch\.share"):
+        check_isolation(sharing(tmp_path, splits=alone, objective=Online(), kernel=Leaking()))
+
+
+def test_packed_pairs_are_told_both_faults_at_once(tmp_path: Path) -> None:
+    rows = {"train": Rows(two_answers(text) for text in TEXTS)}
+    with pytest.raises(UserError) as caught:
+        check_isolation(packing(tmp_path, kernel=Leaking(), splits=rows).run)
+    assert [fault.what.partition(":")[0] for fault in caught.value.faults] == ["packing=true", "batch.share"]
 
 
 def test_what_cannot_be_shown_is_refused_too(tmp_path: Path) -> None:

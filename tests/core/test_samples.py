@@ -1,95 +1,19 @@
-import json
+from __future__ import annotations
+
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from loomtune.contracts import Data, Objective, Row, Sample, Segment, Tokenizer
+from letters import Letters, Pairs, Rows, row
+from loomtune.contracts import Row
 from loomtune.errors import UserError
 from loomtune.samples import Samples, Source, chain, default_cache, open_samples, prepare
-
-
-@dataclass
-class Rows(Data):
-    """Rows in memory, which counts how often they were read."""
-
-    rows_of: list[Row]
-    read: int = 0
-    version: str = "1"
-
-    def check(self) -> None: ...
-
-    def splits(self) -> tuple[str, ...]:
-        return ("train",)
-
-    def rows(self, split: str) -> Iterator[Row]:
-        self.read += 1
-        yield from self.rows_of
-
-    def fingerprint(self) -> str:
-        return self.version + json.dumps(self.rows_of)
-
-
-class Letters(Tokenizer):
-    """A token a letter."""
-
-    eos_id, pad_id, bos_id = 1, 0, None
-    template = "a"
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) for letter in text]
-
-    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
-        return "".join(map(chr, tokens))
-
-    def render(self, messages: object, *, reply: bool = False) -> str:
-        raise NotImplementedError
-
-    @property
-    def fingerprint(self) -> str:
-        return self.template
-
-    def save(self, folder: Path) -> None: ...
-
-
-@dataclass
-class Pairs(Objective):
-    """The prompt, and two answers that share it; every second row has a rating."""
-
-    version: str = "1"
-    seen: list[int] = field(default_factory=list)
-
-    def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
-        if "prompt" not in row:
-            raise ValueError("has no prompt")
-        prompt = tokenizer.encode(row["prompt"])[:max_length]
-        left = max_length - len(prompt)
-        answers = [tokenizer.encode(row[key])[:left] for key in ("chosen", "rejected")]
-        return Sample(
-            (segment(prompt, False), *(segment(answer, True, 0) for answer in answers)), {"margin": row.get("m", 0.5)}
-        )
-
-    def fingerprint(self) -> str:
-        return self.version
-
-    def weights(self, batch: object) -> dict[str, float]:
-        raise NotImplementedError
-
-    def loss(self, *_: object) -> object:  # type: ignore[override]
-        raise NotImplementedError
-
-
-def segment(tokens: list[int], target: bool, parent: int = -1) -> Segment:
-    return Segment(np.array(tokens, np.int32), np.full(len(tokens), target), parent)
-
-
-def row(prompt: str = "ask", chosen: str = "good", rejected: str = "bad", **more: object) -> Row:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
 
 def made(rows: list[Row] | Rows, cache: Path, **change: object) -> Samples:

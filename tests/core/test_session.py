@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from safetensors.torch import load_file
 
 from loomtune import api
 from loomtune.errors import UserError
+from loomtune.feed import Feed
 from loomtune.plan import Plan
-from loomtune.session import opened
+from loomtune.session import collated, drawn, looked_at, opened
 from loomtune.testing import toy
 from loomtune.worker import execute
 from loomtune_plugins.kernels.sdpa import SDPA
@@ -67,3 +71,28 @@ def test_samples_that_would_share_a_row_are_shown_not_to_see_each_other(
     with pytest.raises(UserError, match="see each other"), opened(api.resumed(trained, ["packing=true"]), trained):
         pass
     assert not dist.is_initialized()
+
+
+def test_a_run_is_looked_at_without_a_network_and_without_a_folder(prepared: Path, tmp_path: Path) -> None:
+    given = [text for text in Plan.load(prepared).overrides if not text.startswith("run.dir")]
+    run = looked_at(api.compose([*given, f"run.dir={tmp_path / 'never'}"]))
+    assert not run.roles and not (tmp_path / "never").exists() and not dist.is_initialized()
+    assert run.splits["train"].key == json.loads((prepared / "samples.json").read_text())["train"]["key"]
+
+
+def test_the_rows_that_are_looked_at_are_those_of_the_run_s_steps(prepared: Path) -> None:
+    run = looked_at(Plan.load(prepared))
+    feed = Feed(run)
+    for rows in islice(drawn(run, "train"), 10):
+        samples, _ = feed.next()
+        assert [run.splits["train"][row].segments[0].tokens.tolist() for row in rows] == [
+            sample.segments[0].tokens.tolist() for sample in samples
+        ]
+
+
+def test_a_step_that_is_looked_at_holds_every_rank_s_share(prepared: Path) -> None:
+    run = looked_at(Plan.load(prepared))
+    several = replace(run, world=replace(run.world, replicas=3))
+    batches = collated(several, "train", range(8))
+    assert sorted(number for batch in batches for number in batch.sample_numbers.tolist()) == list(range(8))
+    assert len(batches) % 3 == 0

@@ -11,6 +11,7 @@ from loomtune.testing.offer import check_light, check_offer
 from loomtune.testing.optimizer import check_optimizer
 from loomtune.testing.schedule import check_schedule
 from loomtune.testing.sharding import check_sharding
+from loomtune.testing.stage import check_stage
 from loomtune.testing.tracker import check_tracker
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check_optimizer",
     "check_schedule",
     "check_sharding",
+    "check_stage",
     "check_tracker",
     "loss_from_log_probs",
     "loss_of",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -54,7 +55,7 @@ class ToyTokenizer(Tokenizer):
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         return bytes(token - SPECIAL for token in tokens if token >= SPECIAL).decode(errors="replace")
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False, tools: Any = None) -> str:
         said = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
         return said + "assistant: " if reply else said
 
@@ -274,7 +275,7 @@ def run(folder: Path, trackers: Mapping[str, Tracker]) -> Run:
         events=Events(trackers.items()),
         model=ToyModel(),
         tokenizer=ToyTokenizer(),
-        data=absent,
+        data=cast(Any, SimpleNamespace(window=0)),
         objective=absent,
         optimizer=ToyOptimizer(),
         schedule=absent,
@@ -284,7 +285,7 @@ def run(folder: Path, trackers: Mapping[str, Tracker]) -> Run:
         guards=[],
         trackers=trackers,
         splits={},
+        sampler=absent,
         steps=2,
-        samples_planned=16,
         attempt="toy",
     )

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, Reader, View
 from loomtune.errors import UserError
 from loomtune.toolkit.dropout import dropout_keys, replace_dropout
-from loomtune.toolkit.linear import quicken
-from loomtune.toolkit.sequence import Exchange, Share
 from loomtune.world import derive
 
 PREFIX = "module."
@@ -37,12 +34,8 @@ class Reading(nn.Module):
 class Network(nn.Module):
     """What runs inside an engine's forward. All that needs whole parameters happens in `forward`, heads included."""
 
-    def __init__(self, spec: EngineSpec, sequence: dist.ProcessGroup | None = None) -> None:
-        """Builds the skeleton and weaves the adapter in; parameters have no storage yet (torch's meta device).
-
-        sequence: the ranks that compute the same rows, each a stretch of them. Each then has a part of every gradient,
-        and the sum over all of them is the true one. Raises UserError where the model cannot be cut so.
-        """
+    def __init__(self, spec: EngineSpec) -> None:
+        """Builds the skeleton and weaves the adapter in; parameters have no storage yet (torch's meta device)."""
         super().__init__()
         self.spec = spec
         with torch.device("meta"):
@@ -54,12 +47,8 @@ class Network(nn.Module):
         self.module, self.source = spec.adapter.weave(skeleton, spec.model.weights(spec.seed), spec.seed)
         self.reading = Reading()
         replace_dropout(self.module, spec.seed)
-        quicken(self.module)
         self._freeze()
         self._check_trained()
-        self.exchange = Exchange(sequence) if sequence is not None else None
-        if self.exchange is not None:
-            spec.model.exchange_attention(self.base, self.exchange)
 
     def _freeze(self) -> None:
         """Nothing of a frozen network is trained, nor an `lm` head that nobody reads: its gradient would never come."""
@@ -95,50 +84,33 @@ class Network(nn.Module):
     def forward(self, batch: Batch, reader: Reader, adapter: bool) -> Any:
         """What the reader makes of the hidden states `(targets, width)` at the positions that predict."""
         with nullcontext() if adapter else self.spec.adapter.off(self.module):
-            if self.exchange is not None:
-                return self._in_stretches(batch, reader, self.exchange)
-            if not adapter:
-                view = self._view(batch, self._attention(batch), slice(None))
-                return self.reading(view.states, view, reader)
-            given, attention = self.spec.adapter.inputs(self.module, batch, self._attention)
-            with nullcontext() if given is batch else dropout_keys(given):
-                view = self._view(given, attention, slice(None))
-            return self.reading(view.states, view, reader)
+            return self.read(batch, reader, adapter)
 
-    def _attention(self, batch: Batch) -> Mapping[str, Any]:
+    def read(self, batch: Batch, reader: Reader, adapter: bool) -> Any:
+        """The pass itself, with the adapter switched as it is asked for; who computes rows otherwise overrides it."""
+        if not adapter:
+            view = self.view(batch, self.attention(batch), slice(None))
+            return self.reading(view.states, view, reader)
+        given, attention = self.spec.adapter.inputs(self.module, batch, self.attention)
+        with nullcontext() if given is batch else dropout_keys(given):
+            view = self.view(given, attention, slice(None))
+        return self.reading(view.states, view, reader)
+
+    def attention(self, batch: Batch) -> Mapping[str, Any]:
+        """What the kernel makes of a batch."""
         return self.spec.kernel.attention(batch, self.compute_dtype)
 
-    def _in_stretches(self, batch: Batch, reader: Reader, exchange: Exchange) -> Any:
-        """The same, where this rank computes a stretch of each row; the reader sees the targets predicted there."""
-        share = Share.of(batch, exchange)
-        with dropout_keys(share.mine):
-            view = self._view(share.mine, self._attention(share.whole), share.index)
-        if view.extras:
-            raise UserError.of(
-                f"the model's {', '.join(view.extras)} cannot be put together from stretches of rows",
-                "set sharding.sequence=1",
-            )
-        return share.join(self.reading(view.states, view, reader), view.states)
-
-    def _view(self, batch: Batch, attention: Mapping[str, Any], index: slice | Tensor) -> View:
-        """batch: what is computed here. attention: made of what it may see."""
+    def view(self, batch: Batch, attention: Mapping[str, Any], index: slice | Tensor) -> View:
+        """What readers are shown. batch: what is computed here. attention: of what it may see. index: as in `View`."""
         spec, extras = self.spec, dict[str, Tensor]()
         hidden = spec.model.hidden(self.base, batch, attention, extras)
         predicting = hidden.flatten(0, 1).index_select(0, batch.predict_from)
         heads = {"lm": spec.model.head(self.base), **self.heads}
         return View(predicting, index, heads, extras, partial(spec.adapter.off, self.module))
 
-    @contextmanager
-    def plain(self) -> Iterator[nn.Module]:
+    def plain(self) -> AbstractContextManager[nn.Module]:
         """Within it the base computes whole rows by itself, for generation."""
-        if self.exchange is None:
-            yield self.base
-            return
-        self.spec.model.exchange_attention(self.base, None)
-        try:
-            yield self.base
-        finally:
-            self.spec.model.exchange_attention(self.base, self.exchange)
+        return nullcontext(self.base)
 
     def initial(self, name: str, where: tuple[slice, ...] | None) -> Tensor:
         """A parameter's or saved buffer's first values, or a slice of them, by its name in this module."""

@@ -49,6 +49,10 @@ class Stall(Guard):
         self._progress()
         return Judgement(Verdict.CONTINUE)
 
+    def waits(self) -> None:
+        """A sign of life: whoever reads the rows has a time-out of its own."""
+        self._progress()
+
     def finished(self, run: Run) -> None:
         """Ends the watch; the file goes with it, for there was nothing to write."""
         self._over.set()

@@ -18,7 +18,7 @@ from loomtune_plugins.models.tokenizer import HuggingFaceTokenizer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from loomtune.toolkit.sequence import Exchange
+    from loomtune.contracts.model import Exchange
 
 ATTENTIONS = ("", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
@@ -117,8 +117,13 @@ class CausalLM(Model):
         return module  # type: ignore[no-any-return]
 
     def _set_generation(self, settings: Any) -> None:
-        settings.eos_token_id = self._tokenizer.eos_id
+        settings.eos_token_id = self._stops(self._tokenizer.eos_id)
         settings.pad_token_id = self._tokenizer.pad_id
+
+    def _stops(self, ends: int | list[int]) -> int | list[int]:
+        """With which tokens servers stop: those known, and that with which the chat template ends a turn."""
+        known, turn = ends if isinstance(ends, list) else [ends], self._tokenizer.turn_end
+        return ends if turn is None or turn in known else [*known, turn]
 
     def ghost(self) -> Any:
         """A skeleton on the meta device, to read names and shapes from."""

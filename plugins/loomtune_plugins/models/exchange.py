@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch
+from loomtune.contracts.model import Exchange
 from loomtune.errors import UserError
-from loomtune.toolkit.sequence import Exchange
 from loomtune_plugins.models.architecture import masks
 
 PREFIX = "loomtune_exchanged_"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -137,7 +138,7 @@ class HuggingFace(CausalLM):
             from transformers import GenerationConfig
 
             ends = GenerationConfig.from_pretrained(str(self.folder)).eos_token_id
-            settings.eos_token_id = ends if ends is not None else settings.eos_token_id
+            settings.eos_token_id = self._stops(ends) if ends is not None else settings.eos_token_id
 
     def save_config(self, folder: Path, dtype: str = "float32") -> None:
         """Writes `config.json`, and copies the settings of generation and trusted code."""
@@ -146,6 +147,14 @@ class HuggingFace(CausalLM):
         for file in (self.folder / "generation_config.json", *code):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
+        self._save_stops(folder / "generation_config.json")
+
+    def _save_stops(self, file: Path) -> None:
+        """Adds the end of a turn where the model's own settings, made for another template, do not know it."""
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        ends = settings.get("eos_token_id") or self._tokenizer.eos_id
+        if (stops := self._stops(ends)) != ends:
+            file.write_text(json.dumps({**settings, "eos_token_id": stops}, indent=2) + "\n", encoding="utf-8")
 
 
 class Tiny(HuggingFace):

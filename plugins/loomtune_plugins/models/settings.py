@@ -8,7 +8,7 @@ from typing import Any
 from loomtune.settings import option
 
 ATTENTION = "attention of transformers: sdpa, eager, flash_attention_2, ...; empty: what the model prefers"
-CHAT_TEMPLATE = "a Jinja file in place of the tokenizer's chat template"
+CHAT_TEMPLATE = "in place of the tokenizer's chat template: a Jinja file, or chatml, llama3, ...; plain needs no tokens"
 NEW_TOKENS = "special tokens to add to the tokenizer; the embedding grows where it has no spare rows for them"
 PAD_VOCABULARY = "the embedding's rows become a multiple of this; 64 suits accelerators, and what ranks divide"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from loomtune.contracts import Tokenizer
 from loomtune.errors import UserError
+from loomtune_plugins.models import templates
 from loomtune_plugins.models.new_tokens import add, write
 
 # Classes that do no more than read `tokenizer.json`. AutoTokenizer would import torch for them too.
@@ -31,7 +32,8 @@ FILES = (
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer from a folder, as transformers makes it.
 
-    folder: holds `tokenizer.json` or what else its class reads. chat_template: a Jinja file in place of its own.
+    folder: holds `tokenizer.json` or what else its class reads.
+    chat_template: a Jinja file, or the name of one of ours, in place of its own.
     new_tokens: special tokens to add to it. Raises UserError where it cannot be made or has no end-of-sequence token.
     """
 
@@ -46,7 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.new_ids = add(self._tokenizer, new_tokens, known) if new_tokens else {}
         self._added = {token: number for token, number in self.new_ids.items() if token not in known}
         if chat_template:
-            self._tokenizer.chat_template = _template(chat_template)
+            self._tokenizer.chat_template = templates.chosen(chat_template, self._tokenizer.get_vocab())
         self.eos_id = self._end()
         self.bos_id = self._tokenizer.bos_token_id
         self.adds_bos = self.bos_id is not None and self._tokenizer("a")["input_ids"][:1] == [self.bos_id]
@@ -70,31 +72,52 @@ class HuggingFaceTokenizer(Tokenizer):
         )
         return text
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> str:
-        """A conversation in the chat template's words. Raises UserError where there is none, or where it objects."""
-        from jinja2 import TemplateError
+    @property
+    def template(self) -> str:
+        """The text of the chat template, where there are several of the usual one."""
+        own = self._tokenizer.chat_template or ""
+        return str(own.get("default", "") if isinstance(own, dict) else own)
 
-        if not self._tokenizer.chat_template:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reply: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """A conversation in the chat template's words. Raises UserError where there is none, or where it objects."""
+        several, template = self._tokenizer.chat_template, self.template
+        if tools and isinstance(several, dict):
+            template = several.get("tool_use", template)
+        if not template:
             raise UserError.of(
                 f"the tokenizer in '{self._folder}' has no chat template, so conversations cannot be written out",
-                "set model.chat_template=FILE to a Jinja file, or use rows with `prompt` and `completion`",
+                f"set model.chat_template=FILE to a Jinja file, or to one of {', '.join(templates.MARKS)}, "
+                "or use rows with `prompt` and `completion`",
             )
-        conversation = [dict(message) for message in messages]
+        return templates.render(template, messages, tools, reply=reply, special=self._special)
+
+    @cached_property
+    def _special(self) -> dict[str, str]:
+        return {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token with which the chat template ends the assistant's turn; None where it is no token of its own."""
+        said = "What was said last"
         try:
-            text: str = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply)
-        except TemplateError as error:
-            raise UserError.of(
-                f"the chat template cannot write a conversation out: {error}",
-                "correct the conversation's roles, or set model.chat_template=FILE",
-            ) from error
-        return text
+            text = self.render([{"role": "user", "content": "What?"}, {"role": "assistant", "content": said}])
+        except UserError:
+            return None
+        first = self.encode(text.rpartition(said)[2].strip())[:1]
+        return first[0] if first and first[0] in self._tokenizer.added_tokens_decoder else None
 
     @cached_property
     def _digest(self) -> str:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         pieces = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
         rest = [type(self._tokenizer).__name__, self._tokenizer.chat_template, self.eos_id, self.bos_id, self.pad_id]
-        rest.append({name: str(token) for name, token in self._tokenizer.special_tokens_map.items()})
+        rest.append(self._special)
         return hashlib.sha256((pieces + json.dumps(rest, sort_keys=True)).encode()).hexdigest()
 
     @property
@@ -118,11 +141,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def _save_template(self, folder: Path) -> None:
         settings = folder / "tokenizer_config.json"
         if self._overridden and settings.is_file():
-            kept = json.loads(settings.read_text(encoding="utf-8"))
-            kept.pop("chat_template", None)
-            settings.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if isinstance(self._tokenizer.chat_template, str):
-            (folder / "chat_template.jinja").write_text(self._tokenizer.chat_template, encoding="utf-8")
+            templates.without_template(settings)
+        if self._tokenizer.chat_template:
+            templates.save(folder, self._tokenizer.chat_template)
 
     def _end(self) -> int:
         end = self._tokenizer.eos_token_id
@@ -160,13 +181,4 @@ def _load(folder: Path, trusted: bool) -> Any:
         raise UserError.of(
             f"no tokenizer can be made from '{folder}': {error}",
             "set model.tokenizer to a folder with a tokenizer.json",
-        ) from error
-
-
-def _template(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError.of(
-            f"the chat template '{path}' cannot be read: {error}", "set model.chat_template=FILE"
         ) from error

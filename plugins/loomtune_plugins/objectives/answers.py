@@ -15,6 +15,9 @@ from loomtune_plugins.objectives.pairs_settings import TextSettings
 PROMPT, CHOSEN, REJECTED = range(3)
 """The segments of a pair. Both answers hang on the prompt, whether its computation is shared or not."""
 
+PAIR = ("prompt", "chosen", "rejected")
+"""What they are called."""
+
 
 def too_small(settings: Any) -> list[Fault]:
     """The fault of a beta that would turn preferences round, or count none."""
@@ -25,7 +28,8 @@ def too_small(settings: Any) -> list[Fault]:
 
 def asked(row: Row, tokenizer: Tokenizer, settings: TextSettings) -> list[int]:
     """The tokens before every answer."""
-    return prompt(_with(row, None), tokenizer, separator=settings.separator, bos=settings.bos)
+    alone = _with(row, None)
+    return prompt(alone, tokenizer, separator=settings.separator, bos=settings.bos, system=settings.system)
 
 
 def compared(
@@ -66,7 +70,7 @@ def _answer(row: Row, key: str, tokenizer: Tokenizer, settings: TextSettings) ->
         cure = "set data.format=unpaired" if key == "completion" else "set data.format=preference, or leave it out"
         raise lacking(row, f"no {key} answer", cure)
     alone = _with(row, row[key])
-    encoded = answered(alone, tokenizer, separator=settings.separator, last_only=True)
+    encoded = answered(alone, tokenizer, separator=settings.separator, last_only=True, system=settings.system)
     begin(encoded, alone, tokenizer, settings.bos)
     return encoded
 
@@ -79,4 +83,5 @@ def _with(row: Row, answer: Any) -> Mapping[str, Any]:
     before = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
     said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer or ())
     # Some files repeat the prompt's messages in each answer.
-    return {"messages": said if before and said[: len(before)] == before else [*before, *said]}
+    tools = {"tools": row["tools"]} if "tools" in row else {}
+    return {"messages": said if before and said[: len(before)] == before else [*before, *said], **tools}

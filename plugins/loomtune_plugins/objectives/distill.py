@@ -63,6 +63,10 @@ class Distill(Objective):
         """One step of the rows' own samples, some of them with answers that the policy writes now."""
         return super().experience(run, self.on_policy.drawn(run, drawn) if self.on_policy else drawn)
 
+    def online(self) -> bool:
+        """Only where the policy writes answers."""
+        return self.on_policy is not None
+
     def weights(self, batch: Batch) -> Mapping[str, float]:
         """The number of target tokens."""
         return {"loss": float(len(batch.target))}

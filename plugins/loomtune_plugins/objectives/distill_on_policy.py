@@ -110,7 +110,7 @@ def _asked(row: Row, tokenizer: Tokenizer, settings: DistillSettings) -> list[in
         row = {**row, "messages": _through_the_answer(row["messages"])}
     elif "completion" not in row:
         raise ValueError("is plain text without a prompt, which the policy cannot answer; set objective.on_policy=0")
-    return prompt(row, tokenizer, separator=settings.separator, bos=settings.bos)
+    return prompt(row, tokenizer, separator=settings.separator, bos=settings.bos, system=settings.system)
 
 
 def _through_the_answer(messages: Sequence[Mapping[str, object]]) -> Sequence[Mapping[str, object]]:

@@ -2,13 +2,12 @@
 
 Everything here holds to one rule: *what is trained begins with exactly the tokens that a prompt has when the model is
 asked*. So text is tokenised whole only where its tokens do not straddle the end of a prompt, and piece by piece
-otherwise. What of a conversation the assistant said is found by comparing renderings of the chat template, with and
-without a turn, never by looking for markers: any template will do that writes a conversation from front to back.
+otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy as np
 
 from loomtune.contracts import Row, Segment, Tokenizer
 from loomtune.errors import Fault, UserError, near
-
-Messages = Sequence[Mapping[str, Any]]
+from loomtune_plugins.objectives.conversations import Conversation, Piece
 
 BOS = ("auto", "always", "never")
 """When a text begins with the beginning token; see `begin`."""
@@ -39,14 +37,6 @@ def refuse(faults: Sequence[Fault]) -> None:
     """Raises UserError where there are any."""
     if faults:
         raise UserError(*faults)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive text. learned: whether its tokens are to be predicted."""
-
-    text: str
-    learned: bool
 
 
 @dataclass(slots=True)
@@ -84,53 +74,35 @@ def join(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Encoded:
     """Tokenises consecutive pieces: as one text where its tokens keep to the pieces' borders, else each border by rule.
 
     Pieces apart differ from the whole text where a token straddles a border (`Answer: ` + `A` against `Answer:` +
-    ` A`), and where a tokenizer puts a blank before each text (SentencePiece). The second goes away by tokenising the
-    text up to a piece's end and taking off what came before; the first is how the model would be asked, and stays.
+    ` A`), and where a tokenizer puts a blank before each text (SentencePiece). The second goes away by tokenising a
+    piece behind the one before it, and taking that off; the first is how the model would be asked, and stays.
     """
     encoded = Encoded()
     whole = tokenizer.encode("".join(piece.text for piece in pieces))
-    text = ""
+    text, before, apart, same = "", "", list[int](), True
     for piece in pieces[:-1]:
         text += piece.text
         known, part = len(encoded.ids), tokenizer.encode(piece.text)
-        fits = whole[:known] == encoded.ids and whole[known : known + len(part)] == part
-        encoded.add(part if fits or not known else _rest(tokenizer.encode(text), encoded.ids, part), piece.learned)
+        ids = part
+        if known and not (same and _are_at(whole, known, ids)):
+            ids = _rest(tokenizer.encode(before + piece.text), apart, part)
+            if not (same and _are_at(whole, known, ids)):
+                ids = _rest(tokenizer.encode(text), encoded.ids, part)
+        same = same and _are_at(whole, known, ids)
+        encoded.add(ids, piece.learned)
+        before, apart = piece.text, part
     if pieces:
-        ends_whole = whole[: len(encoded.ids)] == encoded.ids
-        part = whole[len(encoded.ids) :] if ends_whole else tokenizer.encode(pieces[-1].text)
-        encoded.add(part, pieces[-1].learned)
+        encoded.add(whole[len(encoded.ids) :] if same else tokenizer.encode(pieces[-1].text), pieces[-1].learned)
     return encoded
+
+
+def _are_at(whole: list[int], start: int, ids: list[int]) -> bool:
+    return whole[start : start + len(ids)] == ids
 
 
 def _rest(longer: list[int], known: list[int], otherwise: list[int]) -> list[int]:
     """What tokens add to those known, where they begin with them."""
     return longer[len(known) :] if longer[: len(known)] == known else otherwise
-
-
-def conversation(messages: Messages, tokenizer: Tokenizer, *, last_only: bool) -> Encoded:
-    """A conversation up to the assistant's last turn, of which that or every turn of the assistant is learned.
-
-    Raises ValueError where nobody answers, where the template leaves an answer out, and where it writes the beginning
-    of a conversation otherwise once more of it is there.
-    """
-    answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
-    if not answers:
-        raise ValueError("no message has the role 'assistant', so that there is no answer to learn")
-    chosen = answers[-1:] if last_only else answers
-    asked = [_render(tokenizer, messages[:index], reply=True) for index in chosen]
-    answered = [_render(tokenizer, messages[: index + 1]) for index in chosen]
-    pieces: list[Piece] = []
-    written = ""
-    for i, index in enumerate(chosen):
-        through = answered[i] if i + 1 == len(chosen) else _continued(answered[i], asked[i + 1], tokenizer)
-        said = _growth(asked[i], through, index)
-        if not said.strip():
-            raise ValueError(f"the chat template writes nothing for message {index + 1}, an answer to be learned")
-        ends = _turn_end(said, messages[index].get("content"))
-        given = Piece(_growth(written, asked[i], index), False)
-        pieces += [given, Piece(said[:ends], True), Piece(said[ends:], False)]
-        written = through
-    return join([piece for piece in pieces if piece.text], tokenizer)
 
 
 def close(encoded: Encoded, eos: int) -> None:
@@ -145,15 +117,19 @@ def close(encoded: Encoded, eos: int) -> None:
     encoded.add([eos], learned=True)
 
 
-def answered(row: Row, tokenizer: Tokenizer, *, separator: str = "", last_only: bool = False) -> Encoded:
+def answered(
+    row: Row, tokenizer: Tokenizer, *, separator: str = "", last_only: bool = False, system: str = ""
+) -> Encoded:
     """A row's prompt and completion, its conversation, or its plain text, ended by a learned token.
 
-    Raises ValueError where the row has none of these.
+    system: the system prompt of conversations that have none.
+    Raises ValueError where the row has none of these, and where it is no conversation and there is a system prompt.
     """
     if "messages" in row:
-        encoded = conversation(row["messages"], tokenizer, last_only=last_only)
+        encoded = join(Conversation.of(row, system).pieces(tokenizer, last_only=last_only), tokenizer)
         close(encoded, tokenizer.eos_id)
         return encoded
+    _check_plain(row, system)
     if "completion" in row:
         asked = Piece(text_of(row, "prompt") + separator, False)
         encoded = join([asked, Piece(text_of(row, "completion"), True)], tokenizer)
@@ -176,21 +152,27 @@ def begin(encoded: Encoded, row: Row, tokenizer: Tokenizer, bos: str) -> None:
         encoded.begin(tokenizer.bos_id)
 
 
-def prompt(row: Row, tokenizer: Tokenizer, *, separator: str = "", bos: str = "auto") -> list[int]:
+def prompt(row: Row, tokenizer: Tokenizer, *, separator: str = "", bos: str = "auto", system: str = "") -> list[int]:
     """How the model is asked: the tokens before the first that it is to write.
 
-    Raises ValueError where the row has no prompt.
+    Raises ValueError where the row has no prompt, and where it is no conversation and there is a system prompt.
     """
     if "messages" in row:
-        messages = list(row["messages"])
-        while messages and messages[-1].get("role") == "assistant":
-            messages.pop()
-        text = _render(tokenizer, messages, reply=True)
+        text = Conversation.of(row, system).question(tokenizer)
     else:
+        _check_plain(row, system)
         text = text_of(row, "prompt") + separator
     encoded = join([Piece(text, False)], tokenizer)
     begin(encoded, row, tokenizer, bos)
     return encoded.ids
+
+
+def _check_plain(row: Row, system: str) -> None:
+    if system:
+        raise ValueError(
+            f"is no conversation, before which objective.system could be put; it has {columns(row)}: "
+            "leave objective.system empty, and write it into the prompts"
+        )
 
 
 def lacking(row: Row, what: str, cure: str) -> ValueError:
@@ -211,40 +193,3 @@ def text_of(row: Row, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"has no text as its {key}")
     return value
-
-
-def _render(tokenizer: Tokenizer, messages: Messages, *, reply: bool = False) -> str:
-    """What the template writes. Raises ValueError where it refuses these messages, UserError where there is none."""
-    try:
-        return tokenizer.render(messages, reply=reply)
-    except UserError as error:
-        if error.__cause__ is None:
-            raise
-        # The template itself objected, which is about this row alone: it is counted with the other bad rows.
-        raise ValueError(error.faults[0].what) from error
-
-
-def _continued(answered: str, longer: str, tokenizer: Tokenizer) -> str:
-    """A rendering as it stands once the conversation goes on: some (Phi-3's) put an end that they then take back."""
-    if longer.startswith(answered):
-        return answered
-    return answered.removesuffix(tokenizer.decode([tokenizer.eos_id], special=True))
-
-
-def _growth(shorter: str, longer: str, index: int) -> str:
-    """What a longer rendering adds. Raises ValueError where it does not begin with the shorter one."""
-    if longer.startswith(shorter):
-        return longer[len(shorter) :]
-    same = next((at for at, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
-    raise ValueError(
-        f"the chat template rewrites what came before message {index + 1} once it is there: "
-        f"{shorter[same : same + 40]!r} becomes {longer[same : same + 40]!r}, so that the answers cannot be told "
-        "apart; with objective.turns=last only the last one has to be"
-    )
-
-
-def _turn_end(said: str, content: Any) -> int:
-    """Length of a turn without the blanks after its end marker, which nobody generates. Without a marker, all of it."""
-    bare = said.rstrip()
-    spoken = content.strip() if isinstance(content, str) else ""
-    return len(said) if spoken and bare.endswith(spoken) else len(bare)

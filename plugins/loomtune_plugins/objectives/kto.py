@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from loomtune.world import World
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 ANSWER, MISMATCHED = 1, 2
@@ -69,6 +69,9 @@ class Kto(Objective):
         """What the reference says of every answer; nothing where each step makes answers of its own besides."""
         return references.records("live" if self.mismatches else self.settings.reference)
 
+    def parts(self) -> Sequence[str]:
+        return ("prompt", "answer", "another row's answer, for the baseline")
+
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt and the answer behind it; the answer to mismatch joins them where a step is made."""
         if "label" not in row:
@@ -93,7 +96,7 @@ class Kto(Objective):
 
     def fingerprint(self) -> str:
         """Digest of the settings that decide on tokens, and of the version of `sample`."""
-        content = json.dumps(["kto", VERSION, self.settings.separator, self.settings.bos])
+        content = json.dumps(["kto", VERSION, self.settings.separator, self.settings.bos, self.settings.system])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def weights(self, batch: Batch) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ class TextSettings:
 
     separator: str = option("", "text between prompt and answer, part of the prompt")
     bos: str = option("auto", "the beginning token: auto, as the tokenizer or the chat template does; always; never")
+    system: str = option("", "the system prompt of conversations that have none; empty: nothing is put before them")
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,14 @@ import numpy as np
 from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Tokenizer, View
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, near
-from loomtune_plugins.objectives.answers import CHOSEN, REJECTED, asked, compared
+from loomtune_plugins.objectives.answers import CHOSEN, PAIR, REJECTED, asked, compared
 from loomtune_plugins.objectives.encoding import BOS, columns, refuse, unknown
 from loomtune_plugins.objectives.reward_settings import RewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 HEAD = "reward"
 """The scalar head, `heads.reward.weight` in files."""
 
@@ -44,6 +44,9 @@ class RewardModel(Objective):
     def roles(self) -> Mapping[str, RoleSpec]:
         """One network, read by its scalar head."""
         return {"policy": RoleSpec(trained=True, head=HEAD)}
+
+    def parts(self) -> Sequence[str]:
+        return PAIR
 
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt and both answers; the place after an answer's last token is its only target."""

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from loomtune.contracts import Batch, Loss, LossSums, Objective, Reward, RoleSpec, Row, Sample, Tokenizer
+from loomtune.contracts import Batch, DistributionLoss, Loss, LossSums, Objective, Reward, RoleSpec, Row, Sample
+from loomtune.contracts.model import Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.encoding import BOS, answered, begin, prompt, refuse, unknown
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 
@@ -29,15 +30,15 @@ class Sft(Objective):
     def __init__(self, settings: SftSettings) -> None:
         _check(settings)
         self.settings = settings
-        self.losses: Mapping[str, Loss] = {}
+        self.losses: Mapping[str, DistributionLoss] = {}
 
     def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
         """Takes losses of distributions, and none of answers."""
         super().use({}, rewards)
-        if others := [name for name, loss in losses.items() if not loss.needs_distribution]:
+        if others := [name for name, loss in losses.items() if not isinstance(loss, DistributionLoss)]:
             what = f"objective=sft takes losses of whole distributions, such as kl, and {others[0]} is of answers"
             raise UserError.of(what, f"leave {others[0]} out, or choose an objective of pairs, such as dpo")
-        self.losses = losses
+        self.losses = {name: loss for name, loss in losses.items() if isinstance(loss, DistributionLoss)}
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """The policy, and what it began as where a loss asks for it."""
@@ -55,7 +56,8 @@ class Sft(Objective):
         if row.get("label") is False:
             raise ValueError("is an unwanted answer; objective=kto learns from it, or leave such rows out")
         settings = self.settings
-        encoded = answered(row, tokenizer, separator=settings.separator, last_only=settings.turns == "last")
+        last_only = settings.turns == "last"
+        encoded = answered(row, tokenizer, separator=settings.separator, last_only=last_only, system=settings.system)
         begin(encoded, row, tokenizer, self.settings.bos)
         if self.settings.train_on == "all":
             encoded.learned = [True] * len(encoded.ids)
@@ -63,7 +65,8 @@ class Sft(Objective):
 
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
         """The tokens that a model trained so is asked with: `sample` of the same row begins with them."""
-        return prompt(row, tokenizer, separator=self.settings.separator, bos=self.settings.bos)
+        settings = self.settings
+        return prompt(row, tokenizer, separator=settings.separator, bos=settings.bos, system=settings.system)
 
     def fingerprint(self) -> str:
         """Digest of the settings and of the version of `sample`."""

@@ -15,3 +15,4 @@ class SftSettings:
     turns: str = option("all", "which of the assistant's turns in a conversation: all or last")
     separator: str = option("", "text between prompt and completion, part of the prompt")
     bos: str = option("auto", "the beginning token: auto, as the tokenizer or the chat template does; always; never")
+    system: str = option("", "the system prompt of conversations that have none; empty: nothing is put before them")

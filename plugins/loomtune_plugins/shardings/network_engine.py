@@ -17,7 +17,9 @@ from loomtune.toolkit.dropout import SeededDropout, recompute_keys
 from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
 from loomtune_plugins.shardings.groups import parameter_groups
+from loomtune_plugins.shardings.linear import quicken
 from loomtune_plugins.shardings.norms import scale_down, total_norm
+from loomtune_plugins.shardings.stretches import Stretched
 
 
 class NetworkEngine(Engine):
@@ -31,7 +33,8 @@ class NetworkEngine(Engine):
         self, spec: EngineSpec, world: World, *, recompute: bool = False, sequence: dist.ProcessGroup | None = None
     ) -> None:
         self.spec, self.world = spec, world
-        self.network = Network(spec, sequence=sequence)
+        self.network = Network(spec) if sequence is None else Stretched(spec, sequence)
+        quicken(self.network.module)
         if recompute:
             _recompute(spec.model.blocks(self.network.base))
         self.named: dict[str, nn.Parameter] = {}
@@ -113,6 +116,7 @@ class NetworkEngine(Engine):
     def _twin(self) -> nn.Module:
         """A plain network with the weights of this one, whole on every rank for as long as it is used."""
         twin = Network(self.spec)
+        quicken(twin.module)
         set_types(twin)
         twin.requires_grad_(False)
         with swapping():

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from loomtune.batching import collate
 from loomtune.contracts import Batch, Sample, Segment, View
+from loomtune.contracts.model import Exchange
 from loomtune.errors import UserError
 from loomtune.testing import toy
 from loomtune.toolkit.dropout import dropout_keys
 from loomtune.toolkit.network import Network
-from loomtune.toolkit.sequence import Exchange
 from loomtune_plugins.kernels.sdpa import SDPA
 from loomtune_plugins.kernels.settings import SDPASettings
 from loomtune_plugins.models import exchange, stretches
 from loomtune_plugins.models.random import Random
 from loomtune_plugins.models.settings import RandomSettings
+from loomtune_plugins.shardings.stretches import Stretched
 from plugins.models.conftest import shape
 from ranks import together
 
@@ -79,7 +80,7 @@ def batches() -> Iterator[tuple[str, Batch]]:
 def network(model: Random, sequence: Any = None) -> Network:
     """With values, on the CPU."""
     spec = dataclasses.replace(toy.spec(model), kernel=SDPA(SDPASettings()))
-    made = Network(spec, sequence=sequence).to_empty(device="cpu")
+    made = (Network(spec) if sequence is None else Stretched(spec, sequence)).to_empty(device="cpu")
     made.base.tie_weights()
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -32,6 +32,23 @@ SPECIAL = [
 ]
 TEXT = ["Question: How many are two and two? Answer: Apples and four.", "You are kind. Hi there. Hello! USER: A A A A"]
 
+OTHERS = [
+    "<think>",
+    "</think>",
+    "<|start_of_role|>",
+    "<|end_of_role|>",
+    "<|tool_call|>",
+    "<｜begin▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜end▁of▁sentence｜>",
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|return|>",
+]
+
+ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 Make = Callable[..., HuggingFaceTokenizer]
 
 
@@ -60,6 +77,18 @@ def sentence_piece() -> Tokenizer:
     trainer = trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False)
     tokenizer.train_from_iterator(TEXT, trainer)
     return tokenizer
+
+
+def byte_folder(folder: Path, bos: str, eos: str, template: str | None = None) -> Path:
+    """A tokenizer of single bytes and of the special tokens of all families."""
+    backend = Tokenizer(models.BPE({byte: number for number, byte in enumerate(sorted(ALPHABET))}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens([*SPECIAL, *OTHERS])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": bos or None, "eos_token": eos, "pad_token": "<pad>", "chat_template": template}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="session")

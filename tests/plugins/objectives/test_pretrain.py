@@ -98,7 +98,7 @@ def test_an_epoch_visits_every_piece_of_every_document(
     run = assemble(plan, folder, installed(), toy.world(), Lease(folder, "here")).run
     samples = run.splits["train"]
     documents = {samples.origin(i) for i in range(len(samples))}
-    assert len(documents) == 24 < len(samples) == run.samples_planned
+    assert len(documents) == 24 < len(samples) == run.sampler.end
     assert max(samples.lengths) == 40 and samples.cut == 0
     assert "lose" not in capsys.readouterr().err
 

@@ -285,7 +285,7 @@ def memory(settings: dict[str, Any]) -> tuple[int, int, set[str]]:
 
 
 def test_a_rank_keeps_its_part_and_computes_with_plain_tensors(tmp_path: Path) -> None:
-    """The quick kernel of `toolkit.linear` takes no tensor that is spread over ranks."""
+    """The quick kernel of `linear` takes no tensor that is spread over ranks."""
     for mine, whole, kinds in together(2, tmp_path, memory, {"tensor": 2}):
         assert mine < 0.52 * whole
         assert kinds == {"Tensor"}

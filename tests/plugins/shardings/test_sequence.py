@@ -16,11 +16,13 @@ from torch import Tensor
 from loomtune.batching import collate
 from loomtune.contracts import Batch
 from loomtune.contracts.batch import NO_SEGMENT
+from loomtune.contracts.model import Exchange
 from loomtune.errors import UserError
 from loomtune.testing import toy
 from loomtune.toolkit.dropout import batch_keys
 from loomtune.toolkit.network import Network
-from loomtune.toolkit.sequence import Exchange, Share
+from loomtune_plugins.shardings.sequence import Share, Ulysses
+from loomtune_plugins.shardings.stretches import Stretched
 from ranks import together
 from toys import sample
 
@@ -32,7 +34,7 @@ def batch(*texts: str) -> Batch:
 
 
 def share(whole: Batch, rank: int, size: int) -> Share:
-    return Share.of(whole, cast(Exchange, SimpleNamespace(rank=rank, size=size)))
+    return Share.of(whole, cast(Ulysses, SimpleNamespace(rank=rank, size=size)))
 
 
 @pytest.mark.parametrize("texts", [("warp", "a weft"), ("of a shuttle", "a", "loom"), (), ("a",)])
@@ -70,7 +72,7 @@ def test_dropout_s_keys_of_a_stretch_are_those_of_the_row() -> None:
 
 def exchanged() -> tuple[list[Any], ...]:
     """Both ways on one rank, and the gradient of a sum that weighs every entry."""
-    exchange = Exchange(dist.group.WORLD)
+    exchange = Ulysses(dist.group.WORLD)
     draw = torch.Generator().manual_seed(0)
     whole = torch.randn(ROWS, HEADS, STRETCH * exchange.size, WIDTH, generator=draw)
     mine = slice(exchange.rank * STRETCH, (exchange.rank + 1) * STRETCH)
@@ -128,7 +130,8 @@ TEXTS = [("of a shuttle", "a", "loom"), ("a",), ()]
 def read(model: toy.ToyModel, texts: tuple[str, ...], sequence: Any, adapter: bool = True) -> dict[str, Any]:
     """A loss that needs every target at once, its gradients, and what a frozen read gives."""
     engine = toy.BareEngine(dataclasses.replace(toy.spec(model, heads=("lm", "score"))))
-    network = Network(engine.network.spec, sequence=sequence)
+    spec = engine.network.spec
+    network = Network(spec) if sequence is None else Stretched(spec, sequence)
     network.to_empty(device="cpu").load_state_dict(engine.network.state_dict())
     whole, seen = batch(*texts), []
 
@@ -177,7 +180,7 @@ def test_what_a_reader_makes_is_joined_and_its_gradients_add_up_over_ranks(tmp_p
 
 def detached() -> list[Any]:
     """A rank whose reader forgets the gradient where it is shown nothing."""
-    network = Network(toy.spec(InStretches()), sequence=dist.group.WORLD)
+    network = Stretched(toy.spec(InStretches()), dist.group.WORLD)
     network.to_empty(device="cpu")
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, 0.1)
@@ -199,7 +202,7 @@ def test_a_rank_without_targets_takes_part_in_the_backward_pass(tmp_path: Path) 
 
 def refused(what: str) -> str:
     try:
-        network = Network(toy.spec(Saying() if what == "extras" else toy.ToyModel()), sequence=dist.group.WORLD)
+        network = Stretched(toy.spec(Saying() if what == "extras" else toy.ToyModel()), dist.group.WORLD)
         network.to_empty(device="cpu")
         reader: Callable[[Any], Any] = lambda view: view.states  # noqa: E731
         network(batch("a"), reader if what == "extras" else lambda view: view.states[:0], True)

@@ -16,36 +16,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loomtune.contracts.batch import NO_SEGMENT, Batch
+from loomtune.contracts.model import Exchange
 
 
-class Exchange:
-    """What the ranks of a group, in the order of their stretches, pass to each other. With gradients.
-
-    Every rank calls every method equally often and in the same order, in the backward pass too.
-    """
+class Ulysses(Exchange):
+    """What attention asks for, by one message to each rank of a process group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
 
     def to_heads(self, *tensors: Tensor) -> list[Tensor]:
-        """Each `(rows, heads, stretch, width)`, all heads of a stretch, as `(rows, heads / ranks, length, width)`, some
-        heads of whole rows. One message to each rank; heads must be a multiple of the ranks.
-        """
         parts = [_split(tensor, 1, self.size) for tensor in tensors]
         flat = torch.cat([part.reshape(self.size, -1) for part in parts], 1)
         received = torch.split(self._all_to_all(flat), [part[0].numel() for part in parts], 1)
         return [_join(got.view(part.shape), 2) for got, part in zip(received, parts, strict=True)]
 
     def to_stretch(self, tensor: Tensor) -> Tensor:
-        """The way back, in the order in which attention gives it: `(rows, length, heads / ranks, width)` as
-        `(rows, stretch, heads, width)`.
-        """
         part = _split(tensor, 1, self.size)
         received = self._all_to_all(part.reshape(self.size, -1))
         return _join(received.view(part.shape), 2)
 
     def whole(self, stretch: Tensor) -> Tensor:
-        """`(rows, length)` of every rank's `(rows, stretch)`; without gradient."""
         return _join(self.gather(stretch.contiguous()), 1)
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -69,7 +60,7 @@ class Share:
     when those of all ranks lie one after the other, each rank's padded to `most`.
     """
 
-    exchange: Exchange
+    exchange: Ulysses
     whole: Batch
     mine: Batch
     index: Tensor
@@ -77,7 +68,7 @@ class Share:
     most: int
 
     @classmethod
-    def of(cls, batch: Batch, exchange: Exchange) -> Share:
+    def of(cls, batch: Batch, exchange: Ulysses) -> Share:
         """Cuts rows; where a target is predicted from decides whose it is."""
         length, ranks, rank = batch.tokens.shape[1], exchange.size, exchange.rank
         stretch = -(-length // ranks)

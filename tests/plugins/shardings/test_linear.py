@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from loomtune.toolkit import linear
+from loomtune_plugins.shardings import linear
 
 WIDE, HIGH = 256, 320
 

@@ -1,0 +1,124 @@
+"""What one rendering of a chat template may cost: a template is a program that came with somebody's model.
+
+Everything that a template makes is paid for in bytes, before it is made where it could be large. Containers are paid
+for with all that is in them, each time one is made, so that none can be told, compared or counted at a cost that its
+making had not. Whatever single operation runs in C is bounded so; between two of them the clock is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from sys import getsizeof
+from time import monotonic, thread_time
+from typing import Any
+
+from jinja2.exceptions import SecurityError
+
+BYTES = 128 * 2**20
+"""What a rendering may make in all. A conversation of 8 MiB, which no model reads whole, needs half of it."""
+
+SECONDS = 1.0
+"""Of the thread's own time, so that a busy machine refuses nobody."""
+
+ELEMENT = 16
+"""Bytes that an element costs beside what it is."""
+
+LARGEST = 2**63
+"""Numbers beyond are of no use to a template, and may take minutes to multiply."""
+
+EMPTY = 50
+"""Bytes of a text without characters."""
+
+OFTEN = 2**14
+"""Bytes after which the clock is read."""
+
+TOO_MUCH = f"it makes more than {BYTES >> 20} MiB of text and lists"
+
+CONTAINERS: tuple[type, ...] = (list, tuple, set, frozenset, dict, type({}.items()), type({}.keys()), type({}.values()))
+
+
+class Forbidden(SecurityError):
+    """A template does what no chat template needs to."""
+
+
+class Budget:
+    """What is left to a rendering. Of one thread at a time."""
+
+    __slots__ = ("_deadline", "_until", "left", "mark")
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """A new rendering."""
+        self.left, self.mark = BYTES, BYTES - OFTEN
+        self._deadline, self._until = monotonic() + SECONDS, thread_time() + SECONDS
+
+    def spend(self, size: int) -> None:
+        """Takes bytes. Raises Forbidden where they, or the time, are beyond their limit."""
+        self.left -= size
+        if self.left < self.mark:
+            self.look()
+
+    def look(self) -> None:
+        """Looks whether there are bytes left, and at the clock."""
+        if self.left < 0:
+            raise Forbidden(TOO_MUCH)
+        self.mark = self.left - OFTEN if self.left > OFTEN else 0
+        if monotonic() > self._deadline:
+            self._late()
+
+    def afford(self, size: int) -> None:
+        """Raises Forbidden where something could become larger than what is left."""
+        if size > self.left:
+            raise Forbidden(TOO_MUCH)
+
+    def made(self, value: Any) -> Any:
+        """What was made, paid for with all that is in it."""
+        kind = type(value)
+        if kind is str:
+            self.spend(EMPTY + len(value) if value.isascii() else EMPTY + 4 * len(value))
+        elif isinstance(value, CONTAINERS):
+            self.spend(self.size(value))
+        elif kind is int and abs(value) >= LARGEST:
+            raise Forbidden("it computes a number of more than 64 bits")
+        else:
+            self.spend(getsizeof(value))
+        return value
+
+    def passed(self, value: Any) -> Any:
+        """What was compared, which is paid for already but may have taken its time."""
+        self.look()
+        return value
+
+    def size(self, value: Any) -> int:
+        """Bytes of a value and of all in it, each as often as it is there; no more than what is left is counted."""
+        found, waiting = 0, [value]
+        while waiting and found <= self.left:
+            one = waiting.pop()
+            found += getsizeof(one) + ELEMENT
+            if isinstance(one, dict):
+                waiting += one.keys()
+                waiting += one.values()
+            elif isinstance(one, CONTAINERS):
+                waiting += list(one)  # type: ignore[call-overload]
+        return found
+
+    def room(self, parts: Iterable[str], separators: int = 0) -> None:
+        """Raises Forbidden where texts, and so many characters between them, are too many to be joined.
+
+        One character beyond ASCII may make each four bytes long; marked as safe, a text escapes what it is joined to.
+        """
+        length, width = separators, 1
+        for part in parts:
+            length += len(part)
+            if type(part) is not str or not part.isascii():
+                width = max(width, 4 if type(part) is str else 20)
+        self.afford(length * width)
+
+    def _late(self) -> None:
+        """The clock on the wall says so; the thread's own, which is slow to read, decides."""
+        left = self._until - thread_time()
+        if left < 0:
+            raise Forbidden(f"it takes more than {SECONDS:g} s")
+        self._deadline = monotonic() + left

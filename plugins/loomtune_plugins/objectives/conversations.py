@@ -1,0 +1,232 @@
+"""Conversations as a chat template writes them, and what of the text the assistant said.
+
+That is found by comparing renderings, with and without a turn, never by looking for markers: any template will do that
+writes a conversation from front to back. What it writes is held against what was said: a template that leaves something
+out, changes it or moves it is refused, since nobody would see from the loss that it had.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loomtune.contracts import Row, Tokenizer
+from loomtune.errors import UserError
+
+Message = Mapping[str, Any]
+
+CURE = "set model.chat_template to one that writes it, or leave such rows out"
+LAST = "; with objective.turns=last only the last answer has to be"
+_SYSTEM = ("system", "developer")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_THOUGHTS = re.compile(r"</?think>")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive text. learned: whether its tokens are to be predicted."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages, and the tools that the assistant may call, as templates read them."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, row: Row, system: str = "") -> Conversation:
+        """A row's. system: what comes before a conversation that has no system prompt.
+
+        Raises ValueError where tools, or the arguments of a call, are not what they should be.
+        """
+        messages = [_called(message) for message in row["messages"]]
+        if system and not any(message.get("role") in _SYSTEM for message in messages):
+            messages = [{"role": "system", "content": system}, *messages]
+        return cls(messages, _tools(row.get("tools")))
+
+    def render(self, tokenizer: Tokenizer, count: int, *, reply: bool = False) -> str:
+        """The first messages. Raises ValueError where the template objects to them, UserError where there is none."""
+        given = {"tools": self.tools} if self.tools else {}  # a tokenizer of somebody else's may know none
+        try:
+            return tokenizer.render(self.messages[:count], reply=reply, **given)
+        except UserError as error:
+            if error.__cause__ is None:
+                raise
+            # The template itself objected, which is about this row alone: it is counted with the other bad rows.
+            raise ValueError(error.faults[0].what) from error
+
+    def question(self, tokenizer: Tokenizer) -> str:
+        """All before the assistant's last words, and the opening of its turn."""
+        count = len(self.messages)
+        while count and self.messages[count - 1].get("role") == "assistant":
+            count -= 1
+        return self.render(tokenizer, count, reply=True)
+
+    def pieces(self, tokenizer: Tokenizer, *, last_only: bool) -> list[Piece]:
+        """The conversation up to the assistant's last turn, of which that or every turn of the assistant is learned.
+
+        Raises ValueError where nobody answers, where the template does not write what was said, and where it writes
+        the beginning of a conversation otherwise once more of it is there.
+        """
+        answers = [number for number, message in enumerate(self.messages) if message.get("role") == "assistant"]
+        if not answers:
+            raise ValueError("no message has the role 'assistant', so that there is no answer to learn")
+        chosen = answers[-1:] if last_only else answers
+        asked = [self.render(tokenizer, number, reply=True) for number in chosen]
+        answered = [self.render(tokenizer, number + 1) for number in chosen]
+        cure = "" if last_only else LAST
+        pieces, spans, written = list[Piece](), dict[int, tuple[int, int]](), ""
+        for i, number in enumerate(chosen):
+            content, through = self.messages[number].get("content"), answered[i]
+            if i + 1 < len(chosen):
+                through = _continued(through, asked[i + 1], tokenizer, content)
+            given, said = _growth(written, asked[i], number, cure), _growth(asked[i], through, number, cure)
+            if not said.strip():
+                raise ValueError(f"the chat template writes nothing for message {number + 1}, an answer to be learned")
+            ends = _turn_end(said, content)
+            pieces += [Piece(given, False), Piece(said[:ends], True), Piece(said[ends:], False)]
+            spans[number], written = (len(asked[i]), len(through)), through
+        self._check(written, spans)
+        self._check_tools(tokenizer, asked[0], chosen[0])
+        return [piece for piece in pieces if piece.text]
+
+    def _check(self, text: str, spans: Mapping[int, tuple[int, int]]) -> None:
+        """Raises ValueError where the text does not hold all that was said, in its order, answers in their spans.
+
+        System prompts may be anywhere, since some families keep them for the last question. An answer that is not
+        learned may lose its thoughts, as it does where the model is asked.
+        """
+        at = 0
+        for number, message in enumerate(self.messages[: 1 + max(spans)]):
+            start, end = spans.get(number, (at, len(text)))
+            known = at = max(at, start)
+            for part in _parts(message, learned=number in spans):
+                anywhere = message.get("role") in _SYSTEM
+                found, length = _find(text, part, 0 if anywhere else at)
+                if found < 0 or found + length > end:
+                    raise ValueError(_lost(text, part, number, message))
+                at = at if anywhere else found + length
+            for part in _calls(message):
+                if _find(text, part, known)[0] < 0:
+                    raise ValueError(_lost(text, part, number, message))
+
+    def _check_tools(self, tokenizer: Tokenizer, asked: str, count: int) -> None:
+        if self.tools and Conversation(self.messages, ()).render(tokenizer, count, reply=True) == asked:
+            raise ValueError(f"the chat template leaves the row's tools out: {CURE}")
+
+
+def _tools(value: Any) -> list[Mapping[str, Any]]:
+    """Schemas, or the text of such, since columns of Parquet seldom hold objects of several forms."""
+    value = _parsed(value, "tools") if isinstance(value, str) else value
+    if value is None or (isinstance(value, Sequence) and all(isinstance(tool, Mapping) for tool in value)):
+        return list(value or ())
+    raise ValueError("has tools that are no list of JSON schemas")
+
+
+def _called(message: Message) -> Message:
+    """A message whose calls have their arguments as objects. Services give them as text, and templates expect neither
+    the quotes nor the escapes."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_call(call) for call in message["tool_calls"]]}
+
+
+def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _call(call["function"])}
+    given = call.get("arguments")
+    return {**call, "arguments": _parsed(given, "a tool call's arguments")} if isinstance(given, str) else call
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"has {what} that are no JSON: {error}") from error
+
+
+def _parts(message: Message, *, learned: bool) -> Iterator[str]:
+    """What was said in a message, each part without the blanks around it, which templates may take away."""
+    content = message.get("content")
+    texts = [content] if isinstance(content, str) else [part.get("text") for part in content or ()]
+    if learned:
+        texts = [next((message[name] for name in _REASONING if message.get(name)), None), *texts]
+    for text in texts:
+        said = _THOUGHTS.split(text) if isinstance(text, str) else []
+        if message.get("role") == "assistant" and not learned:
+            said = said[-1:]
+        yield from (part for one in said if (part := one.strip()))
+
+
+def _calls(message: Message) -> Iterator[str]:
+    """Names and texts of the calls in a message."""
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or call
+        yield from _leaves([function.get("name"), function.get("arguments")])
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value.strip():
+        yield value.strip()
+    elif isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(one)
+
+
+def _find(text: str, part: str, start: int) -> tuple[int, int]:
+    """Where a part begins, -1 for nowhere, and how long it is: as it is, or as JSON writes it."""
+    for form in (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1]):
+        if (found := text.find(form, start)) >= 0:
+            return found, len(form)
+    return -1, 0
+
+
+def _lost(text: str, part: str, number: int, message: Message) -> str:
+    does = "moves" if part in text else "leaves out, or changes,"
+    return f"the chat template {does} what message {number + 1} ({message.get('role')}) says, {part[:40]!r}: {CURE}"
+
+
+def _continued(answered: str, longer: str, tokenizer: Tokenizer, content: Any) -> str:
+    """A rendering as it stands once the conversation goes on.
+
+    Some put an end that they then take back: Phi-3's after that of the turn, gpt-oss' in its place. Where nothing ends
+    the turn but what they now put instead, that is its end.
+    """
+    if longer.startswith(answered):
+        return answered
+    bare = answered.removesuffix(tokenizer.decode([tokenizer.eos_id], special=True))
+    rest = longer.removeprefix(bare)
+    if rest == longer or _turn_end(bare, content) < len(bare) or not _ends_with(bare, content):
+        return bare
+    first = tokenizer.encode(rest)[:1]
+    mark = "" if tokenizer.decode(first) else tokenizer.decode(first, special=True)
+    return bare + mark if rest.startswith(mark) else bare
+
+
+def _growth(shorter: str, longer: str, number: int, cure: str) -> str:
+    """What a longer rendering adds. Raises ValueError where it does not begin with the shorter one."""
+    if longer.startswith(shorter):
+        return longer[len(shorter) :]
+    same = next((at for at, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
+    raise ValueError(
+        f"the chat template rewrites what came before message {number + 1} once it is there: "
+        f"{shorter[same : same + 40]!r} becomes {longer[same : same + 40]!r}, so that the answers cannot be told "
+        f"apart{cure or f': {CURE}'}"
+    )
+
+
+def _turn_end(said: str, content: Any) -> int:
+    """Length of a turn without the blanks after its end marker, which nobody generates. Without a marker, all of it."""
+    return len(said) if _ends_with(said, content) else len(said.rstrip())
+
+
+def _ends_with(said: str, content: Any) -> bool:
+    spoken = content.strip() if isinstance(content, str) else ""
+    return bool(spoken) and said.rstrip().endswith(spoken)
