@@ -119,6 +119,11 @@ class Tide(Rows):
                 yield Dropped(f"rows:{number}", "is ill") if number in self.bad else one, number + 1
 
 
+def busy(pipe: Connection) -> None:
+    """Does not look at the pipe."""
+    time.sleep(3600)
+
+
 def modules(pipe: Connection) -> None:
     """Takes what is sent, and answers with the modules that it needed."""
     pipe.recv()

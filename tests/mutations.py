@@ -672,6 +672,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{RECORDS}::test_other_weights_data_templates_and_lengths_are_other_records",),
     ),
     Mutation(
+        "each rank leaves alone",
+        "a rank that is asked to leave while frozen roles are read does not ask the others",
+        "core/loomtune/records.py",
+        "run.world.total([run.stop.requested])[0]",
+        "run.stop.requested",
+        (f"{RECORDS}::test_ranks_leave_together_where_one_of_them_is_asked",),
+    ),
+    Mutation(
         "damage taken for numbers",
         "a part of what is read once is believed whatever its digest says",
         "core/loomtune/records.py",

@@ -24,7 +24,8 @@ from loomtune.beside import Beside
 from loomtune.contracts import Drawn, Evaluator, Objective, Sample
 from loomtune.errors import Fault, Preempted, UserError
 from loomtune.order import permutation
-from loomtune.samples import Samples, Source, check_tokens, open_samples
+from loomtune.samples import Samples, Source, open_samples
+from loomtune.samples.cache import check_tokens
 from loomtune.samples.crew import Crew
 from loomtune.samples.making import Item, Part, Rows, fill
 from loomtune.samples.stored import writable
@@ -119,13 +120,12 @@ class Stream:
             window = replace(window, number=window.number + 1, place=after)
         source = Source(run.data, run.objective, run.tokenizer, "train", run.max_length, run.data.window)
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._beside, self._lost = Beside("loomtune.streaming:produce"), ""
         try:
+            self._beside, self._lost = Beside("loomtune.streaming:produce"), ""
             work = source, run.model.vocabulary(), self._folder, window.number, window.place, after
-            self._beside.pipe.send(work)
-            for _ in range(AHEAD):
-                self._beside.pipe.send("one more")
-        except Exception as error:  # what cannot be pickled raises whatever it likes
+            for told in (work, *["one more"] * AHEAD):
+                self._beside.pipe.send(told)
+        except Exception as error:  # what cannot be pickled raises whatever it likes; all ranks hear of it later
             self._lost = f"what makes samples cannot be sent to another process: {error!r}"
 
     def _waited_for(self) -> Samples:
@@ -152,14 +152,12 @@ class Stream:
 
     def _said(self) -> dict[str, Any]:
         """What comes of the window; nothing while it is made."""
-        assert self._beside is not None
-        pipe = self._beside.pipe
         try:
-            while not self._lost and pipe.poll(PULSE):
+            while self._beside is not None and not self._lost and self._beside.pipe.poll(PULSE):
                 self._heard = time.monotonic()
-                if said := pipe.recv():
+                if said := self._beside.pipe.recv():
                     with suppress(OSError):  # a later window may have ended it, which is told when that is needed
-                        pipe.send("one more")
+                        self._beside.pipe.send("one more")
                     return dict(said)
         except (EOFError, OSError):
             self._lost = "the process that tokenises rows ahead has ended"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from loomtune import api, records, worker
 from loomtune.assembly import Assembly, assemble
@@ -29,10 +30,12 @@ from loomtune.settings import BatchSettings, Settings
 from loomtune.signals import StopRequest
 from loomtune.testing import toy
 from loomtune.toolkit import log_probs
+from loomtune.world import World
 from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.dpo import Dpo
 from loomtune_plugins.shardings.engine import TorchEngine
 from loomtune_plugins.shardings.single import Single
+from ranks import together
 from runs.processes import COMMAND, PATIENCE, kill_all, run, started
 from support import write_rows
 
@@ -284,17 +287,40 @@ def test_weights_that_are_drawn_hang_on_the_seed(built: Built, counted: Counted,
     assert one != other
 
 
+def bare(samples: list[Sample], world: Any) -> Any:
+    """What of a run a reading needs, nobody being asked to leave."""
+    settings = Settings(batch=BatchSettings(size=2, micro=1, share="never"))
+    parts: dict[str, Any] = {"splits": {"train": samples}, "settings": settings, "world": world}
+    return SimpleNamespace(**parts, tokenizer=toy.ToyTokenizer(), token_budget=64, stop=StopRequest())
+
+
+def leaving() -> str:
+    """What a rank says of which the second alone is asked to leave. Nothing is gathered: who stays shall not wait."""
+    rank, size, here = dist.get_rank(), dist.get_world_size(), torch.device("cpu")
+    total = World(rank, size, rank, here, dist.group.WORLD).total
+    world = SimpleNamespace(replica=rank, replicas=size, device=here, total=total, gather_tensor=lambda values: values)
+    sample = Sample((Segment(np.array([3, 4], np.int32), np.array([False, True])),))
+    run = bare([sample] * 6, world)
+    run.stop.requested = rank == 1
+    try:
+        records._read(run, "train", Record(role="teacher", read=lambda roles, batch: batch.target), {}, range(6))
+    except Preempted as asked:
+        return str(asked)
+    return ""
+
+
+def test_ranks_leave_together_where_one_of_them_is_asked(tmp_path: Path) -> None:
+    assert all("before the first step" in said for said in together(2, tmp_path, leaving))
+
+
 def test_targets_stand_in_the_order_of_their_segments_however_a_tree_is_unfolded() -> None:
     def segment(token: int, parent: int) -> Segment:
         return Segment(np.array([token, token + 1], np.int32), np.array([False, True]), parent)
 
     deep = Sample(tuple(segment(10 * i, parent) for i, parent in enumerate([NO_PARENT, 0, 0, 1, 1, 2])))
     assert deep.unfolded().parts == (0, 1, 3, 0, 1, 4, 0, 2, 5)
-    settings = Settings(batch=BatchSettings(size=2, micro=1, share="never"))
-    parts: dict[str, Any] = {"splits": {"train": [deep, deep, deep]}, "settings": settings, "world": toy.world()}
-    run: Any = SimpleNamespace(**parts, tokenizer=toy.ToyTokenizer(), token_budget=64, stop=StopRequest())
     record = Record(role="teacher", read=lambda roles, batch: batch.target.float() + 100 * batch.sample_numbers[0])
-    targets, values = records._read(run, "train", record, {}, range(1, 3))
+    targets, values = records._read(bare([deep, deep, deep], toy.world()), "train", record, {}, range(1, 3))
     assert targets.tolist() == [6, 6]
     assert values.tolist() == [*range(101, 152, 10), *range(201, 252, 10)]
 

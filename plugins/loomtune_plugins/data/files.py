@@ -34,6 +34,11 @@ Chosen = Mapping[str, Any]
 """What was decided by a file's first record, as plain data: the same holds for all of its pieces."""
 
 
+def undecided(_record: Record, _where: str) -> Chosen:
+    """Of files whose columns mean the same whatever the first record is."""
+    return {}
+
+
 class RowMaker(Protocol):
     """What makes rows of records."""
 
@@ -72,13 +77,15 @@ class Files(Data):
 
     def check(self) -> None:
         """Raises UserError for settings that contradict each other, missing files, and faults in the first records."""
-        faults = [*self._faults, *self._contradictions(), *self._absences()]
-        if faults:
-            raise UserError(*faults)
+        self.check_pieces()
         for split, pattern in self._patterns.items():
             for path in self._paths(split) if pattern else ():
                 for _ in self._mapped([path], QUICK):
                     pass
+
+    def check_pieces(self) -> None:
+        if faults := [*self._faults, *self._contradictions(), *self._absences()]:
+            raise UserError(*faults)
 
     def splits(self) -> tuple[str, ...]:
         """Those with a file; validation too where rows are set aside for it."""

@@ -14,10 +14,10 @@ from typing import IO, Any
 from loomtune.errors import UserError
 from loomtune_plugins.data.limits import Limits, opened
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader, Record
-from loomtune_plugins.data.text import STRICT, an_object, check, not_json, not_utf8, too_deep
+from loomtune_plugins.data.text import STRICT, an_object, check, check_size, not_json, not_utf8, too_deep
 from loomtune_plugins.data.values import RecordError
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -38,19 +38,11 @@ class JsonValues(Reader):
             try:
                 for number, record in enumerate(_Text(file, self.limits).records(), start=1):
                     yield number, record
-            except _Lost as error:
+            except RecordError as error:
                 raise UserError.of(
-                    f"{path}:{number + error.further}: {error}, so that nothing after it can be told apart",
+                    f"{path}:{number + 1}: {error}, so that nothing after it can be told apart",
                     "mend the file, or rewrite it as JSON lines (.jsonl), which are read each by itself",
                 ) from error
-
-
-class _Lost(Exception):
-    """further: how many records after the last one."""
-
-    def __init__(self, what: object, further: int = 1) -> None:
-        super().__init__(str(what))
-        self.further = further
 
 
 class _Text:
@@ -62,7 +54,7 @@ class _Text:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
 
     def records(self) -> Iterator[Record | RecordError]:
-        """All of them. Raises _Lost."""
+        """All of them. Raises RecordError where what follows cannot be told apart."""
         if self._next() != "[":
             while self._next():
                 yield self._record()
@@ -73,11 +65,11 @@ class _Text:
             yield self._record()
             follows = self._next()
             if follows not in (",", "]"):
-                raise _Lost("is followed by neither ',' nor ']'", further=0)
+                raise RecordError("has neither ',' nor ']' before it")
             self._at += follows == ","
         self._at += 1
         if self._next():
-            raise _Lost("the array is followed by something else", further=0)
+            raise RecordError("stands after the end of the array")
 
     def _next(self) -> str:
         """The next character that is no space; empty at the end."""
@@ -89,21 +81,22 @@ class _Text:
                 return ""
 
     def _read_on(self) -> bool:
-        block = self._file.read(_BLOCK)
+        block = self._file.read(max(_BLOCK, len(self._text) - self._at))  # what is read again and again stays in bounds
         self._text, self._at = self._text[self._at :] + self._decoder.decode(block, final=not block), 0
         return bool(block)
 
     def _record(self) -> Record | RecordError:
-        """The next one; the text is read on until it is there as a whole. Raises _Lost where it never is."""
+        """The next one; the text is read on until it is there as a whole. Raises RecordError where it never is."""
         self._next()
         value, end = self._parsed()
         while end in (None, len(self._text)):
             is_held = len(self._text) - self._at <= self._limits.record
+            check_size(self._text, self._at)
             if not is_held or not self._read_on():
                 break
             value, end = self._parsed()
         if end is None:
-            raise _Lost(value if is_held else f"{value}, or {self._limits.too_long}")
+            raise value if is_held else RecordError(f"{value}, or {self._limits.too_long}", "too long")
         said, self._at = self._text[self._at : end], end
         return value if isinstance(value, RecordError) else self._checked(value, said)
 

@@ -57,7 +57,10 @@ class Mix(Data):
                     yield _named(name, row)
 
     def pieces(self, split: str) -> Sequence[Piece]:
-        """Those of each source."""
+        """Those of each source. Raises UserError for shares, which say nothing before a run reads the rows."""
+        if given := [key for keys in _shares(self.settings).values() for key in keys]:
+            what = f"{', '.join(given)}: shares belong to a run; preparation keeps all rows"
+            raise UserError.of(what, "leave them out, and mix what was prepared")
         found: list[Piece] = []
         for name, source in self._with(split):
             with _of(name):
@@ -138,23 +141,28 @@ def _exact(number: float) -> Fraction:
     return Fraction(f"{number:.9g}")
 
 
+def _shares(settings: MixSettings) -> dict[str, dict[str, float]]:
+    """What is set, by key: of each kind of share."""
+    sources = sorted(settings.sources.items())
+    kinds = {
+        "weight": {f"data.sources.{name}.weight": source.weight for name, source in sources},
+        "epochs": {f"data.sources.{name}.epochs": source.epochs for name, source in sources},
+        "temperature": {"data.temperature": settings.temperature},
+    }
+    return {kind: {key: one for key, one in keys.items() if one is not None} for kind, keys in kinds.items()}
+
+
 def _share_faults(settings: MixSettings) -> Iterator[Fault]:
-    sources = settings.sources
-    if not sources:
+    shares, weights = _shares(settings), _shares(settings)["weight"]
+    given = {key: value for keys in shares.values() for key, value in keys.items()}
+    if not settings.sources:
         yield Fault("data=mix has no sources", "name some: data.sources.NAME.path=FILE, for each a name of your own")
-    weights = {f"data.sources.{name}.weight": one.weight for name, one in sorted(sources.items())}
-    epochs = {f"data.sources.{name}.epochs": one.epochs for name, one in sorted(sources.items())}
-    given = [_set(kind) for kind in (weights, epochs, {"data.temperature": settings.temperature}) if _set(kind)]
-    if len(given) > 1:
-        told = ", ".join(key for kind in given for key in kind)
-        yield Fault(f"shares are said in several ways: {told}", "leave only weights, only epochs, or the temperature")
-    if 0 < len(_set(weights)) < len(weights):
-        lacking = " ".join(f"{key}=" for key in weights if key not in _set(weights))
-        yield Fault(f"only some sources have a weight: {', '.join(_set(weights))}", f"set {lacking} too")
-    for key, value in ((key, value) for kind in given for key, value in kind.items()):
+    if sum(map(bool, shares.values())) > 1:
+        what = f"shares are said in several ways: {', '.join(given)}"
+        yield Fault(what, "leave only weights, only epochs, or the temperature")
+    if weights and (lacking := [name for name, one in sorted(settings.sources.items()) if one.weight is None]):
+        cure = f"set {' '.join(f'data.sources.{name}.weight=' for name in lacking)} too"
+        yield Fault(f"only some sources have a weight: {', '.join(weights)}", cure)
+    for key, value in given.items():
         if not 0 < value < math.inf:
             yield Fault(f"{key}={value:g} is no share: nothing would be visited", f"set {key} above 0")
-
-
-def _set(kind: Mapping[str, float | None]) -> dict[str, float]:
-    return {key: value for key, value in kind.items() if value is not None}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loomtune.contracts import Piece
 from loomtune.errors import Fault, UserError, near
 from loomtune_plugins.data import ordered
-from loomtune_plugins.data.files import Files
+from loomtune_plugins.data.files import Files, undecided
 from loomtune_plugins.data.jsonl import JsonLines
 from loomtune_plugins.data.limits import Limits
 from loomtune_plugins.data.oasst_settings import FORMATS, OasstSettings
@@ -34,7 +34,10 @@ class Oasst(Files):
 
     def __init__(self, settings: OasstSettings) -> None:
         reader = JsonLines(Limits.of(settings))
-        super().__init__(settings, reader, lambda _record, _where: {}, lambda _: self, _faults(settings), CURE, BARREN)
+        super().__init__(settings, reader, undecided, self._itself, _faults(settings), CURE, BARREN)
+
+    def _itself(self, _chosen: Mapping[str, Any]) -> Oasst:
+        return self
 
     def pieces(self, split: str) -> Sequence[Piece]:
         """Of its files. Raises UserError where something is set that only a run could heed."""

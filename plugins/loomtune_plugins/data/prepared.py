@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loomtune.errors import Fault, UserError
 from loomtune_plugins.data.columns import Columns
-from loomtune_plugins.data.files import VERSION, Files
+from loomtune_plugins.data.files import VERSION, Files, undecided
 from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.limits import Limits
 from loomtune_plugins.data.manifest import NAME, SPLITS, Manifested
@@ -19,6 +20,11 @@ from loomtune_plugins.data.ordered import faults
 from loomtune_plugins.data.prepared_settings import PreparedSettings
 from loomtune_plugins.data.sources import KEYS
 from loomtune_plugins.data.values import is_label
+
+CURE = (
+    "leave out data.format, data.pairs, data.min_gap or data.threshold, or prepare rows of each format into a folder "
+    "of their own"
+)
 
 
 class Prepared(Files):
@@ -30,7 +36,7 @@ class Prepared(Files):
         super().__init__(
             own,
             Manifested(Limits.of(own), self._folder),
-            lambda _record, _where: {},
+            undecided,
             partial(_Shapes, own),
             faults(own),
             "prepare the data again",
@@ -42,9 +48,12 @@ class Prepared(Files):
         return tuple(split for split in self._patterns if self._paths(split))
 
     def fingerprint(self) -> str:
-        """Digest of the manifest, which has the files' own, and of the settings. Raises UserError for changed ones."""
+        """Digest of the manifest, which has the files' own, and of the settings. Raises UserError for changed ones.
+
+        Those of a stream are held to it once they are read.
+        """
         for split in self.splits():
-            for path in self._paths(split):
+            for path in () if self.window and split == "train" else self._paths(split):
                 self._reader.digest(path)
         settings = asdict(self.settings) | {"path": ""}
         digest = hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True).encode())
@@ -70,7 +79,10 @@ class _Shapes:
         has = (*(key for key in KEYS if key in record), is_label(record.get("label")))
         shape = (*has, isinstance(record.get("chosen"), list))
         if shape not in self._known:
-            self._known[shape] = Columns.of(self._settings, Columns.decided(self._settings, record, origin))
+            try:
+                self._known[shape] = Columns.of(self._settings, Columns.decided(self._settings, record, origin))
+            except UserError as error:
+                raise UserError(*(Fault(fault.what, CURE) for fault in error.faults)) from error
         return self._known[shape]
 
 

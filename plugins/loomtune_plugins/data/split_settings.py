@@ -20,9 +20,7 @@ class SplitSettings:
     holdout_rows: int = option(
         0, "how many different training rows (prompts with several answers, trees) are set aside"
     )
-    stream: bool = option(
-        False, "read and tokenise training rows while the run goes on, for data that are too large to wait for"
-    )
+    stream: bool = option(False, "read and tokenise training rows while the run goes on: for data too large to wait")
     window: int = option(10_000, "how many rows of a stream are read, and permuted, at a time: part of the maths")
     limit: int = option(0, "at most so many rows of each split; 0: all")
     max_record: int = option(8 << 20, "bytes of the largest record; a longer one is refused without holding it")

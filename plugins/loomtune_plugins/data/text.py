@@ -15,8 +15,8 @@ from loomtune_plugins.data.values import RecordError
 DEPTH = 100
 """Of lists and objects in each other. What is deeper is no data, and makes one of the programs after this one fail."""
 
-PARTS = 500_000
-"""Lists and objects of a record: two bytes of text, and forty times as many in memory."""
+PARTS = 250_000
+"""Lists and objects of a record, by its brackets: two bytes of text are a hundred in memory."""
 
 SHOWN = 500
 """Characters of each text of a record that is told of."""
@@ -44,8 +44,7 @@ def an_object(value: Any) -> Mapping[str, Any]:
 
 def decoded(text: str) -> Any:
     """The value of some JSON. Raises RecordError."""
-    if text.count("{") + text.count("[") > PARTS:
-        raise RecordError(f"has more than {PARTS} lists and objects", "too many values")
+    check_size(text)
     try:
         value = STRICT.decode(text)
     except ValueError as error:
@@ -54,6 +53,12 @@ def decoded(text: str) -> Any:
         raise too_deep() from error
     check(value, text)
     return value
+
+
+def check_size(text: str, start: int = 0) -> None:
+    """Raises RecordError where JSON holds too much to be parsed."""
+    if text.count("{", start) + text.count("[", start) > PARTS:
+        raise RecordError(f"has more than {PARTS} lists and objects", "too many values")
 
 
 def not_json(error: ValueError) -> RecordError:

@@ -53,7 +53,16 @@ class Guards:
             "trim": self.strip,
         }
         escaped: dict[str, Guard] = dict.fromkeys(("e", "escape", "forceescape"), self.escaped)
-        return {**lists, **widths, **parts, **text, **escaped, "sum": self.numbers, "string": self.told}
+        return {
+            **lists,
+            **widths,
+            **parts,
+            **text,
+            **escaped,
+            "sum": self.numbers,
+            "string": self.told,
+            "format": self.printf,
+        }
 
     def methods(self) -> Mapping[str, Guard]:
         """By the name of a text's method; the text is the first argument."""

@@ -133,9 +133,11 @@ def _tools(value: Any) -> list[Mapping[str, Any]]:
 def _called(message: Message) -> Message:
     """A message whose calls have their arguments as objects. Services give them as text, and templates expect neither
     the quotes nor the escapes."""
-    if not message.get("tool_calls"):
+    if not (calls := message.get("tool_calls")):
         return message
-    return {**message, "tool_calls": [_call(call) for call in message["tool_calls"]]}
+    if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) for call in calls):
+        raise ValueError("has tool_calls that are no list of calls")
+    return {**message, "tool_calls": [_call(call) for call in calls]}
 
 
 def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,7 +157,7 @@ def _parsed(text: str, what: str) -> Any:
 def _parts(message: Message, *, learned: bool) -> Iterator[str]:
     """What was said in a message, each part without the blanks around it, which templates may take away."""
     content = message.get("content")
-    texts = [content] if isinstance(content, str) else [part.get("text") for part in content or ()]
+    texts = [content] if isinstance(content, str) else [one["text"] for one in content or () if "text" in one]
     if learned:
         texts = [next((message[name] for name in _REASONING if message.get(name)), None), *texts]
     for text in texts:

@@ -55,7 +55,6 @@ class Clean(RowStage):
             text = _fixed()(text)
         if settings.control:
             text = UNSEEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-        text = UNWRITABLE.sub("", text)  # entities may have brought some
         text = FORMS[settings.unicode](text)
         return collapsed(text) if settings.blanks == "collapse" else text
 

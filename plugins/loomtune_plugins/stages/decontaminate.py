@@ -62,10 +62,9 @@ class Decontaminate(RowStage):
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: Row) -> Row | Dropped:
-        whole = words_of(asked(row))
-        for detail in (*map(self._shared, sides(row)), self._same(whole)):
-            if detail:
-                return Dropped(str(row.get("origin", "")), "part of an evaluation", detail, row)
+        found = (detail for text in sides(row) if (detail := self._shared(text)))
+        if detail := next(found, "") or self._same(asked(row)):
+            return Dropped(str(row.get("origin", "")), "part of an evaluation", detail, row)
         return row
 
     def _shared(self, text: str) -> str:
@@ -74,7 +73,7 @@ class Decontaminate(RowStage):
         met: list[NDArray[np.uint32]] = []
         shown = ""
         for size in index.sizes:
-            if self._settings.shortest <= size <= len(numbers):
+            if self._anywhere(size) and size <= len(numbers):
                 grams = hashed_runs(numbers, size)
                 places, texts = _found(index, grams)
                 shown = shown or (" ".join(words(text)[places[0] : places[0] + size]) if len(places) else "")
@@ -82,12 +81,19 @@ class Decontaminate(RowStage):
         whose = self._owner(np.concatenate(met)) if shown else None
         return "" if whose is None else f"{index.places[whose]}: {shown}"
 
-    def _same(self, prompt: Numbers) -> str:
+    def _same(self, prompt: str) -> str:
         """Which evaluation text, too short to be looked for within others, a prompt is."""
-        if not 0 < len(prompt) < min(self._settings.shortest, self._settings.size):
+        if not (whole := [size for size in self._index.sizes if not self._anywhere(size)]):
             return ""
-        _, texts = _found(self._index, hashed_runs(prompt, len(prompt)))
+        numbers = words_of(prompt)
+        if len(numbers) not in whole:
+            return ""
+        _, texts = _found(self._index, hashed_runs(numbers, len(numbers)))
         return f"{self._index.places[texts[0]]}: the whole prompt" if len(texts) else ""
+
+    def _anywhere(self, size: int) -> bool:
+        """Whether n-grams of so many words are looked for within texts."""
+        return size == self._settings.size or size >= self._settings.shortest
 
     def _owner(self, texts: NDArray[np.uint32]) -> int | None:
         """The evaluation text that is shared to the largest part, if that is enough. texts: one for each n-gram."""

@@ -78,6 +78,12 @@ def opened(settings: SemanticSettings) -> Embedder:
     return Sentences(settings) if modules(Path(settings.model)) else Words(settings)
 
 
+def width(folder: Path) -> int:
+    """Numbers of a vector, about: what the config says."""
+    path = folder / "config.json"
+    return int(json.loads(path.read_text()).get("hidden_size", LENGTH)) if path.is_file() else LENGTH
+
+
 def weight(folder: Path) -> int:
     """Bytes of the weights."""
     return sum(path.stat().st_size for path in _files(folder) if path.suffix == ".safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from html import unescape
 
 INLINE = (
@@ -20,29 +19,17 @@ BLOCK = (
 _TAG = r"</?(?:{})(?:\s[^<>=]*=[^<>]*|\s)?/?>"
 _INLINE = re.compile(_TAG.format("|".join(INLINE.split())), re.IGNORECASE)
 _BLOCK = re.compile(rf"\n?{_TAG.format('|'.join(BLOCK.split()))}\n?", re.IGNORECASE)
-_TICKS = re.compile(r"```|`")
-_UNSEEN = (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"))
+_CODE = re.compile(r"(```[\s\S]*?```|`[^`\n]+`)")
+_UNSEEN = [
+    (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
+    for opening, closing in (("<!--", "-->"), (r"<script\b", "</script>"), (r"<style\b", "</style>"))
+]
 
 
 def stripped(text: str) -> str:
     """Without tags, comments, scripts and styles; entities read. What stands in back-ticks stays as it is."""
-    return "".join(part if is_code else _without_tags(part) for part, is_code in _parts(text))
-
-
-def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """The text in pieces, and which of them are code; back-ticks that are not closed open none."""
-    start = place = 0
-    unclosed = set[str]()
-    while found := _TICKS.search(text, place):
-        ticks, place = found.group(), found.end()
-        end = -1 if ticks in unclosed else text.find(ticks, place)
-        if end < 0:
-            unclosed.add(ticks)
-            continue
-        yield text[start : found.start()], False
-        start = place = end + len(ticks)
-        yield text[found.start() : start], True
-    yield text[start:], False
+    parts = _CODE.split(text)
+    return "".join(part if place % 2 else _without_tags(part) for place, part in enumerate(parts))
 
 
 def _without_tags(text: str) -> str:
@@ -51,9 +38,9 @@ def _without_tags(text: str) -> str:
     return unescape(_INLINE.sub("", _BLOCK.sub("\n", text)))
 
 
-def _without(text: str, opening: str, closing: str) -> str:
-    lower, kept, place = text.lower(), [], 0
-    while (start := lower.find(opening, place)) >= 0 and (end := lower.find(closing, start)) >= 0:
-        kept.append(text[place:start])
-        place = end + len(closing)
+def _without(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
+    kept, place = [], 0
+    while (start := opening.search(text, place)) and (end := closing.search(text, start.end())):
+        kept.append(text[place : start.start()])
+        place = end.end()
     return "".join([*kept, text[place:]])

@@ -9,7 +9,7 @@ which computes text by text in numpy, and it needs no other library where datask
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -43,10 +43,15 @@ def banded(threshold: float, hashes: int, recall: float, key: str) -> tuple[int,
     return found
 
 
-def signatures(sets: Sequence[Numbers], size: int, hashes: int) -> NDArray[np.uint8]:
-    """`(sets, hashes)` of the runs of `size` neighbours of each text."""
-    parts = [_signatures(numbers, offsets, hashes) for numbers, offsets in runs(sets, size)]
-    return np.concatenate(parts) if parts else np.zeros((0, hashes), np.uint8)
+def signatures(
+    texts: Sequence[str], parted: Callable[[str], Numbers], size: int, hashes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """`(texts, hashes)` of the runs of `size` neighbours of each text, and `(texts,)` whether it has any."""
+    made, filled = [np.zeros((0, hashes), np.uint8)], [np.zeros(0, np.bool_)]
+    for numbers, offsets in runs(texts, parted, size):
+        made.append(_signatures(numbers, offsets, hashes))
+        filled.append(np.diff(offsets) > 0)
+    return np.concatenate(made), np.concatenate(filled)
 
 
 def signature(numbers: Numbers, hashes: int) -> NDArray[np.uint8]:

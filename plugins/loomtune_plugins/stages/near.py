@@ -30,7 +30,7 @@ class Near(DuplicateStage):
         _check(settings)
         self.threshold = settings.threshold
         self._size, self._hashes = settings.size, settings.hashes
-        self._numbers = characters_of if settings.shingle == "characters" else words_of
+        self._parted = characters_of if settings.shingle == "characters" else words_of
         self._bands = minhash.banded(settings.threshold, settings.hashes, settings.recall, "stage.near")
         sides = [("filled", "u1", (2,)), ("signature", "u1", (2, settings.hashes))]
         self._type = np.dtype([("fixed", "<u8"), *sides])
@@ -44,9 +44,8 @@ class Near(DuplicateStage):
         described["fixed"] = [fixed(row) for row in rows]
         replies = [answers(row) for row in rows]
         for side, texts in enumerate(([asked(row) for row in rows], [reply[0] for reply in replies])):
-            numbers = [self._numbers(text) for text in texts]
-            described["filled"][:, side] = [len(one) > 0 for one in numbers]
-            described["signature"][:, side] = minhash.signatures(numbers, self._size, self._hashes)
+            made, filled = minhash.signatures(texts, self._parted, self._size, self._hashes)
+            described["signature"][:, side], described["filled"][:, side] = made, filled
         for place, reply in enumerate(replies):
             if len(reply) > 1:
                 rivals = contrast([self._shingles(text) for text in reply])
@@ -69,7 +68,7 @@ class Near(DuplicateStage):
         return np.where(same, both.min(axis=1), 0).astype(np.float32)
 
     def _shingles(self, text: str) -> Numbers:
-        return next(runs([self._numbers(text)], self._size))[0]
+        return next(runs([text], self._parted, self._size))[0]
 
 
 def contrast(rivals: Sequence[Numbers]) -> Numbers:

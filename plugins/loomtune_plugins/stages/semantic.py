@@ -19,6 +19,9 @@ from loomtune_plugins.stages.settings import SemanticSettings
 
 DEFAULT = 0.9
 
+CHUNK = 1024
+"""Rows whose texts are embedded together: what is of like length stands in one batch."""
+
 SIDES = 3
 """Of a row: what was asked, the first answer, and the others."""
 
@@ -56,23 +59,28 @@ class Semantic(DuplicateStage):
         return {**libraries, "tokens read": str(embedding.reads(self._settings))}
 
     def memory(self) -> int:
-        """torch, the weights in fp32, and what a batch needs on its way through the model, generously."""
-        return (500 << 20) + 3 * embedding.weight(Path(self._settings.model))
+        """torch, the weights in fp32, what a batch needs on its way through the model, and vectors of 50,000 rows."""
+        folder = Path(self._settings.model)
+        return (500 << 20) + 3 * embedding.weight(folder) + 50_000 * SIDES * 4 * embedding.width(folder)
 
     def describe(self, rows: Sequence[Row]) -> NDArray[Any]:
         """For each row a digest of what must be equal, which sides there are, and a vector of length 1 for each."""
+        described = np.zeros(len(rows), self._type)
+        for start in range(0, len(rows), CHUNK):
+            self._fill(described[start : start + CHUNK], rows[start : start + CHUNK])
+        return described
+
+    def _fill(self, described: NDArray[Any], rows: Sequence[Row]) -> None:
+        described["fixed"] = [fixed(row) for row in rows]
         replies = [answers(row) for row in rows]
-        sides = [(asked(row), reply[0], "\\n".join(reply[1:])) for row, reply in zip(rows, replies, strict=True)]
+        sides = [(asked(row), reply[0], "\n".join(reply[1:])) for row, reply in zip(rows, replies, strict=True)]
         texts = sorted({text for side in sides for text in side if text.strip()})
         vectors = dict(zip(texts, self._embedder.vectors(texts), strict=True)) if texts else {}
-        described = np.zeros(len(rows), self._type)
-        described["fixed"] = [fixed(row) for row in rows]
         for place, side in enumerate(sides):
             for number, text in enumerate(side):
                 if text in vectors:
                     described["filled"][place, number] = True
                     described["vectors"][place, number] = vectors[text]
-        return described
 
     def alike(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
         """The least cosine of the sides; 0 where something differs that must not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -52,7 +52,9 @@ def words_of(text: str) -> Numbers:
     return np.fromiter(map(_word, found), np.uint64, len(found))
 
 
-def runs(texts: Sequence[Numbers], size: int) -> Iterator[tuple[Numbers, NDArray[np.uint64]]]:
+def runs(
+    texts: Sequence[str], parted: Callable[[str], Numbers], size: int
+) -> Iterator[tuple[Numbers, NDArray[np.uint64]]]:
     """Of some texts at a time, `size` neighbours each as one number: (all numbers, where each text's begin and end).
 
     As many as there are characters (or words): the last reach over the end, so that short texts have some too.
@@ -62,7 +64,7 @@ def runs(texts: Sequence[Numbers], size: int) -> Iterator[tuple[Numbers, NDArray
     while start < len(texts):
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + BLOCK, side="right")))
-        yield _runs(texts[start:stop], size)
+        yield _runs([parted(text) for text in texts[start:stop]], size)
         start = stop
 
 

@@ -52,8 +52,7 @@ class Split(SplitStage):
         described["group"] = [self._group_of(row) for row in rows]
         described["prompt"] = [digest(folded(prompt)) for prompt in prompts]
         if self._similar:
-            numbers = [characters_of(prompt) for prompt in prompts]
-            described["signature"] = minhash.signatures(numbers, SIZE, self._hashes)
+            described["signature"], _ = minhash.signatures(prompts, characters_of, SIZE, self._hashes)
         return described
 
     def keys(self, described: NDArray[Any]) -> NDArray[Any]:

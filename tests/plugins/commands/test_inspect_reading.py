@@ -84,6 +84,13 @@ def test_answers_to_one_prompt_are_parts_and_the_prompt_is_drawn_once(sample: Sa
     }
 
 
+def test_what_is_learned_of_a_prompt_is_shown_though_its_second_copy_is_not_learned() -> None:
+    prompts = Sample((segment([1, 30, 31], [1, 2]), *PAIR.segments[1:]))
+    for sample in (prompts, prompts.unfolded()):
+        ((parts,),) = said(lines([collate([sample], [0], pad_id=0)]))
+        assert parts[0] == ([1, 30, 31], [1, 2])
+
+
 def _hashable(part: Part) -> Part:
     return replace(part, before=tuple(part.before))  # type: ignore[arg-type]
 
@@ -121,6 +128,12 @@ def test_half_characters_are_shown_as_such_and_do_not_swallow_what_follows(token
     assert "".join(piece.text for piece in pieces) == "\ufffda\ufffd</s>"
     assert [piece.learned for piece in pieces][-2:] == [True, True]
     assert [(piece.special, piece.ends) for piece in pieces][-1] == (True, True)
+
+
+def test_a_run_of_half_characters_is_no_single_piece(tokenizer: Tokenizer) -> None:
+    first, *_ = tokenizer.encode("é")
+    pieces = list(Speller(tokenizer).pieces([first] * 9, [False] * 9))
+    assert [len(piece.tokens) for piece in pieces] == [4, 4, 1]
 
 
 def test_a_character_whose_bytes_are_given_and_learned_is_not_one_piece(tokenizer: Tokenizer) -> None:

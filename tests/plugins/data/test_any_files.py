@@ -173,11 +173,11 @@ def test_an_array_is_read_a_window_at_a_time(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('[{"text": "a"}', "neither ',' nor ']'"),
+        ('[{"text": "a"}', "rows.json:2: has neither ',' nor ']' before it"),
         ('[{"text": "a"} {"text": "b"}]', "neither ',' nor ']'"),
         ('[{"text": "a"},]', "rows.json:2: is no JSON"),
         ('[{"text": "a"}, {"text": ', "rows.json:2: is no JSON"),
-        ('[{"text": "a"}] {}', "is followed by something else"),
+        ('[{"text": "a"}] {}', "stands after the end of the array"),
         ("hello", "rows.json:1: is no JSON"),
         ("[]", "has no rows"),
         ("", "has no rows"),

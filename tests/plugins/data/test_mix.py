@@ -71,6 +71,11 @@ def test_pieces_are_those_of_every_source(files: dict[str, Path]) -> None:
         list(mix.rows("train"))
 
 
+def test_shares_say_nothing_to_preparation(files: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"data.sources.a.epochs: shares belong to a run; .*\n    cure: leave them out"):
+        Mix(settings(files, a_epochs=2.0)).pieces("train")
+
+
 ROWS = {"a": 900, "b": 100}
 
 

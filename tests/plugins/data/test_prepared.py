@@ -64,6 +64,11 @@ def test_rankings_become_what_the_run_asks_for(folder: Path) -> None:
     assert made(min_gap=2.0) == [("b", "c")]
 
 
+def test_rows_of_several_formats_are_not_all_read_as_one(folder: Path) -> None:
+    with pytest.raises(UserError, match="into a folder of their own"):
+        list(prepared(folder, format="preference").rows("train"))
+
+
 def test_prepared_rows_can_be_prepared_again(folder: Path) -> None:
     data = prepared(folder)
     assert [row for piece in data.pieces("train") for row in data.read(piece)] == ROWS

@@ -55,3 +55,12 @@ def test_a_run_that_failed_before_its_first_step_can_be_finished() -> None:
 def test_no_time_at_all_is_refused() -> None:
     with pytest.raises(UserError, match=r"guard\.stall\.seconds"):
         Stall(StallSettings(seconds=0))
+
+
+def test_whoever_waits_for_rows_is_alive(tmp_path: Path) -> None:
+    guard = Stall(StallSettings(seconds=3600))
+    guard.started(SimpleNamespace(folder=tmp_path, world=SimpleNamespace(rank=0)))
+    before = guard._last
+    guard.waits()
+    assert guard._last > before
+    guard.finished(SimpleNamespace())

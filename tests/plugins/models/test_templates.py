@@ -59,7 +59,7 @@ def renderings():
 
 
 @pytest.mark.parametrize("reply", [False, True])
-@pytest.mark.parametrize(("file", "talk"), renderings())
+@pytest.mark.parametrize(("file", "talk"), [*renderings()])
 def test_a_template_writes_what_it_writes_in_transformers(file: Path, talk: str, reply: bool, theirs) -> None:
     messages, tools = TALKS[talk]
     how = {"tokenize": False, "add_generation_prompt": reply, "chat_template": file.read_text(), "tools": tools}

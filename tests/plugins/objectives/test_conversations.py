@@ -76,6 +76,13 @@ def test_a_template_that_moves_what_was_said_is_refused(tokenizer) -> None:
         of(turned, tokenizer)
 
 
+def test_an_answer_is_looked_for_in_its_own_turn(tokenizer) -> None:
+    same = [*TALK[:2], TALK[4], TALK[3], TALK[4]]
+    other = CHATML.replace("m.content", "('Sure.' if loop.index0 == 2 else m.content)")
+    with pytest.raises(ValueError, match=r"what message 3 \(assistant\) says, 'Hi, four\.'"):
+        of(other, tokenizer, same)
+
+
 def test_blanks_around_what_was_said_may_go_and_are_then_not_learned(tokenizer) -> None:
     padded = [{**message, "content": f"\n  {message['content']} \n"} for message in TALK]
     trimmed = CHATML.replace("m.content", "m.content | trim")
@@ -131,9 +138,9 @@ def test_an_end_of_turn_that_the_last_one_alone_has_otherwise_is_learned_in_each
     from plugins.objectives.conftest import byte_folder
 
     template = (
-        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
-        "{{ m.content }}{{ '<|return|>' if loop.last and m.role == 'assistant' and not add_generation_prompt else "
-        "'<|end|>' }}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+        "<|message|>{{ m.content }}{{ '<|return|>' if loop.last and m.role == 'assistant' and not "
+        "add_generation_prompt else '<|end|>' }}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
     )
     made = HuggingFaceTokenizer(byte_folder(tmp_path, "", "<|return|>", template))
     (segment,) = Sft(SftSettings()).sample({"messages": TALK}, made, 10_000).segments
@@ -185,6 +192,12 @@ def test_tools_that_are_none_are_refused(tools, what: str, tokenizer) -> None:
         tools = {"name": "weather"}
     with pytest.raises(ValueError, match=f"has tools that are {what}"):
         of(CHATML, tokenizer, tools=tools)
+
+
+@pytest.mark.parametrize("calls", ["weather", ["weather"], {"name": "weather"}])
+def test_calls_that_are_none_are_refused(calls, tokenizer) -> None:
+    with pytest.raises(ValueError, match="has tool_calls that are no list of calls"):
+        of(CHATML, tokenizer, [TALK[1], {**TALK[2], "tool_calls": calls}])
 
 
 def test_a_tokenizer_that_knows_no_tools_is_not_given_any() -> None:

@@ -67,16 +67,17 @@ def test_html_stays_unless_it_is_asked_for() -> None:
 @pytest.mark.parametrize("html", ["keep", "strip"])
 def test_code_and_comparisons_survive(html: str) -> None:
     assert mended(CODE, html=html) == CODE
+    assert mended("it`s\n```\nlist<b>\n```", html=html) == "it`s\n```\nlist<b>\n```", "a stray tick opens nothing"
     assert mended("if a<b and c>d: List<String>", html=html) == "if a<b and c>d: List<String>"
 
 
 def test_tags_comments_and_scripts_are_stripped() -> None:
     page = (
-        '<div class="x"><p>One &amp; <a href="http://e.org/?a=1&b=2">two</a>.</p><!-- no --><script>evil()</script>'
+        '<div class="x"><p>One &amp; <a href="http://e.org/?a=1&b=2">two</a>.</p><!-- no -->İ<SCRIPT>evil()</script>'
         "<p>Three<br/>four</p></div><pre><code>x &lt; y</code></pre>"
     )
     lines = [line for line in mended(page, html="strip").split("\n") if line]
-    assert lines == ["One & two.", "Three", "four", "x < y"]
+    assert lines == ["One & two.", "İ", "Three", "four", "x < y"]
 
 
 @pytest.mark.parametrize(

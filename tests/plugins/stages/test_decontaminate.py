@@ -62,6 +62,8 @@ def test_fewer_words_than_an_n_gram_in_common_are_no_evidence(evaluation: Path) 
     twelve = " ".join(QUESTION.split()[:12])
     assert found(stage(evaluation), prompt=f"{twelve} linen?", completion="x") == ""
     assert found(stage(evaluation, size=12), prompt=f"{twelve} linen?", completion="x")
+    assert found(stage(evaluation, size=3), prompt="So a weaver owns looms", completion="x") == ""
+    assert found(stage(evaluation, size=3), prompt="So a weaver has 2 looms", completion="x")
 
 
 def test_a_text_of_few_words_must_be_the_whole_prompt(evaluation: Path) -> None:

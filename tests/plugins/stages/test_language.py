@@ -13,7 +13,6 @@ from loomtune_plugins.stages.settings import LanguageSettings
 
 ENGLISH = "A loom is a device on which cloth is woven while the warp threads are held under tension."
 GERMAN = "Ein Webstuhl ist ein Gerät, auf dem Stoff gewebt wird, während die Kettfäden gespannt sind."
-CODE = "```python\nfor line in open('loom'):\n    print(line.strip(), end='')\nraise SystemExit(0)\n```"
 
 
 def judged(row: dict[str, Any], **settings: Any) -> Row | Dropped:
@@ -36,8 +35,15 @@ def test_a_row_in_another_language_goes_and_says_which() -> None:
 
 def test_short_rows_and_code_stay() -> None:
     assert not isinstance(judged({"prompt": "Guten Tag", "completion": "Wie geht es?"}), Dropped)
-    assert not isinstance(judged({"prompt": "Print it.", "completion": CODE}), Dropped)
+    assert not isinstance(judged({"prompt": ENGLISH, "completion": f"```\n{GERMAN * 3}\n```"}), Dropped)
+    assert isinstance(judged({"prompt": ENGLISH, "completion": GERMAN * 3}), Dropped)
     assert isinstance(judged({"prompt": "Guten Tag", "completion": "Wie geht es?"}, short=5), Dropped)
+
+
+def test_what_is_shouted_is_read_as_spoken() -> None:
+    shouted = "AMANDA HAD 10 NOTEBOOKS. THIS WEEK, SHE ORDERED 6 MORE. HOW MANY NOTEBOOKS DOES AMANDA HAVE NOW?"
+    spoken = "This week, Amanda added 6 notebooks.\nNow, Amanda has 10 + 6 = <<10+6=16>>16 notebooks.\n#### 16"
+    assert not isinstance(judged({"prompt": shouted, "completion": spoken}), Dropped)
 
 
 def test_the_certainty_is_that_of_all_wanted_languages_together() -> None:

@@ -115,7 +115,7 @@ def test_words_are_those_of_their_script() -> None:
 
 def test_shingles_are_runs_of_neighbours_each_text_by_itself() -> None:
     texts = ["abcabc", "", "abc", "bca"]
-    (numbers, offsets), *_ = runs([characters_of(text) for text in texts], 3)
+    (numbers, offsets), *_ = runs(texts, characters_of, 3)
     assert offsets.tolist() == [0, 6, 6, 9, 12]
     first, third, fourth = set(numbers[:6].tolist()), set(numbers[6:9].tolist()), set(numbers[9:].tolist())
     assert len(first) == 5, "abc, bca, cab, and what reaches over the end"

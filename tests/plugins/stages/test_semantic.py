@@ -100,8 +100,8 @@ def test_2000_rows_of_gsm8k_by_a_pretrained_model_equal_brute_force() -> None:
         read = [json.loads(line) for line, _ in zip(lines, range(2000), strict=False)]
     rows = [{"prompt": row["question"], "completion": row["answer"], "origin": str(n)} for n, row in enumerate(read)]
     model = shared("models", "stories260k")
-    kept, dropped = run(stage(model, threshold=0.985), rows)
-    assert origins(kept) == brute(model, rows, 0.985, 512)
+    kept, dropped = run(stage(model, threshold=0.99), rows)
+    assert origins(kept) == brute(model, rows, 0.99, 512)
     assert len(kept) + len(dropped) == 2000 and len(dropped) > 100
 
 

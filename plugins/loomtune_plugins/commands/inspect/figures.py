@@ -95,8 +95,10 @@ def figures(run: Run, split: str) -> Figures:
         begins.update(sample.segments[0].tokens[:1].tolist())
         learns.update(first)
         ends.update(sample.segments[-1].tokens[-1:].tolist())
+        goes_on = sample.length >= run.max_length and index + 1 < len(samples) and samples.origin(index + 1) == origin
         for name in _doubts(sample, run.tokenizer, scored=scored):
-            doubts[name].add(origin)
+            if not (name == "no_end" and goes_on):  # a document is cut into samples, the last of which has its end
+                doubts[name].add(origin)
     asked[list(_again(whole))] = 0  # what is there again is no other answer
     equal, answers = _tally(samples, whole, "="), _tally(samples, asked, "asks what")
     return Figures(rows, samples.lengths, targets, equal, answers, begins, learns, ends, doubts)

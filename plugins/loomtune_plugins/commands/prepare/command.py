@@ -9,9 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from loomtune.errors import Preempted, UserError
 from loomtune_plugins.commands.words import parser, read
+
+if TYPE_CHECKING:
+    from loomtune_plugins.commands.prepare.job import Work
 
 ENGINES = ("local", "ray")
 
@@ -23,6 +27,7 @@ def prepare(words: Sequence[str]) -> int:
         raise UserError.of(f"--workers {options.workers} is no number of processes", "name 1 or more, or leave it out")
     from loomtune_plugins.commands.prepare import folder
     from loomtune_plugins.commands.prepare.composition import composed
+    from loomtune_plugins.commands.prepare.job import Work
     from loomtune_plugins.commands.prepare.summary import summary
 
     with _stoppable():
@@ -32,7 +37,7 @@ def prepare(words: Sequence[str]) -> int:
             if folder.is_prepared(options.out, job):
                 print(f"{options.out} is already prepared, of the same inputs and settings")
             else:
-                manifest = _prepared(options, folder.begun(options.out, job))
+                manifest = _prepared(options, Work(folder.begun(options.out, job).absolute(), job))
                 summary(manifest, options.out)
             folder.tidy(options.out)
     return 0
@@ -54,23 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     return asked
 
 
-def _prepared(options: argparse.Namespace, place: Path) -> dict[str, object]:
+def _prepared(options: argparse.Namespace, work: Work) -> dict[str, object]:
     from loomtune_plugins.commands.prepare import folder
     from loomtune_plugins.commands.prepare.engines import ENGINES as KINDS
     from loomtune_plugins.commands.prepare.engines import workers
     from loomtune_plugins.commands.prepare.flow import Flow
-    from loomtune_plugins.commands.prepare.job import opened
+    from loomtune_plugins.commands.prepare.phases import Phases
     from loomtune_plugins.commands.prepare.summary import shown
 
-    work = opened(str(place.absolute()))
     count = workers(options.workers, sum(stage.memory() for stage in work.stages.values()))
     engine = KINDS[options.engine](count)
     try:
         with shown(sys.stderr) as progress:
-            files, manifest = Flow(work, engine, progress).run()
+            files, manifest = Flow(work, Phases(work.folder, engine, progress)).run()
     finally:
         engine.close()
-    folder.publish(options.out, place, files, manifest)
+    folder.publish(options.out, work.folder, files, manifest)
     return manifest
 
 

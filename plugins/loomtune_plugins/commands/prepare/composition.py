@@ -116,7 +116,7 @@ def _checked(plan: Plan, catalogue: Catalogue) -> tuple[Data, dict[str, Stage]]:
     faults = list(_disorder(stages))
     for part in built.values():
         try:
-            part.check()
+            part.check_pieces() if part is built[""] else part.check()
         except UserError as error:
             faults += error.faults
     if faults:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loomtune.contracts import DuplicateStage, SplitStage
+from loomtune_plugins.commands.prepare.comparing import pairs_of
+from loomtune_plugins.commands.prepare.equality import copies
 from loomtune_plugins.commands.prepare.job import Work
-from loomtune_plugins.commands.prepare.meeting import copies, pairs_of
 from loomtune_plugins.commands.prepare.parts import STATS, Generation, read_json
 
 SPLITS = ("test", "validation", "train")
@@ -82,7 +83,7 @@ def _duplicates(work: Work, number: int, place: Path, link: DuplicateStage, begi
 
 def _first(generation: Generation, tasks: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Drops each row that is alike to an earlier one that stays."""
-    gone = bytearray((len(generation) + 7) // 8)
+    gone, dropped = bytearray((len(generation) + 7) // 8), 0
     with (folder / "kept.bin").open("wb") as file:
         for path in tasks:
             begin, end = read_json(path / STATS)["range"]
@@ -92,8 +93,9 @@ def _first(generation: Generation, tasks: Sequence[Path], folder: Path) -> dict[
                 if not gone[later >> 3] >> (later & 7) & 1 and not gone[earlier >> 3] >> (earlier & 7) & 1:
                     gone[later >> 3] |= 1 << (later & 7)
                     kept[later - begin] = earlier, alike
+                    dropped += 1
             file.write(kept.tobytes())
-    return {}
+    return {"dropped": dropped}
 
 
 def _each(pairs: NDArray[Any]) -> Iterator[tuple[int, int, float]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +22,9 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_
 """What keeps libraries to one thread a process: the processes have all cores, and sums do not hang on the machine."""
 
 Task = dict[str, Any]
+
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+"""Where nobody else reaches a cluster of this machine's own. Ray 2.60 takes 127.0.0.1 for the public address."""
 
 _PROCESS = 200 << 20
 """Bytes that a process needs beside what stages ask for."""
@@ -70,7 +76,10 @@ class Local:
 
 
 class Ray:
-    """Ray Data over a cluster: one task a block. The folder must be seen by all of its nodes."""
+    """Ray Data over a cluster: one task a block. The folder must be seen by all of its nodes.
+
+    nodes: how many tasks each of them carried out.
+    """
 
     def __init__(self, count: int) -> None:
         try:
@@ -79,6 +88,7 @@ class Ray:
             raise UserError.of(
                 "--engine ray needs Ray", "pip install 'loomtune[ray]', or leave --engine out"
             ) from error
+        self.nodes = Counter[str]()
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(count)
@@ -93,6 +103,7 @@ class Ray:
         items = [{"task": json.dumps(task), "home": str(Path.cwd())} for task in tasks]
         blocks = ray.data.from_items(items, override_num_blocks=len(items))
         for done in blocks.map(_on_a_node).iter_rows():
+            self.nodes[done["node"]] += 1
             yield json.loads(done["answer"])
 
     def close(self) -> None:
@@ -130,19 +141,25 @@ def _connect(count: int) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of each phase, and where its own logs are
     environment = {**dict.fromkeys(THREADS, "1"), "TOKENIZERS_PARALLELISM": "false"}
     common: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": False}
+    common["logging_level"] = logging.WARNING
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **common)
+        host = address.rpartition(":")[0]
+        ray.init(address=address, _node_ip_address=host if host.startswith("127.") else None, **common)
         return
     store: dict[str, Any] = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    ray.init(address="local", num_cpus=count, _node_ip_address="127.0.0.1", **store, **common)
+    ray.init(address="local", num_cpus=count, _node_ip_address=_LOOPBACK, **store, **common)
 
 
 def _on_a_node(item: dict[str, Any]) -> dict[str, str]:
     import json
 
+    import ray
+
     from loomtune_plugins.commands.prepare.tasks import carry_out
 
     os.chdir(item["home"])  # paths may be relative
-    return {"answer": json.dumps(carry_out(json.loads(item["task"])))}
+    answer = json.dumps(carry_out(json.loads(item["task"])))
+    return {"answer": answer, "node": ray.get_runtime_context().get_node_id()}

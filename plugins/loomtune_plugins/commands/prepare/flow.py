@@ -1,229 +1,171 @@
-"""The phases of preparing, in their order. Each is a list of tasks; one whose `done.json` is there is over."""
+"""What is done after what: rows are read, pass through stages and links, and are written."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from loomtune.contracts import SplitStage
-from loomtune.errors import Fault, UserError
-from loomtune_plugins.commands.prepare import meeting, reading, writing
+from loomtune.errors import Fault, RunFailed, UserError
+from loomtune_plugins.commands.prepare import comparing, equality, meeting, reading, shuffling, writing
 from loomtune_plugins.commands.prepare.counts import Counts
 from loomtune_plugins.commands.prepare.deciding import SPLITS
-from loomtune_plugins.commands.prepare.engines import Engine, Task
+from loomtune_plugins.commands.prepare.engines import Task
 from loomtune_plugins.commands.prepare.job import Work
 from loomtune_plugins.commands.prepare.manifest import told
-from loomtune_plugins.commands.prepare.parts import STATS, Generation, read_json, write_json
-from loomtune_plugins.commands.prepare.refining import DROPPED
-from loomtune_plugins.commands.prepare.tasks import raise_for
+from loomtune_plugins.commands.prepare.parts import Generation
+from loomtune_plugins.commands.prepare.phases import Phases, without
 
-DONE = "done.json"
-READ = 7
-"""Digits of the numbers of pieces, so that names of parts sort as they are read."""
-
-
-class Progress(Protocol):
-    """Who is told how far it is."""
-
-    def __call__(self, phase: str, done: int, tasks: int) -> None:
-        """So many tasks of a phase are done."""
+Links = Mapping[str, Mapping[str, Any]]
+"""Name of a link to what it found and decided."""
 
 
 class Flow:
     """One preparation, from wherever its folder stands."""
 
-    def __init__(self, work: Work, engine: Engine, progress: Progress) -> None:
-        self.work, self._engine, self._progress = work, engine, progress
+    def __init__(self, work: Work, phases: Phases) -> None:
+        self.work, self._phases = work, phases
 
     def run(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """(output files with their places in the work folder, the manifest)."""
         self._read()
-        links = {}
+        links = dict[str, dict[str, Any]]()
         for number, one in enumerate(self.work.passes):
-            self._refine(number)
+            self._refine(number, links)
             if one.link:
                 links[one.link] = self._link(number)
         self._refuse_empty(links)
         files = self._write()
+        if self.work.data.fingerprint() != self.work.job.fingerprint:
+            raise RunFailed("the inputs were changed while they were read: start the same command again")
         return files, self._told(files, links)
 
     def _read(self) -> None:
-        data, folder = self.work.data, self.work.folder / "rows-0"
+        data = self.work.data
         splits = [split for split in SPLITS if split in data.splits()]
         pieces = [(split, piece) for split in splits for piece in data.pieces(split)]
         tasks = [{"do": "read", "split": split, "piece": dict(piece)} for split, piece in pieces]
-        self._phase("read", "rows-0", tasks, lambda: {"parts": list(self._parts(folder, len(tasks)))})
+        self._phases.run("read", "rows-0", tasks, lambda: _generation(self._parts(len(tasks))))
 
-    def _parts(self, folder: Path, pieces: int) -> Iterator[dict[str, Any]]:
+    def _parts(self, pieces: int) -> Iterator[dict[str, Any]]:
         for number in range(pieces):
-            yield from reading.parts(folder / f"{number:0{READ}d}")
+            yield from reading.parts(self.work.folder / "rows-0" / str(number))
 
-    def _refine(self, number: int) -> None:
-        before, one = self.work.folder / f"rows-{number}", self.work.passes[number]
-        name = f"rows-{number + 1}"
-        if not (self.work.folder / name / DONE).exists():
-            generation = Generation.of(before)
-            buckets = meeting.buckets(len(generation), meeting.EQUAL.itemsize)
-            tasks = [
-                {"do": "refine", "pass": number, "part": part, "buckets": buckets}
-                for part in range(len(generation.parts))
-            ]
-            label = ", ".join(one.rows) or "drop"
-            label = f"{label}; describe for {one.link}" if one.link else label
-            self._phase(label, name, tasks, lambda: {"buckets": buckets, "parts": self._stats(name, len(tasks))})
-        self._shrink(f"rows-{number}", *(f"{phase}-{number - 1}" for phase in ("equal", "pairs", "decide")))
+    def _refine(self, number: int, links: Links) -> None:
+        one, name = self.work.passes[number], f"rows-{number + 1}"
+        if not self._phases.is_done(name):
+            generation = self._rows(number)
+            before = links.get(self.work.passes[number - 1].link or "", {}) if number else {}
+            self._refuse_many(number, len(generation) - before.get("dropped", 0) if not one.rows else 0)
+            buckets = shuffling.buckets(len(generation), equality.EQUAL.itemsize)
+            common = {"do": "refine", "pass": number, "buckets": buckets}
+            tasks = [{**common, "part": part} for part in range(len(generation.parts))]
+            label = ", ".join([*one.rows, *([f"describe for {one.link}"] if one.link else [])]) or "drop"
+            result = lambda: {"buckets": buckets, **_generation(self._phases.stats(name, len(tasks)))}  # noqa: E731
+            self._phases.run(label, name, tasks, result)
+        self._phases.shrink(f"rows-{number}", *(f"{phase}-{number - 1}" for phase in ("equal", "pairs", "decide")))
 
     def _link(self, number: int) -> dict[str, Any]:
         """All that is found by the link that ends a pass, and what it decided."""
-        name, rows = self.work.passes[number].link or "", f"rows-{number + 1}"
-        if (done := self.work.folder / f"decide-{number}" / DONE).exists():
-            found: dict[str, Any] = read_json(done)
-            return found
-        generation = Generation.of(self.work.folder / rows)
-        if 0 < (limit := self.work.link(number).limit) < len(generation):
-            what = f"stage={name} takes no more than {limit} rows, and there are {len(generation)}"
-            raise UserError.of(what, f"let stages before it drop more, or raise stage.{name}.limit")
-        count = read_json(self.work.folder / rows / DONE)["buckets"]
+        if self._phases.is_done(f"decide-{number}"):
+            return self._phases.result(f"decide-{number}")
+        name, generation = self.work.passes[number].link, self._rows(number + 1)
+        self._refuse_many(number, len(generation))
+        count = self._phases.result(f"rows-{number + 1}")["buckets"]
         tasks: list[Task] = [{"do": "equal", "pass": number, "bucket": bucket} for bucket in range(count)]
-        equal = self._phase(
-            f"{name}: equal", f"equal-{number}", tasks, lambda: self._sum(f"equal-{number}", len(tasks))
-        )
+        total = partial(self._phases.total, f"equal-{number}", len(tasks))
+        equal = self._phases.run(f"{name}: equal", f"equal-{number}", tasks, total)
         columns = self._columns(number, generation)
-        cut, pairs = ({}, self._each(number, generation)) if columns is None else self._met(number, generation, columns)
-        self._phase(f"{name}: alike", f"pairs-{number}", pairs, dict)
+        cut, pairs = ({}, _each(number, generation)) if columns is None else self._met(number, generation, columns)
+        self._phases.run(f"{name}: compare", f"pairs-{number}", pairs, dict)
         asked = {"do": "decide", "pass": number, "pairs": f"pairs-{number}", "count": len(pairs)}
 
         def result() -> dict[str, Any]:
-            decided = self._stats(f"decide-{number}", 1)[0]
-            return {**equal, **({"cut": cut} if cut.get("keys") else {}), **_without(decided, "part")}
+            decided = self._phases.stats(f"decide-{number}", 1)[0]
+            return {**equal, **({"cut": cut} if cut.get("keys") else {}), **without(decided, "part")}
 
-        decided = self._phase(f"{name}: decide", f"decide-{number}", [asked], result)
-        self._shrink(f"keys-{number}", f"meet-{number}")
+        decided = self._phases.run(f"{name}: decide", f"decide-{number}", [asked], result)
+        self._phases.shrink(f"keys-{number}", f"meet-{number}")
         return decided
 
     def _columns(self, number: int, generation: Generation) -> int | None:
         """How many keys a row has for a link; None where it has none to give."""
-        link = self.work.link(number)
         first = next((part for part in range(len(generation.parts)) if generation.parts[part]["rows"]), None)
         if first is None:
             return 1
-        keys = link.keys(generation.described(first)[:1])
+        keys = self.work.link(number).keys(generation.described(first)[:1])
         return None if keys is None else keys.shape[1]
 
-    def _met(self, number: int, generation: Generation, columns: int) -> tuple[dict[str, Any], list[Task]]:
-        count = meeting.buckets(len(generation) * columns, meeting.MET.itemsize)
+    def _met(self, number: int, generation: Generation, columns: int) -> tuple[dict[str, int], list[Task]]:
+        count = shuffling.buckets(len(generation) * columns, meeting.MET.itemsize)
         parts, name = range(len(generation.parts)), self.work.passes[number].link
         keys: list[Task] = [{"do": "keys", "pass": number, "part": part, "buckets": count} for part in parts]
-        self._phase(f"{name}: keys", f"keys-{number}", keys, dict)
+        self._phases.run(f"{name}: keys", f"keys-{number}", keys, dict)
         meet: list[Task] = [{"do": "meet", "pass": number, "bucket": bucket} for bucket in range(count)]
-        cut = self._phase(f"{name}: meet", f"meet-{number}", meet, lambda: self._sum(f"meet-{number}", len(meet)))
+        total = partial(self._phases.total, f"meet-{number}", len(meet))
+        cut = self._phases.run(f"{name}: meet", f"meet-{number}", meet, total)
         return cut, [{"do": "compare", "pass": number, "part": part} for part in parts]
 
-    def _each(self, number: int, generation: Generation) -> list[Task]:
-        blocks = [
-            (part, begin, min(begin + meeting.ROWS, rows))
-            for part in range(len(generation.parts))
-            for rows in [generation.parts[part]["rows"]]
-            for begin in range(0, rows, meeting.ROWS)
-        ]
-        return [{"do": "each", "pass": number, "part": part, "rows": [begin, end]} for part, begin, end in blocks]
-
-    def _refuse_empty(self, links: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raises UserError where a split that was asked for, or everything, is empty."""
-        rows = self._rows()
-        if not sum(rows.values()):
-            raise UserError.of("no row is left", "see which stage dropped them: leave it out, or mend its settings")
-        for name, found in links.items():
-            if isinstance(self.work.stages[name], SplitStage):
-                empty = [split for split in found["names"] if not rows.get(split)]
-                whole = f"all {sum(rows.values())} rows, in groups of up to {found['largest']} that hang together"
-                faults = [
-                    Fault(
-                        f"stage={name}: {split} would have none of {whole}",
-                        f"give more rows or another seed, or set its share to 0 (`loomtune plugins stage={name}`)",
-                    )
-                    for split in empty
-                ]
-                if faults:
-                    raise UserError(*faults)
-
-    def _rows(self) -> dict[str, int]:
-        parts = read_json(self._last / DONE)["parts"]
-        return {split: sum(part["files"][f"rows-{split}"][0] for part in parts) for split in SPLITS}
-
-    @property
-    def _last(self) -> Path:
-        return self.work.folder / f"rows-{len(self.work.passes)}"
-
     def _write(self) -> list[dict[str, Any]]:
-        generation = Generation.of(self._last)
-        tasks: list[Task] = []
+        last = len(self.work.passes)
+        generation, tasks = self._rows(last), list[Task]()
         for split in reversed(SPLITS):
+            common = {"do": "write", "from": f"rows-{last}", "split": split}
             for number, parts in enumerate(writing.files(generation, split)):
-                name = f"{split}-{number:05d}.jsonl"
-                tasks.append(
-                    {"do": "write", "from": self._last.name, "split": split, "parts": list(parts), "name": name}
-                )
+                tasks.append({**common, "parts": list(parts), "name": f"{split}-{number:05d}.jsonl"})
         if self.work.job.keep_dropped:
-            passes = [f"rows-{number}" for number in range(len(self.work.passes) + 1)]
+            passes = [f"rows-{number}" for number in range(last + 1)]
             tasks.append({"do": "dropped", "from": passes, "name": "dropped.ndjson"})
-        written = self._phase("write", "files", tasks, lambda: {"files": self._stats("files", len(tasks))})
+        written = self._phases.run("write", "files", tasks, lambda: {"files": self._phases.stats("files", len(tasks))})
         return [{**file, "place": f"files/{file['part']}"} for file in written["files"]]
 
-    def _told(self, files: Sequence[Mapping[str, Any]], links: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        phases = [read_json(self.work.folder / f"rows-{n}" / DONE) for n in range(len(self.work.passes) + 1)]
-        counts = Counts.total(part["counts"] for phase in phases for part in phase["parts"])
-        records = sum(part["records"] for part in phases[0]["parts"])
-        return told(self.work, records, counts, links, files)
+    def _told(self, files: Sequence[Mapping[str, Any]], links: Links) -> dict[str, Any]:
+        phases = [self._phases.result(f"rows-{number}") for number in range(len(self.work.passes) + 1)]
+        return told(self.work, phases[0]["records"], Counts.total(one["counts"] for one in phases), links, files)
 
-    def _phase(
-        self, label: str, name: str, tasks: Sequence[Task], result: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Carries out what is not done yet; the result is what is left of a phase when its files are gone."""
-        folder = self.work.folder / name
-        if not (folder / DONE).exists():
-            folder.mkdir(exist_ok=True)
-            for draft in folder.glob(".*"):
-                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
-            width = READ if name == "rows-0" else 1
-            asked = [
-                {**task, "folder": str(self.work.folder), "place": f"{name}/{number:0{width}d}"}
-                for number, task in enumerate(tasks)
-            ]
-            self._carry_out(label, asked)
-            write_json(folder / DONE, result())
-        done: dict[str, Any] = read_json(folder / DONE)
-        return done
+    def _refuse_many(self, number: int, rows: int) -> None:
+        """Raises UserError where more rows come to a link than it takes."""
+        name = self.work.passes[number].link
+        if name and 0 < (limit := self.work.link(number).limit) < rows:
+            what = f"stage={name} takes no more than {limit} rows, and there are {rows}"
+            raise UserError.of(what, f"let stages before it drop more, or raise stage.{name}.limit")
 
-    def _carry_out(self, label: str, tasks: Sequence[Task]) -> None:
-        left = [task for task in tasks if not (self.work.folder / task["place"]).is_dir()]
-        done = len(tasks) - len(left)
-        self._progress(label, done, len(tasks))
-        for answer in self._engine.carry_out(left) if left else ():
-            raise_for(answer)
-            done += 1
-            self._progress(label, done, len(tasks))
+    def _refuse_empty(self, links: Links) -> None:
+        """Raises UserError where a split that was asked for, or everything, is empty."""
+        parts = self._rows(len(self.work.passes)).parts
+        rows = {split: sum(part["files"][f"rows-{split}"][0] for part in parts) for split in SPLITS}
+        whole = sum(rows.values())
+        if not whole:
+            raise UserError.of("no row is left", "see which stage dropped them: leave it out, or mend its settings")
+        faults = []
+        for name, found in links.items():
+            cure = f"give more rows or another seed, or set its share to 0 (`loomtune plugins stage={name}`)"
+            among = f"all {whole} rows, in groups of up to {found.get('largest')} that hang together"
+            if isinstance(self.work.stages[name], SplitStage):
+                empty = [split for split in found["names"] if not rows[split]]
+                faults += [Fault(f"stage={name}: {split} would have none of {among}", cure) for split in empty]
+        if faults:
+            raise UserError(*faults)
 
-    def _stats(self, name: str, count: int) -> list[dict[str, Any]]:
-        folder = self.work.folder / name
-        return [{"part": str(number), **read_json(folder / str(number) / STATS)} for number in range(count)]
-
-    def _sum(self, name: str, count: int) -> dict[str, int]:
-        total = dict[str, int]()
-        for stats in self._stats(name, count):
-            for key, value in _without(stats, "part").items():
-                total[key] = total.get(key, 0) + value
-        return total
-
-    def _shrink(self, *names: str) -> None:
-        """Takes away the files of phases that nothing reads any more; what was dropped is asked for at the end."""
-        for name in names:
-            for path in (self.work.folder / name).glob("*/*"):
-                if path.name != DROPPED:
-                    path.unlink()
+    def _rows(self, number: int) -> Generation:
+        return Generation.of(self.work.folder / f"rows-{number}")
 
 
-def _without(told: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name != key}
+def _each(number: int, generation: Generation) -> list[Task]:
+    rows = comparing.ROWS
+    return [
+        {"do": "each", "pass": number, "part": part, "rows": [begin, min(begin + rows, of["rows"])]}
+        for part, of in enumerate(generation.parts)
+        for begin in range(0, of["rows"], rows)
+    ]
+
+
+def _generation(parts: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> dict[str, Any]:
+    """What later tasks have to know of each part, which every one of them reads, and what is told of all of them."""
+    counts, kept, records = Counts(), [], 0
+    for part in parts:
+        counts.add(part["counts"])
+        records += part.get("records", 0)
+        kept.append(without(part, "counts", "records", "seen"))
+    return {"parts": kept, "counts": counts.stages, "records": records}

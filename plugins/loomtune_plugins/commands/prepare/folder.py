@@ -36,11 +36,14 @@ def refuse_others(out: Path) -> None:
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """While this process prepares, no other does. Raises UserError where one is at it."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
+    try:
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError.of(f"--out {out} cannot be written into: {error}", "name a folder of your own") from error
     with (out / WORK / _LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError.of(f"{out} is being prepared by another process", "wait for it, or name another") from error
         yield
 

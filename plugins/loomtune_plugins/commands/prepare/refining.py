@@ -17,8 +17,8 @@ from loomtune.contracts.data import identity
 from loomtune.errors import Fault, LoomtuneError, RunFailed
 from loomtune_plugins.commands.prepare.counts import Counts
 from loomtune_plugins.commands.prepare.deciding import SPLITS, Verdict, verdicts
+from loomtune_plugins.commands.prepare.equality import equals
 from loomtune_plugins.commands.prepare.job import Work
-from loomtune_plugins.commands.prepare.meeting import equals
 from loomtune_plugins.commands.prepare.parts import STATS, Generation, Lines, line_of
 
 BATCH = 256

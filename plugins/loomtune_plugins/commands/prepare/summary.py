@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from loomtune_plugins.commands.prepare.flow import Progress as Told
 from loomtune_plugins.commands.prepare.manifest import reasons
+from loomtune_plugins.commands.prepare.phases import Progress as Told
 
 SECONDS = 10.0
 """Between two lines about how far it is, where nobody looks on."""
@@ -79,6 +79,5 @@ def summary(manifest: Mapping[str, Any], out: Path) -> None:
                 f"{stage['name']}: {cut['keys']:,} keys are shared by very many rows; {cut['rows']:,} times a row was"
             )
             console.print(f"{told} compared with the first of them only", highlight=False)
-    console.print(
-        f"\n{escape(str(out / 'manifest.json'))} tells more; data=prepared data.path={escape(str(out))} reads it"
-    )
+    told = escape(str(out / "manifest.json"))
+    console.print(f"\n{told} tells more; data=prepared data.path={escape(str(out))} reads it", soft_wrap=True)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from loomtune.errors import Fault, LoomtuneError, RunFailed, UserError
-from loomtune_plugins.commands.prepare import deciding, meeting, reading, refining, writing
+from loomtune_plugins.commands.prepare import comparing, deciding, equality, meeting, reading, refining, writing
 from loomtune_plugins.commands.prepare.job import opened
 from loomtune_plugins.commands.prepare.parts import committed
 
 _INTO_A_FOLDER = {
     "refine": refining.refine,
-    "equal": meeting.equal,
+    "equal": equality.equal,
     "keys": meeting.keys,
     "meet": meeting.meet,
-    "compare": meeting.compare,
-    "each": meeting.each,
+    "compare": comparing.compare,
+    "each": comparing.each,
     "decide": deciding.decide,
     "write": writing.write,
     "dropped": writing.dropped,

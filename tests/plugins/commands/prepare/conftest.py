@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from loomtune.contracts import Data, Dropped, DuplicateStage, Row, RowStage, SplitStage
-from loomtune_plugins.commands.prepare import job, meeting, parts, reading
+from loomtune_plugins.commands.prepare import comparing, equality, job, meeting, parts, reading, shuffling
 from loomtune_plugins.commands.prepare.flow import Flow
 from loomtune_plugins.commands.prepare.job import Job, Work
+from loomtune_plugins.commands.prepare.phases import Phases
 from loomtune_plugins.commands.prepare.tasks import carry_out
 
 REACH = 3
@@ -168,12 +169,13 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a dozen rows, buckets of some records, and toys to choose from."""
     monkeypatch.setattr(reading, "ROWS", 25)
-    monkeypatch.setattr(meeting, "BUCKET", 2048)
+    monkeypatch.setattr(shuffling, "BUCKET", 2048)
     monkeypatch.setattr(meeting, "RUN", 50)
-    monkeypatch.setattr(meeting, "ROWS", 11)
-    monkeypatch.setattr(meeting, "COMPARED", 7)
-    monkeypatch.setattr(meeting, "BLOCK", 3)
-    monkeypatch.setattr(meeting, "BLOCKS", 5)
+    monkeypatch.setattr(comparing, "ROWS", 11)
+    monkeypatch.setattr(comparing, "COMPARED", 7)
+    monkeypatch.setattr(equality, "SOME", 7)
+    monkeypatch.setattr(comparing, "BLOCK", 3)
+    monkeypatch.setattr(comparing, "BLOCKS", 5)
     monkeypatch.setattr(job, "installed", Toys)
 
 
@@ -200,11 +202,11 @@ def prepared(tmp_path: Path, small: None) -> Callable[..., Outcome]:
         of = points if isinstance(points, Mapping) else {"train": points}
         shown = [{"stage": name, "offer": name, "settings": dict(given), "fingerprint": ""} for name, given in chosen]
         data = {"name": "points", "points": {split: list(given) for split, given in of.items()}}
-        one = Job(data, settings, seed, "", keep_dropped, "", [], shown)
+        one = Job(data, settings, seed, "", keep_dropped, json.dumps(data["points"]), [], shown)
         place = folder or tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
         place.mkdir(exist_ok=True)
         (place / "job.json").write_text(json.dumps(asdict(one)))
-        files, manifest = Flow(Work(place, one), engine or Here(), lambda *_: None).run()
+        files, manifest = Flow(Work(place, one), Phases(place, engine or Here(), lambda *_: None)).run()
         return Outcome(manifest, {file["name"]: (place / file["place"] / file["name"]).read_bytes() for file in files})
 
     return run

@@ -69,6 +69,16 @@ def test_files_become_three_splits_and_a_manifest(
     assert str(sum(file["rows"] for file in manifest["files"] if file["split"] == "train")) in said
 
 
+def test_a_bad_record_is_dropped_wherever_it_is(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{\n" + "".join(json.dumps(row) + "\n" for row in ROWS) + "[3]\n")
+    run(tmp_path / "rows.jsonl", "--out", tmp_path / "out", "stage=[exact]")
+    dropped = read(tmp_path / "out")["read"]["dropped"]
+    assert {reason: of["examples"][0]["origin"] for reason, of in dropped.items()} == {
+        "no JSON": "rows.jsonl:1",
+        "no object": "rows.jsonl:202",
+    }
+
+
 def test_a_run_reads_what_was_prepared(rows: Path, tmp_path: Path) -> None:
     run(rows, "--out", tmp_path / "out", "stage=[exact,split]")
     data = installed().build("data", "prepared", {"path": str(tmp_path / "out")})
@@ -142,6 +152,21 @@ def test_work_of_other_settings_is_never_read(
     run(rows, "--out", tmp_path / "out", "stage=[exact]")
     run(rows, "--out", tmp_path / "fresh", "stage=[exact]")
     assert written(tmp_path / "out") == written(tmp_path / "fresh")
+
+
+def test_inputs_that_change_while_they_are_read_are_told(
+    rows: Path, tmp_path: Path, here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Changing(here):  # type: ignore[valid-type, misc]
+        def carry_out(self, tasks: Any) -> Any:
+            for answer in super().carry_out(tasks):
+                write_rows(rows, ROWS[: -self.done])
+                yield answer
+
+    monkeypatch.setitem(engines.ENGINES, "local", lambda count: Changing())
+    with pytest.raises(RunFailed, match="the inputs were changed while they were read"):
+        run(rows, "--out", tmp_path / "out", "stage=[exact]")
+    assert written_names(tmp_path / "out") == [".work"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

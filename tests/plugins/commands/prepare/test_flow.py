@@ -93,7 +93,7 @@ def test_a_piece_that_was_read_in_part_is_read_on(
         patch.setattr("loomtune_plugins.commands.prepare.reading.line_of", failing_at(40))
         with pytest.raises(RunFailed, match="No space left"):
             prepared(MIXED, "odd", folder=folder)
-    assert sorted(path.name for path in (folder / "rows-0").iterdir()) == ["0000000-00000"]
+    assert sorted(path.name for path in (folder / "rows-0").iterdir()) == ["0-00000"]
     assert prepared(MIXED, "odd", folder=folder) == whole
 
 
