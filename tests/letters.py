@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from loomtune.contracts import Data, Dropped, Objective, Row, Sample, Segment, Tokenizer
 
@@ -117,6 +119,15 @@ class Tide(Rows):
                 time.sleep(3600)
             if number >= int(place or 0):
                 yield Dropped(f"rows:{number}", "is ill") if number in self.bad else one, number + 1
+
+
+def beside() -> list[psutil.Process]:
+    """The processes that this one has started to tokenise."""
+    found = []
+    for each in psutil.Process().children():
+        with suppress(psutil.Error):  # it may have ended
+            found += [each] if "loomtune.beside" in each.cmdline() else []
+    return found
 
 
 def busy(pipe: Connection) -> None:

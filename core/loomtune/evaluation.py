@@ -14,7 +14,10 @@ from loomtune.world import derive, reseed
 
 
 def evaluate(run: Run, suffix: str = "") -> dict[str, float]:
-    """All evaluators' metrics of the model as it is; equal on every rank. suffix: appended to their names."""
+    """All evaluators' metrics of the model as it is; equal on every rank. suffix: appended to their names.
+
+    Raises Preempted, with nothing told or kept, where a rank is asked to leave meanwhile.
+    """
     metrics: dict[str, float] = {}
     # What is sampled depends on no step before, and does not repeat what an online objective sampled in this one.
     reseed(derive(run.settings.seed, "evaluate"), run.step, run.world.replica)
@@ -22,6 +25,7 @@ def evaluate(run: Run, suffix: str = "") -> dict[str, float]:
         for engine in dict.fromkeys(role.engine for role in run.roles.values()):
             stack.enter_context(engine.evaluating())
         for evaluator in run.evaluators.values():
+            run.heed()
             metrics |= {f"{name}{suffix}": float(value) for name, value in evaluator.evaluate(run).items()}
     if metrics:
         run.metrics |= metrics

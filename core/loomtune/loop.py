@@ -13,7 +13,7 @@ import torch
 
 from loomtune.batching import micro_limit, step_batches
 from loomtune.contracts import Judgement, Step, Verdict
-from loomtune.errors import LeaseLost, RunFailed
+from loomtune.errors import LeaseLost, Preempted, RunFailed
 from loomtune.evaluation import Best, evaluate
 from loomtune.feed import Feed
 from loomtune.keeper import Keeper
@@ -35,11 +35,13 @@ class Loop:
     def _set(self, state: Mapping[str, Any]) -> None:
         self.best = Best(self.run.settings.evaluate, state.get("best"))
         self.tokens_seen = int(state.get("tokens_seen", 0))
+        self.owed = bool(state.get("owed"))  # the evaluation at this step was not finished
         self.feed.set(state)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        return {**self.feed.state(), "tokens_seen": self.tokens_seen, "best": self.best.state()}
+        owed = {"owed": True} if self.owed else {}
+        return {**self.feed.state(), "tokens_seen": self.tokens_seen, "best": self.best.state(), **owed}
 
     def train(self) -> str:
         """Runs to the last step; gives the status: `completed`, `stopped` or `preempted`."""
@@ -51,7 +53,7 @@ class Loop:
         last = min(run.settings.stop_after or run.steps, run.steps)
         if run.step == 0 and run.settings.evaluate.before:
             evaluate(run, suffix="_before")
-        ended = run.step >= last
+        ended = self._after_step(last) if self.owed else run.step >= last
         while not ended:
             if self._step() is Verdict.ROLL_BACK:
                 self._roll_back()
@@ -158,14 +160,20 @@ class Loop:
         leaves, written = self._agree()
         ends = run.step >= last
         improved = enough = False
-        if ends or (every and run.step % every == 0 and not leaves):
-            improved, enough = self.best.update(evaluate(run), run.step)
+        self.owed = ends or bool(every and run.step % every == 0)
+        try:
+            if self.owed:
+                improved, enough = self.best.update(evaluate(run), run.step)
+                self.owed = False
+        except Preempted as asked:
+            leaves = True
+            run.tell_once(str(asked))
         at_edge = run.settings.checkpoint.every and run.step % run.settings.checkpoint.every == 0
         if at_edge or improved or enough or leaves or ends:
             self.keeper.save(self._state(), best=improved)
         elif written:
             self.keeper.finish()
-        self.left = leaves and not ends
+        self.left = leaves and (self.owed or not ends)
         return leaves or enough or ends
 
     def _agree(self) -> tuple[bool, bool]:

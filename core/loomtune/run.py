@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loomtune.errors import Preempted
 from loomtune.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Run:
     splits: tokenised samples by split. sampler: which of `train` make a step. steps: of the whole run; step: done.
     token_budget: tokens, with padding, of a micro-batch where `batch.micro=auto`.
     virtual_tokens: what the adapter puts before each row.
-    stop: whether this rank was asked to leave; what takes long asks between its pieces, on all ranks.
+    stop: whether this rank was asked to leave; what takes long asks all of them between its pieces (`heed`).
     metrics: those of the last step and the last evaluation.
     """
 
@@ -84,6 +85,12 @@ class Run:
         for engine in self.trained_engines():
             stack.enter_context(engine.accumulating(last))
         return stack
+
+    def heed(self, said: str = "asked to leave during an evaluation, which begins anew") -> None:
+        """Raises Preempted, on every rank, where one was asked to leave. Every rank calls it, equally often: between
+        the pieces of what takes long and can be made again."""
+        if self.world.total([self.stop.requested])[0]:
+            raise Preempted(said)
 
     def tell_once(self, message: str) -> None:
         """Says something to the user, on one rank."""

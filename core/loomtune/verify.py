@@ -197,6 +197,7 @@ def _check_text(ours: Tokenizer, theirs: Tokenizer, texts: list[Text]) -> None:
     for what, one, other in (
         ("special tokens", *((by.bos_id, by.eos_id, by.pad_id) for by in (ours, theirs))),
         ("token ids", *([by.encode(text) for text in said] for by in (ours, theirs))),
+        ("chat templates", ours.template, theirs.template),
         ("conversations", _rendered(ours), _rendered(theirs)),
     ):
         if one != other:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from letters import Letters, Pairs, Rows, row
+from letters import Letters, Pairs, Rows, beside, row
 from loomtune.beside import Beside
 from loomtune.contracts import Row
 from loomtune.errors import UserError
@@ -29,17 +29,22 @@ ROWS = [row(f"ask {number}", "yes" * (number % 7 + 1), "no", m=float(number)) fo
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes are started at once."""
+    answer = crew._answer
+    monkeypatch.setattr(Waits, "begun", False)
+    monkeypatch.setattr(crew, "_answer", lambda member: setattr(Waits, "begun", True) or answer(member))
     monkeypatch.setattr(crew, "ALONE", -1.0)
     monkeypatch.setenv("LOOMTUNE_WORKERS", "2")
 
 
 class Waits(Rows):
-    """Rows that come slowly until other processes have begun."""
+    """Rows that come ever more slowly until other processes have begun."""
+
+    begun = False
 
     def rows(self, split: str) -> Iterator[Row]:
         for number, one in enumerate(self.rows_of):
-            if number < 1280 and number % 128 == 0:
-                time.sleep(0.3)
+            if number < 1280 and number % 128 == 0 and not Waits.begun:
+                time.sleep(0.1 * 2 ** (number // 128))
             yield one
 
 
@@ -60,7 +65,7 @@ def test_several_processes_make_what_one_makes_to_the_byte(tmp_path: Path) -> No
     assert len(made) == 4000
     assert 0 < len(objective.here) < 2000, "most rows were sent away"
     assert {name: (made.folder / name).read_bytes() for name in (*COLUMNS, ABOUT)} == alone(ROWS, tmp_path / "one")
-    assert not psutil.Process().children(), "and the processes are gone"
+    assert not beside(), "and the processes are gone"
 
 
 @pytest.mark.usefixtures("two")
@@ -103,7 +108,7 @@ def test_an_interruption_ends_the_processes_at_once(tmp_path: Path) -> None:
     class Interrupted(Rows):
         def rows(self, split: str) -> Iterator[Row]:
             yield from super().rows(split)
-            started.extend(psutil.Process().children())
+            started.extend(beside())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -152,10 +157,10 @@ def test_a_worker_needs_no_torch() -> None:
     from loomtune_plugins.objectives.sft_settings import SftSettings
 
     encoder = Encoder(Sft(SftSettings()), HuggingFaceTokenizer(shared("models", "stories260k")), 100)
-    beside = Beside("letters:modules")
-    beside.pipe.send(pickle.loads(pickle.dumps(encoder)))
-    known = beside.pipe.recv()
-    beside.close()
+    other = Beside("letters:modules")
+    other.pipe.send(pickle.loads(pickle.dumps(encoder)))
+    known = other.pipe.recv()
+    other.close()
     assert "transformers" in known and "torch" not in known
 
 

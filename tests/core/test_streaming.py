@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from letters import Letters, Pairs, Tide, row
+from letters import Letters, Pairs, Tide, beside, row
 from loomtune import streaming
 from loomtune.contracts import Data, Drawn, Guard, Judgement, Verdict
 from loomtune.errors import Preempted, UserError
@@ -123,7 +123,7 @@ def test_windows_are_made_ahead_and_taken_away_behind(streams: Any) -> None:
         kept = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
         assert kept[-1] <= number + AHEAD and kept[0] >= max(1, number)
     stream.close()
-    assert not folder.exists() and not psutil.Process().children()
+    assert not folder.exists() and not beside()
 
 
 def test_what_was_drawn_outlives_its_window(streams: Any) -> None:

@@ -25,4 +25,8 @@ class Evaluator(ABC):
 
     @abstractmethod
     def evaluate(self, run: Run) -> Mapping[str, float]:
-        """Metrics, equal on every rank: sums are taken over ranks before any division."""
+        """Metrics, equal on every rank: sums are taken over ranks before any division.
+
+        What takes long calls `run.heed()` between its pieces, on every rank equally often, so that a request to leave
+        need not wait for the last of them.
+        """

@@ -37,6 +37,11 @@ class Tokenizer(ABC):
         """Text of token ids. special: keep special tokens visible."""
 
     @property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens that end an answer: as here that of the end of a text, and where it is another the end of a turn."""
+        return (self.eos_id,)
+
+    @property
     def template(self) -> str:
         """The text of the chat template; empty, as here, where it is no text."""
         return ""

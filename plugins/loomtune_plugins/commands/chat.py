@@ -21,8 +21,8 @@ def chat(words: Sequence[str]) -> int:
     options = read(asked, words)
     folder = Path(options.folder)
     with opened(api.resumed(folder, api.ALONE), folder) as run:
-        stop = (run.tokenizer.eos_id,)
-        sampling = Sampling(max_tokens=options.max_tokens, temperature=options.temperature, stop=stop)
+        stops = run.tokenizer.stops
+        sampling = Sampling(max_tokens=options.max_tokens, temperature=options.temperature, stop=stops)
         if sys.stdin.isatty():
             print(f"{folder.name}, step {run.step}. A line is a prompt; Ctrl-D ends.")
         for line in sys.stdin:

@@ -64,7 +64,8 @@ def _sums(
     """Each term's sum, and each metric's sum and weight, over all batches and ranks."""
     statistics = run.objective.statistics(run.roles, batches, run.world)
     mine: list[tuple[str, float, float]] = []
-    for batch in batches:
+    for batch in batches:  # equally many on every rank
+        run.heed()
         found = run.objective.loss(run.roles, batch, totals, statistics)
         mine += [(f"term:{name}", float(value), 0.0) for name, value in found.terms.items()]
         mine += [(name, float(total), float(weight)) for name, (total, weight) in found.metrics.items()]

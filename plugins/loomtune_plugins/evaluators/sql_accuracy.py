@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loomtune.contracts import Data, Evaluator, Row, Sampling
@@ -13,6 +13,9 @@ from loomtune_plugins.evaluators.sql_execution import executes_same
 
 if TYPE_CHECKING:
     from loomtune.run import Run
+
+ROUND = 64
+"""Prompts that a replica continues before all hear whether one was asked to leave."""
 
 
 class SQLAccuracy(Evaluator):
@@ -46,9 +49,13 @@ class SQLAccuracy(Evaluator):
         self.check(run.data)
         rows = run.rows(self._settings.split, limit(run, self._settings.rows))
         queries = self._queries(run, rows)
-        mine = range(run.world.rank, len(rows), run.world.size)  # generated everywhere, executed once
-        same = sum(self._same(rows[i], queries[i], gold(rows[i]) or "") for i in mine)
-        ran = sum(self._runs(rows[i], queries[i]) for i in mine)
+        same = ran = 0
+        for i in range(run.world.rank, len(rows), run.world.size):  # generated everywhere, executed once
+            if run.stop.requested:
+                break
+            same += self._same(rows[i], queries[i], gold(rows[i]) or "")
+            ran += self._runs(rows[i], queries[i])
+        run.heed()
         right, valid = run.world.total([same, ran])
         return {"sql_accuracy": right / max(1, len(rows)), "sql_valid": valid / max(1, len(rows))}
 
@@ -56,8 +63,8 @@ class SQLAccuracy(Evaluator):
         """The generated query of each row; none, as an empty text, where there is no prompt to ask with."""
         prompts = [_prompt(run, row) for row in rows]
         asked = [prompt for prompt in prompts if prompt]
-        sampling = Sampling(max_tokens=self._settings.max_tokens, stop=(run.tokenizer.eos_id,))
-        completions = iter(run.generate(asked, sampling))
+        sampling = Sampling(max_tokens=self._settings.max_tokens, stop=run.tokenizer.stops)
+        completions = iter(_generated(run, asked, sampling))
         return [run.tokenizer.decode(next(completions)).strip() if prompt else "" for prompt in prompts]
 
     def _same(self, row: Row, query: str, right: str) -> bool:
@@ -71,6 +78,13 @@ class SQLAccuracy(Evaluator):
         except ValueError:
             return False
         return bool(query)
+
+
+def _generated(run: Run, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[list[int]]:
+    """Completions in the prompts' order, generated a round at a time."""
+    for start in range(0, len(prompts), size := ROUND * run.world.replicas):
+        run.heed()
+        yield from run.generate(prompts[start : start + size], sampling)
 
 
 def gold(row: Row) -> str | None:

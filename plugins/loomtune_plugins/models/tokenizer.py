@@ -102,6 +102,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
 
     @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """The end of a text, and that with which the chat template ends the assistant's turn."""
+        return tuple(dict.fromkeys(end for end in (self.eos_id, self.turn_end) if end is not None))
+
+    @cached_property
     def turn_end(self) -> int | None:
         """The token with which the chat template ends the assistant's turn; None where it is no token of its own."""
         said = "What was said last"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An answer to a prompt. ended: whether its last token is the end token; where it was cut there is none."""
+    """An answer to a prompt. ended: whether its last token is one that ends an answer; where it was cut there is none."""
 
     prompt: Sequence[int]
     tokens: Sequence[int]
@@ -39,10 +39,10 @@ def write(run: Run, prompts: Sequence[Sequence[int]], *, max_tokens: int, temper
 
     What is drawn depends on the seed, the step and a prompt's number alone, never on ranks or batches.
     """
-    eos = run.tokenizer.eos_id
-    sampling = Sampling(max_tokens=max_tokens, max_length=run.max_length, temperature=temperature, stop=(eos,))
+    stops = run.tokenizer.stops
+    sampling = Sampling(max_tokens=max_tokens, max_length=run.max_length, temperature=temperature, stop=stops)
     answers = [
-        Written(prompt, tokens, tokens[-1:] == [eos])
+        Written(prompt, tokens, bool(tokens) and tokens[-1] in stops)
         for prompt, tokens in zip(prompts, run.generate(prompts, sampling), strict=True)
     ]
     decode = run.tokenizer.decode
