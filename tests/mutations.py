@@ -673,10 +673,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "each rank leaves alone",
-        "a rank that is asked to leave while frozen roles are read does not ask the others",
-        "core/loomtune/records.py",
-        "run.world.total([run.stop.requested])[0]",
-        "run.stop.requested",
+        "a rank that is asked to leave while frozen roles are read, or in an evaluation, does not ask the others",
+        "core/loomtune/run.py",
+        "self.world.total([self.stop.requested])[0]",
+        "self.stop.requested",
         (f"{RECORDS}::test_ranks_leave_together_where_one_of_them_is_asked",),
     ),
     Mutation(

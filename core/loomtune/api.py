@@ -144,7 +144,7 @@ def _differences(before: Plan, now: Plan) -> str:
     return ", ".join(f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys) or "defaults of this version"
 
 
-def tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
+def tokenise(plan: Plan, catalogue: Catalogue, *, tell_cuts: bool = True) -> dict[str, dict[str, str]]:
     """Samples of every split, cached by content; where each lies. Raises UserError where they do not fit the rest."""
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
@@ -167,7 +167,9 @@ def tokenise(plan: Plan, catalogue: Catalogue) -> dict[str, dict[str, str]]:
         window = data.window if split == "train" else 0
         source = samples.Source(data, objective, tokenizer, split, length, window)
         made = samples.prepare(source, cache, model.vocabulary())
-        _tell_cuts(made, split, length)
+        _tell_lost(made)
+        if tell_cuts:
+            _tell_cuts(made, split, length)
         if split == "train":  # what an adapter holds against so many steps is told before ranks exist
             sampler = samplers.sampler(plan.root, made, data, length)
             adapter.optimizer(plan.build(catalogue, "optimizer"), samplers.steps(plan.root, sampler, objective))
@@ -187,11 +189,14 @@ def _tell_shares(shares: Sequence[Share]) -> None:
             warn([Finding(what, "give it a smaller share, or more rows", fatal=False)])
 
 
-def _tell_cuts(made: samples.Samples, split: str, length: int) -> None:
+def _tell_lost(made: samples.Samples) -> None:
     if made.told:
         warn([Finding(made.told, "mend these rows, or take them out", fatal=False)])
     if made.left_out:
         warn([Finding(made.left_out[0], made.left_out[1], fatal=False)])
+
+
+def _tell_cuts(made: samples.Samples, split: str, length: int) -> None:
     if made.cut or made.skipped:
         what = f"{made.cut} of {len(made)} rows of {split} lose {made.cut_tokens} tokens to max_length={length}"
         left = f"; {made.skipped} more are left out, because it cuts their whole answer" if made.skipped else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,11 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of the `loomtune` command. Exit codes as in `loomtune.errors`."""
     try:
         options, words = _parser().parse_known_args(arguments)
-        sys.exit(options.run()(words))
+        code = options.run()(words)
+        sys.stdout.flush()
+        sys.exit(code)
     except LoomtuneError as error:
         print(f"loomtune: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # the reader of our output left, as `head` does; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
 

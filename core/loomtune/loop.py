@@ -40,26 +40,22 @@ class Loop:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        owed = {"owed": True} if self.owed else {}
-        return {**self.feed.state(), "tokens_seen": self.tokens_seen, "best": self.best.state(), **owed}
+        return {**self.feed.state(), "tokens_seen": self.tokens_seen, "best": self.best.state(), "owed": self.owed}
 
     def train(self) -> str:
         """Runs to the last step; gives the status: `completed`, `stopped` or `preempted`."""
-        with closing(self.feed):
-            return self._train()
-
-    def _train(self) -> str:
         run = self.run
         last = min(run.settings.stop_after or run.steps, run.steps)
-        if run.step == 0 and run.settings.evaluate.before:
-            evaluate(run, suffix="_before")
-        ended = self._after_step(last) if self.owed else run.step >= last
-        while not ended:
-            if self._step() is Verdict.ROLL_BACK:
-                self._roll_back()
-            else:
-                ended = self._after_step(last)
-        return self._end()
+        with closing(self.feed):
+            if run.step == 0 and run.settings.evaluate.before:
+                evaluate(run, suffix="_before")
+            ended = self._after_step(last) if self.owed else run.step >= last
+            while not ended:
+                if self._step() is Verdict.ROLL_BACK:
+                    self._roll_back()
+                else:
+                    ended = self._after_step(last)
+            return self._end()
 
     def _step(self) -> Verdict:
         """One optimizer step; gives what the guards said of it."""
@@ -165,9 +161,8 @@ class Loop:
             if self.owed:
                 improved, enough = self.best.update(evaluate(run), run.step)
                 self.owed = False
-        except Preempted as asked:
+        except Preempted:
             leaves = True
-            run.tell_once(str(asked))
         at_edge = run.settings.checkpoint.every and run.step % run.settings.checkpoint.every == 0
         if at_edge or improved or enough or leaves or ends:
             self.keeper.save(self._state(), best=improved)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +100,7 @@ class Run:
 
     def rows(self, split: str, limit: int = 0) -> list[c.Row]:
         """Rows of a split as the data's plugin gives them, at most `limit` (0: all)."""
-        rows = []
-        for row in self.data.rows(split):
-            rows.append(row)
-            if len(rows) == limit:
-                break
-        return rows
+        return list(islice(self.data.rows(split), limit or None))
 
     def batches(self, split: str, limit: int = 0) -> list[c.Batch]:
         """This rank's share of a split's samples as micro-batches on the device; every rank gets equally many."""

@@ -197,11 +197,11 @@ def _check_text(ours: Tokenizer, theirs: Tokenizer, texts: list[Text]) -> None:
     for what, one, other in (
         ("special tokens", *((by.bos_id, by.eos_id, by.pad_id) for by in (ours, theirs))),
         ("token ids", *([by.encode(text) for text in said] for by in (ours, theirs))),
-        ("chat templates", ours.template, theirs.template),
         ("conversations", _rendered(ours), _rendered(theirs)),
+        ("chat templates", ours.template, theirs.template),
     ):
         if one != other:
-            raise ExportError(f"the exported tokenizer gives other {what} than the run's: {other}, not {one}{CURE}")
+            raise ExportError(f"the exported tokenizer gives other {what}: {other!s:.300}, not {one!s:.300}{CURE}")
 
 
 def _rendered(tokenizer: Tokenizer) -> str | None:

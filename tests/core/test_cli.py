@@ -304,3 +304,11 @@ def test_values_arrive_literally_in_run_yaml(tmp_path: Path, tiny_model: Path, r
     plan = Plan.load(folder)
     assert plan.root.run.name == name
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_reader_that_has_left_ends_a_command_quietly(tmp_path: Path) -> None:
+    ends, begins = os.pipe()
+    os.close(ends)
+    ran = subprocess.run([COMMAND, "plugins", "data"], stdout=begins, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    os.close(begins)
+    assert (ran.returncode, ran.stderr) == (0, b"")

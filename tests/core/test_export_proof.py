@@ -255,6 +255,7 @@ def test_numbers_that_are_none_are_refused(adapted: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize(("file", "text", "what"), [
     ("chat_template.jinja", "{{ messages }}", "conversations"),
+    ("chat_template.jinja", "{{ messages[0]['content'] }}", "chat templates"),
     ("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<s>"}', "special tokens"),
 ])  # fmt: skip
 def test_another_tokenizer_or_template_is_refused(

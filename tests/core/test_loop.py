@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from loomtune import checkpoint
-from loomtune.contracts import Batch, LossSums, Verdict
-from loomtune.errors import LeaseLost, RunFailed
+from loomtune.contracts import Batch, Evaluator, LossSums, Verdict
+from loomtune.errors import LeaseLost, Preempted, RunFailed
 from loomtune.lease import Lease
 from loomtune.order import Order
+from loomtune.run import Run
 from loomtune.samplers import Counted, Packed
+from loomtune.settings import EvaluateSettings
 from toys import TEXTS, Diary, Online, Plain, Scripted, Toy, TwoNetworks, made, sample
 
 
@@ -265,6 +267,79 @@ def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
     toy = made(tmp_path, steps=1)
     toy.run.stop.requested = True
     assert toy.train() == "completed"
+
+
+class Long(Evaluator):
+    """A measurement in three pieces. asked_in: the first whole evaluation in which a request to stop comes; 0: none."""
+
+    def __init__(self, asked_in: int = 0) -> None:
+        self.asked_in, self.begun = asked_in, 0
+
+    def evaluate(self, run: Run) -> Mapping[str, float]:
+        self.begun += 1
+        for piece in range(3):
+            run.stop.requested |= self.begun == self.asked_in and piece == 1
+            run.heed()
+        return {"x": float(next(iter(run.policy.engine.stream_weights()))[1].sum())}
+
+
+def measured(toy: Toy) -> list[tuple[int, float]]:
+    """The step and value of every evaluation that was told, filled while the run trains."""
+    found: list[tuple[int, float]] = []
+    tell = toy.run.events.tell
+
+    def told(event: str, **arguments: Any) -> None:
+        if event == "evaluated":
+            found.append((arguments["step"], arguments["metrics"]["x"]))
+        tell(event, **arguments)
+
+    toy.run.events.tell = told  # type: ignore[method-assign]
+    return found
+
+
+@pytest.mark.parametrize(("asked_in", "step"), [(1, 2), (2, 4)], ids=["in the midst of the run", "after its last step"])
+def test_a_request_to_stop_ends_an_evaluation_which_is_made_when_the_run_goes_on(
+    asked_in: int, step: int, tmp_path: Path
+) -> None:
+    settings = EvaluateSettings(every=2, best="x", mode="max")
+    whole = made(tmp_path / "whole", evaluate=settings, evaluators={"long": Long()})
+    expected = measured(whole)
+    assert whole.train() == "completed" and [at for at, _ in expected] == [2, 4]
+
+    first = made(tmp_path / "run", evaluate=settings, evaluators={"long": (long := Long(asked_in))})
+    before = measured(first)
+    assert first.train() == "preempted" and long.begun == asked_in
+    latest = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert latest is not None and checkpoint.step_of(latest) == first.run.step == step
+    assert before == expected[: asked_in - 1], "what was not finished is nowhere"
+    assert first.run.metrics.get("x") == (before[-1][1] if before else None)
+
+    second = made(tmp_path / "run", evaluate=settings, evaluators={"long": Long()})
+    after = measured(second)
+    assert second.train() == "completed"
+    assert before + after == expected and second.run.metrics["x"] == expected[-1][1]
+    assert equal(second.weights(), whole.weights())
+    best, meant = (checkpoint.best(tmp_path / name / "checkpoints") for name in ("run", "whole"))
+    assert best is not None and meant is not None and best.name == meant.name
+    again = made(tmp_path / "run", evaluate=settings, evaluators={"long": (long := Long())})
+    assert again.train() == "completed" and long.begun == 0, "nothing is owed any more"
+
+
+def test_an_evaluation_is_not_begun_by_who_was_asked_to_stop_and_is_owed(tmp_path: Path) -> None:
+    settings = EvaluateSettings(every=1)
+    toy = made(tmp_path, steps=2, evaluate=settings, evaluators={"long": (long := Long())})
+    toy.run.stop.requested = True
+    assert toy.train() == "preempted" and (toy.run.step, long.begun) == (1, 0)
+    again = made(tmp_path, steps=2, evaluate=settings, evaluators={"long": Long()})
+    found = measured(again)
+    assert again.train() == "completed" and [step for step, _ in found] == [1, 2]
+
+
+def test_a_request_in_the_evaluation_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    settings = EvaluateSettings(before=True)
+    with pytest.raises(Preempted, match="during an evaluation"):
+        made(tmp_path, evaluate=settings, evaluators={"long": Long(1)}).train()
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
 
 
 def test_a_run_that_is_over_trains_no_further(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from loomtune.contracts.batch import NO_PARENT
 from loomtune.errors import Preempted, UserError
 from loomtune.lease import Lease
 from loomtune.records import Column
+from loomtune.run import Run
 from loomtune.settings import BatchSettings, Settings
 from loomtune.signals import StopRequest
 from loomtune.testing import toy
@@ -291,7 +293,9 @@ def bare(samples: list[Sample], world: Any) -> Any:
     """What of a run a reading needs, nobody being asked to leave."""
     settings = Settings(batch=BatchSettings(size=2, micro=1, share="never"))
     parts: dict[str, Any] = {"splits": {"train": samples}, "settings": settings, "world": world}
-    return SimpleNamespace(**parts, tokenizer=toy.ToyTokenizer(), token_budget=64, stop=StopRequest())
+    made = SimpleNamespace(**parts, tokenizer=toy.ToyTokenizer(), token_budget=64, stop=StopRequest())
+    made.heed = partial(Run.heed, made)
+    return made
 
 
 def leaving() -> str:

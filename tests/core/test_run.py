@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loomtune.contracts import LossSums, Role, RoleSpec, Rollout, Sampling
+from loomtune.errors import Preempted
 from loomtune.testing import toy as toys
 from loomtune.world import World
 from toys import Plain, Toy, TwoNetworks, made
@@ -125,3 +126,20 @@ def test_only_one_rank_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for world in (first, replace(first, rank=1)):
         made(tmp_path, world=world).run.tell_once("half-way")
     assert capsys.readouterr().err == "loomtune: half-way\n"
+
+
+class Asked(World):
+    """One of two ranks, of which the other was asked to leave."""
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        return [number + 1.0 for number in numbers]
+
+
+def test_who_hears_that_another_was_asked_to_leave_leaves_too(tmp_path: Path) -> None:
+    alone = made(tmp_path / "alone").run
+    alone.heed()
+    alone.stop.requested = True
+    with pytest.raises(Preempted, match="during an evaluation"):
+        alone.heed()
+    with pytest.raises(Preempted, match="before"):
+        made(tmp_path / "two", world=Asked(0, 2, 0, torch.device("cpu"))).run.heed("asked before")

@@ -15,6 +15,7 @@ from loomtune_plugins.data.json_values import JsonValues
 from loomtune_plugins.data.jsonl import JsonLines
 from loomtune_plugins.data.limits import ARCHIVES, Limits, packing
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
+from loomtune_plugins.data.turns import SHAREGPT
 
 _NO_TEXT = ("messages", "answers", "ranks", "scores", "label", "score")
 """Keys whose cells in a table of text hold JSON."""
@@ -33,7 +34,7 @@ class ByName(Reader):
 
     def __init__(self, settings: AnyFileSettings) -> None:
         limits = Limits.of(settings)
-        columns = [getattr(settings, key) or key for key in _NO_TEXT]
+        columns = [SHAREGPT, *(getattr(settings, key) or key for key in _NO_TEXT)]
         values = {*columns, *(column.split(".")[0] for column in columns)}
         lines, arrow = JsonLines(limits), ArrowBatches(limits)
         self._kinds: Mapping[str, Reader] = {

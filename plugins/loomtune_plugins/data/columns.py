@@ -14,18 +14,8 @@ from loomtune_plugins.data.files_settings import FileSettings
 from loomtune_plugins.data.ordered import Answer, extremes, pairs, preference, tiers
 from loomtune_plugins.data.reader import Reader
 from loomtune_plugins.data.sources import KEYS, Source, choose, faults, has, named, unprepared
-from loomtune_plugins.data.values import (
-    RecordError,
-    apart,
-    conversation,
-    keys,
-    kind,
-    label,
-    listed,
-    number,
-    spoken,
-    text,
-)
+from loomtune_plugins.data.turns import SHAREGPT, apart, conversation, spoken
+from loomtune_plugins.data.values import RecordError, keys, kind, label, listed, number, text
 
 ROW = ("messages", "prompt", "chosen", "rejected", "completion", "label", "text")
 """What rows have of their own; a record's other columns ride along."""
@@ -109,7 +99,7 @@ class Columns:
     def _mapped(self) -> frozenset[str]:
         """Columns of a record that its row has under their own keys, or that would be taken for such."""
         roots = (column.split(".")[0] for column in self.columns.values())
-        return frozenset((*KEYS, *self.columns.values(), *roots))
+        return frozenset((*KEYS, SHAREGPT, *self.columns.values(), *roots))
 
     def _values(self, record: Mapping[str, Any]) -> dict[str, Any]:
         values = {key: self._value(record, key, column) for key, column in self.columns.items()}

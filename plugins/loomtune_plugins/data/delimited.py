@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from loomtune.errors import UserError
-from loomtune_plugins.data.limits import Limits, lines, opened
+from loomtune_plugins.data.limits import Limits, lines, opened_text
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
 from loomtune_plugins.data.text import decoded, utf8
 from loomtune_plugins.data.values import RecordError
+
+SEPARATOR = "set data.delimiter to what stands between the cells of a .csv, such as ';'; with tabs, name it .tsv"
+
+_OTHERS = ",;|\t"
+"""What separates the cells of most tables, and stands in no column's name."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Delimited(Reader):
     def records(self, path: Path, part: Mapping[str, Any] = WHOLE) -> Iterator[Numbered]:
         """Raises UserError where the header is none."""
         csv.field_size_limit(max(csv.field_size_limit(), 2 * self.limits.record))  # `_Lines` says it better
-        with opened(path, self.limits) as file:
+        with opened_text(path, self.limits) as file:
             found = _cells(_Lines(lines(file, self.limits), self.limits), self.delimiter)
             header = _header(path, next(found, None))
             for number, cells in found:
@@ -95,7 +100,7 @@ def _cells(found: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Rec
         except StopIteration:
             return
         except csv.Error as error:
-            cells = RecordError(f"is no table of text: {error}", "no CSV")
+            cells = RecordError(f"is no table of text: {error}", "no CSV", SEPARATOR)
         yield number, found.fault or cells
 
 
@@ -103,11 +108,14 @@ def _header(path: Path, first: tuple[int, list[str] | RecordError] | None) -> li
     """The names of the columns. Raises UserError."""
     names = first[1] if first else ["nothing"]
     if isinstance(names, RecordError):
-        raise UserError.of(f"{path}:1: the header {names}", "give a first line with the names of the columns")
+        cure = names.cure or "give a first line with the names of the columns"
+        raise UserError.of(f"{path}:1: the header {names}", cure)
+    told = ", ".join(names)[:300]
     if len({*names}) < len(names) or not all(names):
-        told = ", ".join(names)[:300]
-        cure = "give each column a name of its own, or set data.delimiter to what stands between the cells"
+        cure = f"give each column a name of its own, or {SEPARATOR}"
         raise UserError.of(f"{path}:1: the header has a name twice, or an empty one: {told}", cure)
+    if len(names) == 1 and {*told} & {*_OTHERS}:
+        raise UserError.of(f"{path}:1: the header names one column only: {told}", SEPARATOR)
     return names
 
 

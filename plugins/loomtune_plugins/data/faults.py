@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loomtune.errors import UserError
+from loomtune_plugins.data.values import RecordError
 
 SHOWN = 5
 """How many faults are told one by one."""
@@ -12,12 +13,13 @@ class Faults:
     """Counts bad records and remembers the first of them."""
 
     def __init__(self, cure: str) -> None:
-        self.count, self._shown, self._cure = 0, list[str](), cure
+        self.count, self._shown, self._cures = 0, list[str](), {cure: True}
 
-    def add(self, what: str) -> None:
+    def add(self, where: str, error: RecordError) -> None:
         self.count += 1
+        self._cures |= {error.cure: True} if error.cure else {}
         if len(self._shown) < SHOWN:
-            self._shown.append(what)
+            self._shown.append(f"{where}: {error}")
 
     def tell(self) -> None:
         """Raises UserError if there was any."""
@@ -25,4 +27,4 @@ class Faults:
             rows = "1 row" if self.count == 1 else f"{self.count} rows"
             more = f"\n  and {self.count - SHOWN} more" if self.count > SHOWN else ""
             listed = "".join(f"\n  {what}" for what in self._shown)
-            raise UserError.of(f"{rows} cannot be read:{listed}{more}", self._cure)
+            raise UserError.of(f"{rows} cannot be read:{listed}{more}", "; or ".join(self._cures))

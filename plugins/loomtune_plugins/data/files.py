@@ -22,7 +22,7 @@ from loomtune_plugins.data.split_settings import SplitSettings
 from loomtune_plugins.data.text import excerpt, sound
 from loomtune_plugins.data.values import RecordError
 
-VERSION = 3
+VERSION = 4
 """Part of the fingerprint: raise it when the same files and settings give other rows."""
 
 QUICK = 20
@@ -253,7 +253,7 @@ class Files(Data):
                     maker = maker or self._make(self._choose(record, f"{path}:{number}"))
                     content, rows = maker.of_record(record, f"{name}:{number}")
                 except RecordError as error:
-                    faults.add(f"{path}:{number}: {error}")
+                    faults.add(f"{path}:{number}", error)
                     continue
                 some = some or bool(rows)
                 if not faults.count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
 from loomtune_plugins.data.scan import PIECE, scan
 
 _BATCH = 100
+
+_UNREAD = "check data.path, data.config, data.revision and the names of splits; the hub needs a network"
+
+_UNREACHED = (
+    "check data.path and the network: the hub needs a network. Without one, name a folder that save_to_disk made, or "
+    "set HF_HUB_OFFLINE=1, with which what was fetched before is read at once"
+)
 
 
 class Hub(ColumnFiles):
@@ -158,12 +166,16 @@ def _saved(source: str, split: str) -> Any:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Raises UserError for whatever the library finds wrong; its own errors are of many kinds."""
+    """Raises UserError for whatever the library finds wrong; its own errors are of many kinds.
+
+    Of each request that the hub did not answer it would tell, five times over, before it says in the end what is wrong.
+    """
+    logging.getLogger("huggingface_hub.utils").setLevel(logging.ERROR)
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         what = f"{path} cannot be read: {type(error).__name__}: {error}"
-        cure = "check data.path, data.config, data.revision and the names of splits; the hub needs a network"
+        cure = _UNREACHED if isinstance(error, ConnectionError) else _UNREAD
         raise UserError.of(what, cure) from error

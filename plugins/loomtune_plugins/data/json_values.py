@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from loomtune.errors import UserError
-from loomtune_plugins.data.limits import Limits, opened
+from loomtune_plugins.data.limits import Limits, opened_text
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader, Record
-from loomtune_plugins.data.text import STRICT, an_object, check, check_size, not_json, not_utf8, too_deep
+from loomtune_plugins.data.text import ENCODING, STRICT, an_object, check, check_size, not_json, not_utf8, too_deep
 from loomtune_plugins.data.values import RecordError
 
 _BLOCK = 1 << 18
@@ -34,15 +34,22 @@ class JsonValues(Reader):
     def records(self, path: Path, part: Mapping[str, Any] = WHOLE) -> Iterator[Numbered]:
         """Numbered from 1. Raises UserError where the end of a record cannot be found."""
         number = 0
-        with opened(path, self.limits) as file:
+        with opened_text(path, self.limits) as file:
             try:
                 for number, record in enumerate(_Text(file, self.limits).records(), start=1):
                     yield number, record
             except RecordError as error:
-                raise UserError.of(
-                    f"{path}:{number + 1}: {error}, so that nothing after it can be told apart",
-                    "mend the file, or rewrite it as JSON lines (.jsonl), which are read each by itself",
-                ) from error
+                cure = "mend the file, or rewrite it as JSON lines (.jsonl), which are read each by itself"
+                if not number and error.reason == "too long":
+                    cure += f"; of one object that holds all rows in a list: {taken_out(path, 'data')}"
+                what = f"{path}:{number + 1}: {error}, so that nothing after it can be told apart"
+                raise UserError.of(what, cure) from error
+
+
+def taken_out(path: Path, name: str) -> str:
+    """The command that writes the objects of a list in a file's only object as JSON lines."""
+    step = f".{name}" if name.isidentifier() and name.isascii() else f".[{json.dumps(name)}]"
+    return f"jq -c '{step}[]' {path} > {path.with_suffix('.jsonl')}"
 
 
 class _Text:
@@ -123,6 +130,6 @@ class _Text:
             check(value, said)
             return an_object(value)
         except UnicodeEncodeError:
-            return not_utf8("some of its bytes stand for no character")
+            return not_utf8("some of its bytes stand for no character", ENCODING)
         except RecordError as error:
             return error

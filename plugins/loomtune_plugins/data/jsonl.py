@@ -11,7 +11,7 @@ from typing import Any
 from loomtune.errors import UserError
 from loomtune_plugins.data.columns import ColumnFiles
 from loomtune_plugins.data.files_settings import FileSettings
-from loomtune_plugins.data.limits import Limits, lines, opened, packing
+from loomtune_plugins.data.limits import Limits, lines, opened_text, packing
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
 from loomtune_plugins.data.scan import scan
 from loomtune_plugins.data.text import parsed
@@ -46,7 +46,7 @@ class JsonLines(Reader):
     def records(self, path: Path, part: Mapping[str, Any] = WHOLE) -> Iterator[Numbered]:
         if path.suffix == ".parquet":
             raise UserError.of(f"{path} is a Parquet file", "set data=parquet")
-        with opened(path, self.limits) as file:
+        with opened_text(path, self.limits) as file:
             if part:
                 _unchanged(path, part)
                 file.seek(part["start"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import io
@@ -31,6 +32,9 @@ _WINDOW = 128 << 20
 
 _FED = 1 << 10
 """Bytes of a .zst that are unpacked at once: each four of them may be 128 KiB."""
+
+_PEEKED = 64
+"""Bytes by which an encoding is told."""
 
 _EMPTY = 1_000_000
 """Lines without a word, one after another, after which nobody waits for another word."""
@@ -88,6 +92,28 @@ def opened(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
             yield file if inner is None else io.BufferedReader(_Bounded(inner, path, budget), _BLOCK)
     except (OSError, EOFError, zlib.error) as error:  # archives that are none, or broken, raise any of them
         raise UserError.of(f"{path} cannot be read: {error}", "check the file and data.path") from error
+
+
+@contextlib.contextmanager
+def opened_text(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
+    """As `opened`. Raises UserError too where the bytes are those of text of 16 bits a letter, or of 32."""
+    with opened(path, limits) as file:
+        if encoding := _wide(file.peek(_PEEKED)[:_PEEKED]):  # type: ignore[attr-defined]  # both kinds are buffered
+            cure = f"rewrite it: iconv -f {encoding} -t UTF-8 IN > OUT"
+            raise UserError.of(f"{path} is {encoding} text, and only UTF-8 is read", cure)
+        yield file
+
+
+def _wide(head: bytes) -> str:
+    """The encoding that a byte-order mark tells, or NULs in every second byte; empty: neither."""
+    marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
+    marks |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+    if told := next((name for mark, name in marks.items() if head.startswith(mark)), ""):
+        return told
+    first, second = head[::2], head[1::2]
+    if any(first) != any(second) and len(head) >= 4:
+        return "UTF-16LE" if any(first) else "UTF-16BE"
+    return ""
 
 
 @contextlib.contextmanager

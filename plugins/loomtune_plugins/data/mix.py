@@ -93,6 +93,14 @@ class Mix(Data):
         total = sum(weights.values(), Fraction())
         return {name: sum(rows.values()) * weight / total for name, weight in weights.items()}
 
+    def inputs(self, split: str) -> Mapping[str, str]:
+        """Those of each source, by its name and theirs, as `origin` has them."""
+        found: dict[str, str] = {}
+        for name, source in self._with(split):
+            with _of(name):
+                found |= {f"{name}/{file}": digest for file, digest in source.inputs(split).items()}
+        return found
+
     def fingerprint(self) -> str:
         """Digest of the sources' names and fingerprints; shares change no row."""
         made_of = [(name, source.fingerprint()) for name, source in self.sources.items()]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from loomtune.errors import Fault, UserError, near
 from loomtune_plugins.data import ordered
 from loomtune_plugins.data.files_settings import FileSettings
+from loomtune_plugins.data.json_values import taken_out
+from loomtune_plugins.data.turns import SHAREGPT
 from loomtune_plugins.data.values import is_label, keys
 
 
@@ -65,7 +68,7 @@ KEYS = tuple(dict.fromkeys(key for source in SOURCES for key in source.keys))
 
 def choose(settings: FileSettings, record: Mapping[str, Any], where: str) -> tuple[Source, Mapping[str, str]]:
     """The source that settings and a first record ask for, with the column of each of its keys. Raises UserError."""
-    named = {key: getattr(settings, key) for key in KEYS if getattr(settings, key)}
+    named = {key: getattr(settings, key) for key in KEYS if getattr(settings, key)} or _sharegpt(settings, record)
     source = _source(settings, named, record, where)
     columns = {key: named.get(key, key) for key in source.keys}
     for key, column in columns.items():
@@ -130,8 +133,17 @@ def _source(settings: FileSettings, named: Mapping[str, str], record: Mapping[st
     raise UserError.of(
         f"{where} has the columns {keys(record)}, of which no "
         f"{'format' if settings.format == 'auto' else settings.format} can be made{told and f' with {told}'}",
-        "name the columns, for instance data.prompt=question data.completion=answer (or data.messages=, data.text=)",
+        _rows_within(record, where)
+        or "name the columns, for instance data.prompt=question data.completion=answer (or data.messages=, data.text=)",
     )
+
+
+def _sharegpt(settings: FileSettings, record: Mapping[str, Any]) -> Mapping[str, str]:
+    """The conversation under ShareGPT's name, where nothing else is there of which rows can be made."""
+    takes = [source for source in SOURCES if settings.format in ("auto", source.format)]
+    if settings.format not in ("auto", "messages") or any({*source.keys} <= {*record} for source in takes):
+        return {}
+    return {"messages": SHAREGPT} if SHAREGPT in record else {}
 
 
 def _may_be_guessed(source: Source, settings: FileSettings, named: Collection[str], record: Mapping[str, Any]) -> bool:
@@ -178,5 +190,18 @@ def _missing(key: str, column: str, source: Source, record: Mapping[str, Any], w
     return UserError.of(
         f"{where} has no column '{column}' for the {key} of format={source.format}; it has "
         f"{keys(record)}.{near(column, record)}",
-        f"set data.{key}= to one of its columns",
+        _rows_within(record, where) or f"set data.{key}= to one of its columns",
     )
+
+
+def _rows_within(record: Mapping[str, Any], where: str) -> str:
+    """How to take them out, where a .json is one object with a list of objects that are not messages; else nothing."""
+    path = Path(where.rpartition(":")[0])
+    lists = [name for name, value in record.items() if isinstance(value, list) and any(map(_is_record, value))]
+    if len(lists) != 1 or path.suffix.lower() != ".json":
+        return ""
+    return f"if its rows are the objects in its list '{lists[0]}', take them out: {taken_out(path, lists[0])}"
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, Mapping) and not {"role", "from"} & {*value}

@@ -18,6 +18,8 @@ DEPTH = 100
 PARTS = 250_000
 """Lists and objects of a record, by its brackets: two bytes of text are a hundred in memory."""
 
+ENCODING = "where all of a file is written so, rewrite it: iconv -f LATIN1 -t UTF-8 IN > OUT (or -f WINDOWS-1252, ...)"
+
 SHOWN = 500
 """Characters of each text of a record that is told of."""
 
@@ -32,7 +34,7 @@ def utf8(line: bytes) -> str:
     try:
         return line.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise not_utf8(f"{error.reason} at byte {error.start + 1}") from error
+        raise not_utf8(f"{error.reason} at byte {error.start + 1}", ENCODING) from error
 
 
 def an_object(value: Any) -> Mapping[str, Any]:
@@ -126,9 +128,9 @@ def excerpt(record: Any) -> dict[str, Any]:
     }
 
 
-def not_utf8(what: str) -> RecordError:
+def not_utf8(what: str, cure: str = "") -> RecordError:
     """What is said of bytes or escapes that no text is made of."""
-    return RecordError(f"is no UTF-8 text: {what}", "no UTF-8 text")
+    return RecordError(f"is no UTF-8 text: {what}", "no UTF-8 text", cure)
 
 
 def _half(error: UnicodeEncodeError) -> RecordError:

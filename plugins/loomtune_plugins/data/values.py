@@ -1,4 +1,4 @@
-"""What may stand in a record: text, conversations, labels, numbers; and what is said where something else does."""
+"""What may stand in a record: text, labels, numbers; and what is said where something else does."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_ROLES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names of the two speakers."""
-
 
 class RecordError(Exception):
-    """A record that cannot become a row, in words for the user. reason: fewer words, by which such are counted."""
+    """A record that cannot become a row, in words for the user.
 
-    def __init__(self, what: str, reason: str = "not the value asked for") -> None:
+    reason: fewer words, by which such are counted. cure: what may help where all of a file's records are like that.
+    """
+
+    def __init__(self, what: str, reason: str = "not the value asked for", cure: str = "") -> None:
         super().__init__(what)
-        self.reason = reason
+        self.reason, self.cure = reason, cure
 
 
 def text(value: Any, where: str) -> str:
@@ -24,11 +24,6 @@ def text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise RecordError(f"{where} is {kind(value)}, not text")
     return value
-
-
-def spoken(value: Any, where: str) -> str | list[dict[str, Any]]:
-    """Text, or a list of messages. Raises RecordError."""
-    return conversation(value, where) if isinstance(value, list) else text(value, where)
 
 
 def label(value: Any, where: str) -> bool:
@@ -55,39 +50,6 @@ def listed(value: Any, where: str) -> Sequence[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise RecordError(f"{where} is {kind(value)}, not a list")
     return value
-
-
-def conversation(value: Any, where: str) -> list[dict[str, Any]]:
-    """Messages in the form that chat templates read. Raises RecordError."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise RecordError(f"{where} is {kind(value)}, not a list of messages")
-    return [_turn(turn, f"{where} message {count}") for count, turn in enumerate(value, start=1)]
-
-
-def apart(chosen: Any, rejected: Any) -> dict[str, Any]:
-    """A prompt, which is what two conversations begin with, and what of each comes after. Raises RecordError."""
-    if not isinstance(chosen, list) or not isinstance(rejected, list):
-        raise RecordError(
-            "has no prompt: 'chosen' and 'rejected' are not both conversations, which would begin with it"
-        )
-    pairs = itertools.takewhile(lambda turns: turns[0] == turns[1], zip(chosen[:-1], rejected[:-1], strict=False))
-    if not (prompt := [turn for turn, _ in pairs]):
-        raise RecordError("has no prompt: 'chosen' and 'rejected' do not begin with the same message")
-    return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
-
-
-def _turn(turn: Any, where: str) -> dict[str, Any]:
-    """One message; ShareGPT's `from` and `value` are translated."""
-    if not isinstance(turn, Mapping):
-        raise RecordError(f"{where} is {kind(turn)}, not an object with role and content")
-    message = {key: value for key, value in turn.items() if value is not None}
-    if "role" not in message and "from" in message:
-        speaker, content = message.pop("from"), message.pop("value", None)
-        message |= {"role": _ROLES.get(speaker, speaker), "content": content}
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str) and not (key == "content" and "tool_calls" in message):
-            raise RecordError(f"{where} has {kind(message.get(key))} as its {key}, not text")
-    return message
 
 
 def keys(record: Mapping[str, Any]) -> str:

@@ -64,8 +64,9 @@ class SQLAccuracy(Evaluator):
         prompts = [_prompt(run, row) for row in rows]
         asked = [prompt for prompt in prompts if prompt]
         sampling = Sampling(max_tokens=self._settings.max_tokens, stop=run.tokenizer.stops)
-        completions = iter(_generated(run, asked, sampling))
-        return [run.tokenizer.decode(next(completions)).strip() if prompt else "" for prompt in prompts]
+        completions = _generated(run, asked, sampling)
+        written = ([token for token in tokens if token not in sampling.stop] for tokens in completions)
+        return [run.tokenizer.decode(next(written)).strip() if prompt else "" for prompt in prompts]
 
     def _same(self, row: Row, query: str, right: str) -> bool:
         ordered = " ORDER BY " in f" {' '.join(right.upper().split())} "

@@ -32,18 +32,22 @@ class CausalLM(Model):
     trusted: bool = False
     owns_tokenizer: bool = False
     new_tokens: Sequence[str] = ()
+    pad_vocabulary_to: int = 1
 
     @abstractmethod
     def described(self) -> Mapping[str, Any]:
         """The config as plain data; without torch."""
 
     @abstractmethod
-    def config(self) -> Any:
-        """The config as transformers makes it."""
-
     def published(self) -> Any:
-        """The config before anything that settings change in it."""
-        return self.config()
+        """The config as transformers makes it, before anything that settings change in it."""
+
+    def config(self) -> Any:
+        """The config with the rows that new tokens need."""
+        config, rows = self.published(), self.vocabulary()
+        if rows != self.stored_rows():
+            config.get_text_config().vocab_size = rows
+        return config
 
     @abstractmethod
     def tokenizer_folder(self) -> Path:
@@ -74,8 +78,15 @@ class CausalLM(Model):
         return self._tokenizer
 
     def vocabulary(self) -> int:
-        """Rows of the embedding."""
-        return self.stored_rows()
+        """Rows that hold every new token; those that are there and that no token uses are taken first."""
+        rows = self.stored_rows()
+        if self.new_tokens:
+            rows = max(rows, 1 + max(self.tokenizer().new_ids.values()))
+        return -(-rows // self.pad_vocabulary_to) * self.pad_vocabulary_to
+
+    def grown(self) -> list[int]:
+        """The rows, where they are others than were published: part of what the weights are."""
+        return [rows] if (rows := self.vocabulary()) != self.stored_rows() else []
 
     def stored_rows(self) -> int:
         """Rows of the embedding as it was published; without torch."""

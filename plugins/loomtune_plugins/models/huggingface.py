@@ -29,7 +29,7 @@ class HuggingFace(CausalLM):
         self._settings = settings
         self.attention, self.chat_template = settings.attention, settings.chat_template
         self.trusted, self.owns_tokenizer = settings.trust_remote_code, not settings.tokenizer
-        self.new_tokens = settings.new_tokens
+        self.new_tokens, self.pad_vocabulary_to = settings.new_tokens, settings.pad_vocabulary_to
 
     @cached_property
     def folder(self) -> Path:
@@ -49,7 +49,7 @@ class HuggingFace(CausalLM):
 
     def find(self) -> None:
         """Finds the files and reads the config of what is no hub id."""
-        new_tokens.check(self.new_tokens, self._settings.pad_vocabulary_to)
+        new_tokens.check(self.new_tokens, self.pad_vocabulary_to)
         if folder := folders.locate(self._settings.path, self._settings.checkpoint):
             folders.read_config(folder)
             folders.weight_files(folder)
@@ -76,7 +76,7 @@ class HuggingFace(CausalLM):
         """Finds the files and reads the config; downloads a hub id."""
         if self.trusted:
             self._warn()
-        new_tokens.check(self.new_tokens, self._settings.pad_vocabulary_to)
+        new_tokens.check(self.new_tokens, self.pad_vocabulary_to)
         self.described()
         folders.weight_files(self.folder)
         super().check()
@@ -91,26 +91,11 @@ class HuggingFace(CausalLM):
         """What `config.json` says."""
         return folders.read_config(self.folder)
 
-    def config(self) -> Any:
-        """The config with the rows that new tokens need."""
-        config, rows = self.published(), self.vocabulary()
-        if rows != self.stored_rows():
-            config.get_text_config().vocab_size = rows
-        return config
-
     def published(self) -> Any:
         """The config, from the folder alone."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self.trusted)
-
-    def vocabulary(self) -> int:
-        """Rows that hold every new token; those that are there and that no token uses are taken first."""
-        rows = self.stored_rows()
-        if self.new_tokens:
-            rows = max(rows, 1 + max(self.tokenizer().new_ids.values()))
-        multiple = self._settings.pad_vocabulary_to
-        return -(-rows // multiple) * multiple
 
     def tokenizer_folder(self) -> Path:
         """The model's folder, or that of another tokenizer."""
@@ -119,10 +104,9 @@ class HuggingFace(CausalLM):
 
     def fingerprint(self) -> str:
         """Digest of config and weights, wherever they lie."""
-        grown = [rows] if (rows := self.vocabulary()) != self.stored_rows() else []
         files = [self.folder / "config.json", *folders.weight_files(self.folder)]
         files += [heads] if (heads := self.folder / HEADS_FILE).is_file() else []
-        return fingerprint([folders.digest(file) for file in files], *grown)
+        return fingerprint([folders.digest(file) for file in files], *self.grown())
 
     def weights(self, seed: int) -> WeightSource:
         """What the files hold; nothing is drawn."""

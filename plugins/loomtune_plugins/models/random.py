@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loomtune.errors import UserError
-from loomtune_plugins.models import folders
+from loomtune_plugins.models import folders, new_tokens
 from loomtune_plugins.models.causal_lm import CausalLM, fingerprint
 from loomtune_plugins.models.settings import RandomSettings
 
@@ -22,6 +22,7 @@ class Random(CausalLM):
     def __init__(self, settings: RandomSettings) -> None:
         self._settings = settings
         self.attention, self.chat_template = settings.attention, settings.chat_template
+        self.new_tokens, self.pad_vocabulary_to = settings.new_tokens, settings.pad_vocabulary_to
 
     def check(self) -> None:
         """Checks that there is a shape, and that it and the tokenizer go together."""
@@ -36,6 +37,7 @@ class Random(CausalLM):
                 "no architecture is named for drawn weights",
                 "choose a named shape such as model=llama_35m, or set model.config=FILE or model.shape.model_type",
             )
+        new_tokens.check(self.new_tokens, self.pad_vocabulary_to)
         folders.locate(self._settings.tokenizer)
 
     def at_hand(self) -> bool:
@@ -56,7 +58,7 @@ class Random(CausalLM):
         """The file's values, with those of `shape` over them."""
         return self._shape
 
-    def config(self) -> Any:
+    def published(self) -> Any:
         """The config; ids of special tokens come from the tokenizer where the shape does not say them."""
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
@@ -79,7 +81,7 @@ class Random(CausalLM):
 
     def fingerprint(self) -> str:
         """Digest of the shape; the seed is the run's."""
-        return fingerprint("drawn", self._shape)
+        return fingerprint("drawn", self._shape, *self.grown())
 
     def weights(self, seed: int) -> WeightSource:
         """Drawn anew for every read."""

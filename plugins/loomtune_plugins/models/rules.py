@@ -39,7 +39,9 @@ def _untrained(model: Mapping[str, Any], adapter: Mapping[str, Any], frozen: str
 
 
 def _has_rows_of_its_own(settings: Mapping[str, Any]) -> bool:
-    """Whether the head is not tied to the embedding; False where nobody can say it yet."""
+    """Whether the head is not tied to the embedding; False where nobody can say it yet, as of drawn weights."""
+    if "shape" in settings:
+        return False
     from loomtune_plugins.models.huggingface import HuggingFace
     from loomtune_plugins.models.settings import HuggingFaceSettings
 

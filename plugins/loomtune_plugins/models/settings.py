@@ -47,3 +47,5 @@ class RandomSettings:
     attention: str = option("", ATTENTION)
     chat_template: str = option("", CHAT_TEMPLATE)
     tokenizer: str = option("", "folder of a tokenizer; empty: that of `config`, or else of the shipped model")
+    new_tokens: list[str] = option([], NEW_TOKENS)
+    pad_vocabulary_to: int = option(1, PAD_VOCABULARY)

@@ -88,11 +88,29 @@ def render(
         _refuse(str(error))
     except MemoryError:
         _refuse("it takes more memory than there is")
+    except RecursionError:
+        _refuse("it calls itself without end")
     except Exception as error:  # whatever Python makes of what the template says
-        what = str(error) or type(error).__name__
-        cure = f"correct the conversation, or set {KEY} to a template that writes it"
+        what = _objection(error, messages)
+        calling = any(message.get("tool_calls") for message in messages)
+        better = f"{KEY}=qwen, which writes calls" if calling else f"{KEY} to a template that writes it"
+        cure = f"correct the conversation, or set {better}"
         raise UserError.of(f"the chat template cannot write a conversation out: {what}", cure) from error
     raise AssertionError
+
+
+def _objection(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Why a conversation is not written: what the template itself says, or what it does not reckon with."""
+    from jinja2.exceptions import TemplateError, UndefinedError
+
+    if isinstance(error, TemplateError) and not isinstance(error, UndefinedError) and str(error):
+        return str(error)
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message.get("content"), str):
+            others = [key for key, value in message.items() if value is not None and key not in ("role", "content")]
+            held = f"no text but {', '.join(others)}" if others else "no plain text"
+            return f"message {number} ({message.get('role')}) holds {held}, and the template writes text alone"
+    return f"it fails over it ({type(error).__name__}: {error})"
 
 
 def _compiled(template: str) -> Rendering:

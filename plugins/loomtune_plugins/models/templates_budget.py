@@ -14,8 +14,20 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-BYTES = 128 * 2**20
-"""What a rendering may make in all. A conversation of 8 MiB, which no model reads whole, needs half of it."""
+BYTES = 8 * 2**20
+"""What any rendering may make in all."""
+
+TIMES = 32
+"""What it may make beside, for each byte of what it was given; most templates make a fourth of that."""
+
+MOST = 192 * 2**20
+"""That at most: a conversation of 8 MiB, which no model reads whole, needs a third of it."""
+
+WORK = 2**27
+"""Characters that one operation may look at, each as often as it does: a second of it, at worst."""
+
+CHARACTER = 90
+"""Bytes of a character that is a text of its own."""
 
 SECONDS = 1.0
 """Of the thread's own time, so that a busy machine refuses nobody."""
@@ -32,7 +44,7 @@ EMPTY = 50
 OFTEN = 2**14
 """Bytes after which the clock is read."""
 
-TOO_MUCH = f"it makes more than {BYTES >> 20} MiB of text and lists"
+TOO_MUCH = f"it makes more than {BYTES >> 20} MiB of text and lists, and {TIMES} times what it was given"
 
 CONTAINERS: tuple[type, ...] = (list, tuple, set, frozenset, dict, type({}.items()), type({}.keys()), type({}.values()))
 
@@ -44,13 +56,14 @@ class Forbidden(SecurityError):
 class Budget:
     """What is left to a rendering. Of one thread at a time."""
 
-    __slots__ = ("_deadline", "_until", "left", "mark")
+    __slots__ = ("_deadline", "_given", "_until", "left", "mark")
 
     def __init__(self) -> None:
-        self.begin()
+        self.begin(None)
 
-    def begin(self) -> None:
-        """A new rendering."""
+    def begin(self, given: Any) -> None:
+        """A new rendering. What it was given is measured once it needs more than every rendering has."""
+        self._given = (given,)
         self.left, self.mark = BYTES, BYTES - OFTEN
         self._deadline, self._until = monotonic() + SECONDS, thread_time() + SECONDS
 
@@ -62,7 +75,7 @@ class Budget:
 
     def look(self) -> None:
         """Looks whether there are bytes left, and at the clock."""
-        if self.left < 0:
+        if self.left < 0 and not (self._grows() and self.left >= 0):
             raise Forbidden(TOO_MUCH)
         self.mark = self.left - OFTEN if self.left > OFTEN else 0
         if monotonic() > self._deadline:
@@ -70,8 +83,19 @@ class Budget:
 
     def afford(self, size: int) -> None:
         """Raises Forbidden where something could become larger than what is left."""
-        if size > self.left:
+        if size > self.left and not (self._grows() and size <= self.left):
             raise Forbidden(TOO_MUCH)
+
+    def work(self, steps: int) -> None:
+        """Raises Forbidden where one operation, within which no clock is read, would take so many steps."""
+        if steps > WORK:
+            raise Forbidden("it looks for much in what is long")
+
+    def walked(self, values: Any) -> Any:
+        """Of what is walked through: a text, each character of which becomes one, paid for before."""
+        if isinstance(values, str):
+            self.spend(CHARACTER * len(values))
+        return values
 
     def made(self, value: Any) -> Any:
         """What was made, paid for with all that is in it."""
@@ -93,16 +117,8 @@ class Budget:
 
     def size(self, value: Any) -> int:
         """Bytes of a value and of all in it, each as often as it is there; no more than what is left is counted."""
-        found, waiting = 0, [value]
-        while waiting and found <= self.left:
-            one = waiting.pop()
-            found += getsizeof(one) + ELEMENT
-            if isinstance(one, dict):
-                waiting += one.keys()
-                waiting += one.values()
-            elif isinstance(one, CONTAINERS):
-                waiting += list(one)  # type: ignore[call-overload]
-        return found
+        found = _weight(value, self.left)
+        return _weight(value, self.left) if found > self.left and self._grows() else found
 
     def room(self, parts: Iterable[str], separators: int = 0) -> None:
         """Raises Forbidden where texts, and so many characters between them, are too many to be joined.
@@ -116,9 +132,37 @@ class Budget:
                 width = max(width, 4 if type(part) is str else 20)
         self.afford(length * width)
 
+    @property
+    def grown(self) -> bool:
+        """Whether it is beyond what every rendering has."""
+        return not self._given
+
+    def _grows(self) -> bool:
+        """Whether there is more, by what was given, than there was. It is so once."""
+        if not self._given:
+            return False
+        given, self._given = self._given, ()
+        more = TIMES * _weight(given, MOST // TIMES)
+        self.left += min(more, MOST)
+        return True
+
     def _late(self) -> None:
         """The clock on the wall says so; the thread's own, which is slow to read, decides."""
         left = self._until - thread_time()
         if left < 0:
             raise Forbidden(f"it takes more than {SECONDS:g} s")
         self._deadline = monotonic() + left
+
+
+def _weight(value: Any, most: int) -> int:
+    """Bytes of a value and of all in it; where they are more than so many, not all are counted."""
+    found, waiting = 0, [value]
+    while waiting and found <= most:
+        one = waiting.pop()
+        found += getsizeof(one) + ELEMENT
+        if isinstance(one, dict):
+            waiting += one.keys()
+            waiting += one.values()
+        elif isinstance(one, CONTAINERS):
+            waiting += list(one)  # type: ignore[call-overload]
+    return found

@@ -20,6 +20,7 @@ STEP = 100
 """What a turn of a loop, or a call, costs beside what it makes."""
 
 REFUSED = (nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends, nodes.ScopedEvalContextModifier)
+CALLS = (nodes.Call, nodes.Filter, nodes.Test)
 BODIES = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 
@@ -86,11 +87,21 @@ def bound(source: nodes.Template) -> None:
         raise Forbidden(f"it has more than {MANY} statements and expressions")
     for found in source.find_all(REFUSED):
         raise Forbidden(f"it has a statement of the kind '{type(found).__name__.lower()}'")
+    for call in [*source.find_all(CALLS)]:
+        call.dyn_args = call.dyn_args and _walked(call.dyn_args)  # type: ignore[attr-defined]
+    for loop in [*source.find_all(nodes.For)]:
+        loop.iter = _walked(loop.iter)
     for body in [*source.find_all(BODIES)]:
         written: list[nodes.Node] = body.body  # type: ignore[attr-defined]
         size = sum(8 + len(getattr(one, "data", "")) for one in _outputs(written))
         step = nodes.EnvironmentAttribute(f"budget.spend({STEP + 4 * size})")
         written.insert(0, nodes.ExprStmt(step, lineno=body.lineno))
+
+
+def _walked(values: nodes.Expr) -> nodes.Expr:
+    """Of what a loop goes through, or a star unpacks: paid for before that begins."""
+    paying = nodes.EnvironmentAttribute("walked")
+    return nodes.Call(paying, [values], [], None, None, lineno=values.lineno).set_environment(values.environment)
 
 
 def _outputs(body: Sequence[nodes.Node]) -> Iterable[nodes.Node]:

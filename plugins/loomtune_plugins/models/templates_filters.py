@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from itertools import chain
 from types import GeneratorType
@@ -18,7 +18,7 @@ from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.tests import TESTS
 from jinja2.utils import pass_environment
 
-from loomtune_plugins.models.templates_budget import ELEMENT, Budget, Forbidden
+from loomtune_plugins.models.templates_budget import CHARACTER, CONTAINERS, ELEMENT, Budget, Forbidden
 
 _NAMES = (
     "abs attr batch capitalize center count d default dictsort e escape first float forceescape format groupby indent "
@@ -27,10 +27,10 @@ _NAMES = (
 )
 WIDEST = 10_000
 """The largest width, and the largest number of parts, that anything is brought to."""
-CHARACTER = 90
-"""Bytes of a character that is a text of its own in a list."""
-_PADDED = re.compile(r"%(\([^)]*\))?[-+ #.\d]*?(\*|\d{5})")
-"""Of what `%` formats: a width that comes from elsewhere, or one of five digits."""
+_PADDED = re.compile(r"%(\([^()]*\(|(\([^()]*\))?[-+ #.\dhlL]*?(\*|\d{5}))")
+"""Of what `%` formats: a key with parentheses, a width that comes from elsewhere, or one of five digits."""
+_WALKING = frozenset("list map max min reject rejectattr select selectattr sum".split())
+"""Filters that go through what they are given one by one."""
 
 Guard = Callable[..., None]
 
@@ -43,7 +43,7 @@ class Guards:
 
     def filters(self) -> Mapping[str, Guard]:
         """By the filter's name; arguments as the filter has them."""
-        lists: dict[str, Guard] = dict.fromkeys(("list", "sort", "groupby", "title"), self.characters)
+        lists: dict[str, Guard] = dict.fromkeys(("sort", "groupby"), self.characters)
         widths = {"center": self.width, "truncate": self.width, "round": self.narrow}
         parts = {"batch": self.parts, "slice": self.parts}
         text: dict[str, Guard] = {
@@ -51,6 +51,8 @@ class Guards:
             "indent": self.indent,
             "format": self.printf,
             "trim": self.strip,
+            "title": self.titled,
+            **dict.fromkeys(("upper", "lower", "capitalize"), self.cased),
         }
         escaped: dict[str, Guard] = dict.fromkeys(("e", "escape", "forceescape"), self.escaped)
         return {
@@ -61,21 +63,31 @@ class Guards:
             **escaped,
             "sum": self.numbers,
             "string": self.told,
-            "format": self.printf,
         }
 
     def methods(self) -> Mapping[str, Guard]:
         """By the name of a text's method; the text is the first argument."""
         searching = dict.fromkeys(("rfind", "rindex", "rpartition"), self.backwards)
+        cases = dict.fromkeys(("casefold", "upper", "lower", "title", "capitalize", "swapcase"), self.cased)
         padding = dict.fromkeys(("center", "ljust", "rjust", "zfill"), self.width)
-        splitting = {"split": self.split, "rsplit": self.split, "splitlines": self.lines}
+        splitting = {"split": self.split, "rsplit": self.resplit, "splitlines": self.lines}
         stripping = dict.fromkeys(("strip", "lstrip", "rstrip"), self.strip)
-        return {**searching, **padding, **splitting, **stripping, "replace": self.replace}
+        guards = {**searching, **cases, **padding, **splitting, **stripping, "replace": self.replace}
+        return {name: _asked(guard) for name, guard in guards.items()}
 
     def characters(self, value: Any, *_: Any, **__: Any) -> None:
         """A text of which each character may become a text."""
-        if isinstance(value, str):
-            self._budget.spend(CHARACTER * len(value))
+        self._budget.walked(value)
+
+    def cased(self, value: Any, *_: Any, **__: Any) -> None:
+        """A text in other letters, for which Python has three of four bytes for each meanwhile."""
+        self.told(value)
+        self._budget.afford(12 * len(value) if isinstance(value, str) else 0)
+
+    def titled(self, value: Any, *_: Any, **__: Any) -> None:
+        """Jinja's takes a text to pieces."""
+        self.told(value)
+        self.characters(value)
 
     def width(self, value: Any, width: Any = 80, *_: Any, **__: Any) -> None:
         """A text brought to a width."""
@@ -133,17 +145,21 @@ class Guards:
 
     def backwards(self, text: str, wanted: Any = "", *_: Any) -> None:
         """What Python searches from the end, it compares at each place."""
-        if isinstance(wanted, str) and len(text) * len(wanted) > 2**30:
-            raise Forbidden("it searches a long text for a long one, from its end")
+        self._budget.work(len(text) * len(wanted) if isinstance(wanted, str) else 0)
 
     def strip(self, text: Any, characters: Any = None, *_: Any, **__: Any) -> None:
         """Each character is looked for among those to be taken away."""
-        if isinstance(characters, str) and len(characters) > WIDEST:
-            raise Forbidden("it strips more kinds of characters than there are")
+        self.told(text)
+        self._budget.work(len(text) * len(characters) if isinstance(text, str) and isinstance(characters, str) else 0)
 
-    def split(self, text: str, separator: Any = None, *_: Any, **__: Any) -> None:
+    def resplit(self, text: str, sep: Any = None, maxsplit: Any = -1) -> None:
+        """Parts that are searched for from the end."""
+        self.backwards(text, sep)
+        self.split(text, sep)
+
+    def split(self, text: str, sep: Any = None, maxsplit: Any = -1) -> None:
         """As many texts as there are separators, or half as many as characters."""
-        parts = text.count(separator) + 1 if isinstance(separator, str) and separator else len(text) // 2
+        parts = text.count(sep) + 1 if isinstance(sep, str) and sep else len(text) // 2
         self._budget.afford(parts * CHARACTER)
 
     def lines(self, text: str, *_: Any, **__: Any) -> None:
@@ -159,7 +175,7 @@ def _lines(text: str) -> int:
 def filters(budget: Budget) -> dict[str, Callable[..., Any]]:
     """Those of Jinja, guarded; `tojson` writes as transformers' does, without Jinja's escapes for web pages."""
     guards = Guards(budget).filters()
-    guarded = {name: _paid(budget, FILTERS[name], guards.get(name)) for name in _NAMES.split()}
+    guarded = {name: _paid(budget, FILTERS[name], guards.get(name), name in _WALKING) for name in _NAMES.split()}
     return {**guarded, "join": _join(budget), "tojson": _tojson(budget)}
 
 
@@ -169,13 +185,31 @@ def tests(budget: Budget) -> dict[str, Callable[..., Any]]:
     return {name: _paid(budget, test, None) for name, test in known.items()}
 
 
-def _paid(budget: Budget, function: Callable[..., Any], guard: Guard | None) -> Callable[..., Any]:
+def _asked(guard: Guard) -> Guard:
+    """A guard whose objection to its arguments is about the template, not about a row."""
+
+    def asked(*args: Any, **kwargs: Any) -> None:
+        try:
+            guard(*args, **kwargs)
+        except TypeError as error:
+            raise Forbidden(f"it calls something with other arguments than that takes ({error})") from error
+
+    return asked
+
+
+def _paid(
+    budget: Budget, function: Callable[..., Any], guard: Guard | None, walking: bool = False
+) -> Callable[..., Any]:
+    """walking: whether the clock is to be read, and each element paid for, while it goes through them."""
     given = 1 if hasattr(function, "jinja_pass_arg") else 0
+    ask = _asked(guard) if guard is not None else None
 
     @wraps(function)
     def paid(*args: Any, **kwargs: Any) -> Any:
-        if guard is not None:
-            guard(*args[given:], **kwargs)
+        if ask is not None:
+            ask(*args[given:], **kwargs)
+        if walking and len(args) > given and isinstance(args[given], (str, *CONTAINERS)):
+            args = (*args[:given], _counted(budget, args[given]), *args[given + 1 :])
         result = function(*args, **kwargs)
         budget.look()
         if isinstance(result, GeneratorType):
@@ -185,7 +219,7 @@ def _paid(budget: Budget, function: Callable[..., Any], guard: Guard | None) -> 
     return paid
 
 
-def _counted(budget: Budget, values: Iterator[Any]) -> Iterator[Any]:
+def _counted(budget: Budget, values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         budget.spend(CHARACTER + ELEMENT)
         yield value
@@ -200,7 +234,7 @@ def _join(budget: Budget) -> Callable[..., str]:
         if attribute is not None:
             value = map(make_attrgetter(environment, attribute), value)
         parts: list[str] = []
-        for one in chain((d,), value):
+        for one in chain((d,), budget.walked(value)):
             told(one)
             budget.spend(ELEMENT)
             parts.append(str(one))

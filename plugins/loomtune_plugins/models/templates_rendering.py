@@ -6,11 +6,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from loomtune_plugins.models.templates_budget import Forbidden
 from loomtune_plugins.models.templates_sandbox import Sandbox
 
 LONGEST = 2**17
 """Characters of a template; the longest that are published have a fifth of it."""
+
+DEEPEST = 64
+"""Lists and objects within each other; a macro that calls itself for each takes eight calls of Python."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 SEVERAL = 16
@@ -35,9 +40,9 @@ class Rendering:
         special: Mapping[str, str],
     ) -> str:
         """What it writes. special: the names of tokens, as it may call them, to the tokens."""
-        said = [_heard(plain(message)) for message in messages]
-        known = {"messages": said, "tools": plain(tools) or None, "documents": None, "add_generation_prompt": reply}
-        self._sandbox.budget.begin()
+        said, schemas = [_heard(plain(message)) for message in messages], plain(tools) or None
+        known = {"messages": said, "tools": schemas, "documents": None, "add_generation_prompt": reply}
+        self._sandbox.budget.begin([said, schemas])
         return self._sandbox.concat(self._template.root_render_func(self._template.new_context({**special, **known})))
 
 
@@ -71,16 +76,21 @@ def rendering(template: str) -> Rendering:
     return known[template]
 
 
-def plain(value: Any) -> Any:
-    """A value of exact JSON types, so that a template meets no object with methods of its own."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value of exact JSON types, so that a template meets no object with methods of its own.
+
+    Raises TemplateError for one so deep that writing it would take more of Python's stack than there may be.
+    """
     if isinstance(value, str):
         return str.__str__(value)
     if value is None or type(value) in (int, float, bool):
         return value
+    if depth > DEEPEST:
+        raise TemplateError(f"it holds lists and objects within each other, more than {DEEPEST} deep")
     if isinstance(value, Mapping):
-        return {plain(key): plain(one) for key, one in value.items()}
+        return {plain(key): plain(one, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(one, depth + 1) for one in value]
     if hasattr(value, "tolist"):  # numpy's, as columns of Parquet give them
-        return plain(value.tolist())
+        return plain(value.tolist(), depth + 1)
     return f"<{type(value).__name__}>"

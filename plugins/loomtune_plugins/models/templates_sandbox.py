@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from sys import getsizeof
-from types import BuiltinMethodType
+from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -27,8 +27,11 @@ from loomtune_plugins.models.templates_filters import WIDEST, Guards, filters, t
 SHORT = 2**12
 """Characters of texts that need no second look."""
 
-SOME = 2**23
-"""Bytes that fit four times wherever anything runs."""
+SOME = 2**21
+"""Bytes that fit four times into what any rendering has."""
+
+CONTEXT = ("_loop_vars", "_block_vars")
+"""What Jinja adds to the arguments of a call."""
 
 OF_DICTS = frozenset(dir(dict))
 
@@ -126,9 +129,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def concat(self, parts: Iterable[str]) -> str:
         """One text of many, each of which was told. So they are few where little is spent."""
         budget, parts = self.budget, list(parts)
-        if budget.left < BYTES - SOME:
+        if budget.grown or budget.left < BYTES - SOME:
             budget.room(parts)
         return budget.made("".join(parts))  # type: ignore[no-any-return]
+
+    def walked(self, values: Any) -> Any:
+        """What a loop goes through, or a star unpacks."""
+        return self.budget.walked(values)
 
     def cut(self, part: Any) -> Any:
         """Part of a text or of a list, of which nothing within is new."""
@@ -166,16 +173,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget = self.budget
         budget.spend(STEP)
         budget.look()
+        if isinstance(obj, MethodType) and obj == self.walked:
+            return budget.walked(*args)
         text = getattr(obj, "__self__", None) if isinstance(obj, BuiltinMethodType) else None
+        own = {name: value for name, value in kwargs.items() if name not in CONTEXT}
         if isinstance(text, str):
             if obj.__name__ == "join":
-                parts = [*args[0]]
+                parts = [*budget.walked(*args, **own)]
                 budget.room([text, *parts], len(text) * len(parts))
                 return budget.made(text.join(parts))
             if guard := self._methods.get(obj.__name__):
-                guard(text, *args, **kwargs)
+                guard(text, *args, **own)
         elif isinstance(obj, Macro):
-            budget.made([args, kwargs])  # which it may keep
+            budget.made([args, own])  # which it may keep
+        elif isinstance(obj, LoopContext):
+            budget.walked(*args, **own)
         return budget.made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

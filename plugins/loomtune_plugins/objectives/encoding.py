@@ -20,6 +20,9 @@ from loomtune_plugins.objectives.conversations import Conversation, Piece
 BOS = ("auto", "always", "never")
 """When a text begins with the beginning token; see `begin`."""
 
+ANCHOR = "\n"
+"""A text that tokens seldom straddle."""
+
 
 def unknown(settings: Any, **known: Sequence[str]) -> list[Fault]:
     """A fault of each setting that has none of its known values."""
@@ -75,24 +78,29 @@ def join(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Encoded:
 
     Pieces apart differ from the whole text where a token straddles a border (`Answer: ` + `A` against `Answer:` +
     ` A`), and where a tokenizer puts a blank before each text (SentencePiece). The second goes away by tokenising a
-    piece behind the one before it, and taking that off; the first is how the model would be asked, and stays.
+    piece behind the one before it, or behind an anchor, and taking that off; the first is how the model would be
+    asked, and stays.
     """
     encoded = Encoded()
     whole = tokenizer.encode("".join(piece.text for piece in pieces))
     text, before, apart, same = "", "", list[int](), True
-    for piece in pieces[:-1]:
+    for number, piece in enumerate(pieces, 1):
         text += piece.text
-        known, part = len(encoded.ids), tokenizer.encode(piece.text)
+        known, last = len(encoded.ids), number == len(pieces)
+        if last and same:
+            encoded.add(whole[known:], piece.learned)
+            break
+        part = tokenizer.encode(piece.text)
         ids = part
         if known and not (same and _are_at(whole, known, ids)):
-            ids = _rest(tokenizer.encode(before + piece.text), apart, part)
-            if not (same and _are_at(whole, known, ids)):
-                ids = _rest(tokenizer.encode(text), encoded.ids, part)
+            behind = _rest(tokenizer.encode(before + piece.text), apart)
+            if behind is None or not (same and _are_at(whole, known, behind)):
+                further = None if last else _rest(tokenizer.encode(text), encoded.ids)
+                behind = further if behind is None or further is not None else behind
+            ids = _anchored(piece.text, part, tokenizer) if behind is None else behind
         same = same and _are_at(whole, known, ids)
         encoded.add(ids, piece.learned)
         before, apart = piece.text, part
-    if pieces:
-        encoded.add(whole[len(encoded.ids) :] if same else tokenizer.encode(pieces[-1].text), pieces[-1].learned)
     return encoded
 
 
@@ -100,9 +108,18 @@ def _are_at(whole: list[int], start: int, ids: list[int]) -> bool:
     return whole[start : start + len(ids)] == ids
 
 
-def _rest(longer: list[int], known: list[int], otherwise: list[int]) -> list[int]:
+def _rest(longer: list[int], known: list[int]) -> list[int] | None:
     """What tokens add to those known, where they begin with them."""
-    return longer[len(known) :] if longer[: len(known)] == known else otherwise
+    return longer[len(known) :] if longer[: len(known)] == known else None
+
+
+def _anchored(text: str, part: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text in the middle of another: without the blank that a tokenizer puts before each text."""
+    anchor = tokenizer.encode(ANCHOR)
+    if _rest(tokenizer.encode(ANCHOR + "a"), anchor) == tokenizer.encode("a"):
+        return part
+    found = _rest(tokenizer.encode(ANCHOR + text), anchor)
+    return part if found is None else found
 
 
 def close(encoded: Encoded, eos: int) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An answer to a prompt. ended: whether its last token is one that ends an answer; where it was cut there is none."""
+    """An answer to a prompt. ended: whether its last token is one that ends answers; where it was cut there is none."""
 
     prompt: Sequence[int]
     tokens: Sequence[int]

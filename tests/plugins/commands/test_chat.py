@@ -44,6 +44,27 @@ def test_a_reply_is_the_completion_without_its_end() -> None:
     assert chat.reply(Parrot({"prompt": "p", "completion": "c"}), "warp", SAMPLING) == "warp"
 
 
+def test_a_reply_ends_where_the_template_ends_a_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Turns(ToyTokenizer):
+        stops = (ToyTokenizer.eos_id, TEXT.encode("!")[0])
+
+    run = Parrot({"prompt": "p", "completion": "c"})
+    run.tokenizer, answered = Turns(), []
+
+    def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        answered.append(sampling.stop)
+        return [[*prompt, sampling.stop[-1]] for prompt in prompts]
+
+    run.generate = generate  # type: ignore[method-assign]
+    monkeypatch.setattr(chat, "opened", contextmanager(lambda plan, folder: iter([run])))
+    monkeypatch.setattr(chat.api, "resumed", lambda folder, overrides: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO("warp\n"))
+    chat.chat([str(tmp_path)])
+    assert answered == [Turns.stops] and capsys.readouterr().out == "warp\n"
+
+
 def test_a_prompt_is_asked_in_the_form_of_the_rows() -> None:
     plain, talk = Parrot({"prompt": "p", "completion": "c"}), Parrot({"messages": []})
     chat.reply(plain, "warp", SAMPLING), chat.reply(talk, "warp", SAMPLING)

@@ -314,3 +314,55 @@ def test_of_gsm8k_the_targets_are_the_answer_and_its_end(tmp_path: Path) -> None
             (part,) = row.parts
             learned = [t for t, is_target in zip(part.tokens, part.learned, strict=True) if is_target]
             assert run.tokenizer.decode(learned, special=True) == rows[row.number]["answer"] + "</s>"
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_folder_that_datasets_saved_is_read_as_such(inspect: Inspect, tmp_path: Path, splits: bool) -> None:
+    saved = datasets.Dataset.from_list([{"prompt": f"{n}? ", "completion": f"answer {n}"} for n in range(4)])
+    (datasets.DatasetDict({"train": saved}) if splits else saved).save_to_disk(tmp_path / "saved")
+    told = inspect(tmp_path / "saved", "--row", 2)
+    assert "── train:2 ─" in told and "data=datasets saved" in told
+    (tmp_path / "other").mkdir()
+    assert "nor one that datasets saved" in inspect(tmp_path / "other", ends=2)
+
+
+def test_what_the_figures_say_of_max_length_is_no_warning_besides(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "long.jsonl", [{"prompt": "ab ", "completion": "cd " * 40}])
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(path), f"model.path={tiny_model}", "max_length=20"])
+    told = capsys.readouterr()
+    assert "1 lose " in told.out and "lose" not in told.err
+
+
+def test_a_first_look_that_takes_long_says_why(
+    inspect: Inspect, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Event()
+
+    class Timed(Timer):
+        def __init__(self, seconds: float, *given: Any) -> None:
+            super().__init__(0.0, *given)
+
+        def run(self) -> None:
+            super().run()
+            said.set()
+
+    def slow(plan: Plan) -> Run:
+        assert said.wait(60)
+        return looked_at(plan)
+
+    monkeypatch.setattr(command, "Timer", Timed)
+    monkeypatch.setattr("loomtune.session.looked_at", slow)
+    inspect(write_rows(tmp_path / "some.jsonl", [{"prompt": "a ", "completion": "b"}]))
+    assert said.is_set()
+
+
+def test_a_screen_that_nobody_reads_any_more_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Left(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Terminal(Left()).show([], Summary("", "", [], []), [], "")

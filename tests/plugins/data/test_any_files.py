@@ -204,3 +204,59 @@ def test_text_of_a_column_that_is_no_utf8_is_dropped_by_itself(tmp_path: Path) -
     data = files(tmp_path / "rows.parquet")
     found = [one for piece in data.pieces("train") for one in data.read(piece)]
     assert [getattr(one, "reason", "a row") for one in found] == ["a row", "no UTF-8 text", "a row"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_text_of_wide_letters_is_refused_with_the_command_that_rewrites_it(
+    tmp_path: Path, name: str, encoding: str, packed: str
+) -> None:
+    path = tmp_path / f"{name}{packed}"
+    path.write_bytes(PACK[packed](KINDS[name].decode().encode(encoding)))
+    told = refusal(files(path, prompt="question", completion="answer"))
+    known = encoding.upper().replace("-BE", "BE").replace("-LE", "LE")
+    assert told.count("cure:") == 1 and f"iconv -f {known} -t UTF-8" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", "text\nnaïve\n"),
+        ("rows.csv", "têxt\nx\n"),
+        ("rows.jsonl", '{"text": "naïve"}\n'),
+        ("rows.json", '[{"text": "naïve"}]'),
+    ],
+)
+def test_bytes_of_another_encoding_are_told_with_the_command_that_rewrites_it(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    assert "iconv -f LATIN1 -t UTF-8" in refusal(files(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "content", ['"prompt";"completion"\n"a";"b"\n', 'prompt;completion\n"a";"b"\n', "prompt;completion\na;b\n"]
+)
+def test_a_table_with_other_separators_is_told_to_say_so(tmp_path: Path, content: str) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    assert "set data.delimiter" in refusal(files(tmp_path / "rows.csv"))
+    assert len(list(files(tmp_path / "rows.csv", delimiter=";").rows("train"))) == 1
+
+
+@pytest.mark.parametrize("columns", [{}, {"prompt": "question", "completion": "answer"}, {"format": "text"}])
+def test_an_object_that_holds_the_rows_in_a_list_is_refused_with_the_command_that_takes_them_out(
+    tmp_path: Path, columns: dict[str, str]
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"version": "1.1", "data": QA}))
+    assert f"jq -c '.data[]' {path} > {tmp_path}/rows.jsonl" in refusal(files(path, **columns))
+    path.write_text(json.dumps({"my rows": QA}))
+    assert "jq -c '.[\"my rows\"][]' " in refusal(files(path, **columns))
+    path.write_text(json.dumps({"dialogue": [{"role": "user", "content": "a"}]}))
+    assert "jq" not in refusal(files(path, **columns))
+
+
+def test_so_is_one_too_large_to_be_read_as_a_record(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"data": QA * 999}))
+    assert "jq -c '.data[]' " in refusal(files(tmp_path / "rows.json", max_record=1000))

@@ -123,13 +123,6 @@ def test_a_named_column_decides_the_format(tmp_path: Path) -> None:
     assert "text" in next(iter(jsonl(path, format="text").rows("train")))
 
 
-def test_conversations_in_the_words_of_sharegpt_are_translated(tmp_path: Path) -> None:
-    said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-    data = jsonl(lines(tmp_path / "rows.jsonl", [{"conversations": said}]), messages="conversations")
-    (row,) = data.rows("train")
-    assert row["messages"] == [{"content": "hi", "role": "user"}, {"content": "hello", "role": "assistant"}]
-
-
 def test_parquet_conversations_lose_their_empty_fields(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "hi", "name": None}, {"role": "assistant", "content": "ho", "name": "x"}]
     (row,) = Parquet(FileSettings(path=table(tmp_path / "rows.parquet", [{"messages": said}]))).rows("train")

@@ -1,5 +1,6 @@
 """Data sets of the library `datasets`: saved on disk, a folder of files, and names on the hub."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_what_cannot_be_found_is_refused_with_what_to_do(tmp_path: Path) -> None
     assert "set data=files" in refusal(hub(tmp_path / "rows.jsonl"))
     assert "neither a folder nor a name on the hub" in refusal(hub(tmp_path / "nowhere"))
     assert "the hub needs a network" in refusal(hub("nobody/nothing"))
+
+
+def test_a_hub_that_does_not_answer_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub  # noqa: F401 - has its loggers write to stderr
+
+    requests = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(requests.parent, "level", logging.NOTSET)
+
+    def load(**_: Any) -> Any:
+        requests.warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    requests.warning("this is heard")
+    told = refusal(hub("nobody/nothing"))
+    assert told.count("cure:") == 1 and "HF_HUB_OFFLINE=1" in told and "save_to_disk" in told
+    heard = capfd.readouterr().err
+    assert "this is heard" in heard and "Retrying" not in heard
 
 
 def test_a_saved_data_set_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:

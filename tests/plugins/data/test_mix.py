@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def test_rows_come_source_by_source_in_the_order_of_names_and_say_whose_they_are
         "b/rows.jsonl:2",
     ]
     assert rows[0]["completion"] == "yes 0" and rows[-1]["messages"][0]["content"] == "b2"
+
+
+def test_inputs_are_those_of_all_sources_by_the_names_that_origins_have(files: dict[str, Path]) -> None:
+    mix = Mix(settings(files))
+    digest = {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert mix.inputs("train") == {"a/rows.jsonl": digest["a"], "b/rows.jsonl": digest["b"]}
+    assert mix.inputs("validation") == {"a/held.jsonl": digest["held"]}
+    assert {row["origin"].rpartition(":")[0] for row in mix.rows("train")} == {*mix.inputs("train")}
 
 
 def test_what_is_held_out_is_that_of_all_sources(files: dict[str, Path]) -> None:

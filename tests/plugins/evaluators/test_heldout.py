@@ -89,6 +89,7 @@ def a_run(*cuts: int, objective: Any = None, world: Any = None) -> Any:
         objective=objective or PerToken(),
         roles={},
         policy=SimpleNamespace(engine=engine),
+        heed=lambda: None,
         world=world or Alone(),
         data=SimpleNamespace(splits=lambda: ("train", "validation")),
         settings=Settings(),
@@ -116,6 +117,13 @@ def test_the_objectives_own_metrics_are_means_over_the_split() -> None:
     targets = [int(t) for s in SAMPLES for t in s.segments[0].tokens[s.segments[0].is_target]]
     found = Heldout(HeldoutSettings()).evaluate(a_run(1, 4))
     assert found["heldout_even"] == pytest.approx(sum(t % 2 == 0 for t in targets) / len(targets))
+
+
+def test_a_request_to_stop_is_heard_before_each_batch() -> None:
+    run, heard = a_run(1, 3, 1), []
+    run.heed = lambda: heard.append(len(heard))
+    Heldout(HeldoutSettings()).evaluate(run)
+    assert heard == [0, 1, 2]
 
 
 def test_a_loss_that_does_not_weigh_tokens_has_no_perplexity() -> None:

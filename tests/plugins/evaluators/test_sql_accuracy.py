@@ -1,18 +1,23 @@
 """Execution accuracy: prompts as in training, queries judged by what they return."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from loomtune.contracts import Row, Sampling
-from loomtune.errors import UserError
+from loomtune.errors import Preempted, UserError
+from loomtune.run import Run
 from loomtune.settings import Settings
+from loomtune.signals import StopRequest
+from loomtune_plugins.evaluators import sql_accuracy
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
 from loomtune_plugins.evaluators.sql_accuracy import SQLAccuracy, gold
 
 DATABASE = "CREATE TABLE t (a INTEGER, b TEXT); INSERT INTO t VALUES (1, 'x'), (2, 'y'), (3, 'x');"
-EOS = 3
+EOS, TURN_END = 3, 4
+SAMPLING = Sampling(max_tokens=1)
 
 
 def row(completion: str, **more: str) -> Row:
@@ -23,6 +28,7 @@ class Letters:
     """A tokenizer of characters."""
 
     eos_id = EOS
+    stops = (EOS, TURN_END)
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -39,7 +45,7 @@ class Sft:
 
 
 class Alone:
-    rank, size = 0, 1
+    rank, size, replicas = 0, 1, 1
 
     def total(self, numbers: list[float]) -> list[float]:
         return list(numbers)
@@ -64,8 +70,11 @@ def a_run(rows: list[Row], answers: list[str], **more: Any) -> Any:
         "data": data,
         "world": Alone(),
         "settings": Settings(),
+        "stop": StopRequest(),
     }
-    return SimpleNamespace(**usual | more)
+    made = SimpleNamespace(**usual | more)
+    made.heed = partial(Run.heed, made)
+    return made
 
 
 def accuracy(**settings: Any) -> SQLAccuracy:
@@ -94,7 +103,7 @@ def test_the_model_is_asked_greedily_with_the_prompt_of_training() -> None:
     accuracy(max_tokens=9).evaluate(run)
     ((prompts, sampling),) = run.asked
     assert [Letters().decode(prompt) for prompt in prompts] == [row["prompt"] for row in rows]
-    assert sampling == Sampling(max_tokens=9, temperature=0.0, stop=(EOS,))
+    assert sampling == Sampling(max_tokens=9, temperature=0.0, stop=(EOS, TURN_END))
 
 
 def test_an_objective_that_learns_prompts_too_says_where_they_end() -> None:
@@ -127,13 +136,49 @@ def test_each_rank_executes_its_share() -> None:
 
     for rank in (0, 1):
         accuracy().evaluate(a_run(rows, answers, world=Rank(rank)))
-    assert shares == [[2, 2], [0, 0]]
+    assert [share for share in shares if len(share) == 2] == [[2, 2], [0, 0]]
 
 
 def test_at_most_so_many_rows_are_measured() -> None:
     rows = [row("SELECT a FROM t")] * 5
     run = a_run(rows, ["SELECT a FROM t"] * 2)
     assert accuracy(rows=2).evaluate(run)["sql_accuracy"] == 1.0
+
+
+def test_prompts_are_asked_in_rounds_between_which_a_request_to_stop_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql_accuracy, "ROUND", 2)
+    rows = [row("SELECT a FROM t"), row("SELECT b FROM t WHERE 1"), row("SELECT COUNT(*) FROM t")]
+    run = a_run(rows, [])
+    whole = run.generate
+
+    def generate(prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        whole(prompts, sampling)
+        return [prompt[1:] for prompt in prompts]
+
+    run.generate = generate
+    assert sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING).send(None) == [5]
+    assert [*sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)] == [[5], [6], [7]]
+    assert [prompts for prompts, _ in run.asked[1:]] == [[[1, 5], [2, 6]], [[3, 7]]]
+    run.world = SimpleNamespace(replicas=2, total=Alone().total)
+    assert len([*sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)]) == 3 and len(run.asked) == 4
+    run.stop.requested = True
+    with pytest.raises(Preempted):
+        accuracy().evaluate(run)
+    assert len(run.asked) == 4
+
+
+def test_a_request_to_stop_is_heard_while_queries_are_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, executed = a_run([row("SELECT a FROM t")] * 3, ["SELECT a FROM t"] * 3), []
+
+    def executes(*given: Any, **how: Any) -> bool:
+        executed.append(given)
+        run.stop.requested = True
+        return True
+
+    monkeypatch.setattr(sql_accuracy, "executes_same", executes)
+    with pytest.raises(Preempted):
+        accuracy().evaluate(run)
+    assert len(executed) == 2, "the first row's query, beside the right one and by itself"
 
 
 def test_the_preferred_answer_of_a_pair_is_the_right_query() -> None:

@@ -107,3 +107,22 @@ def test_an_end_of_generation_is_saved_with_the_config(words, tmp_path):
 def test_a_shape_that_transformers_refuses_is_told_before_the_run(words, wrong):
     with pytest.raises(UserError, match="the shape is none that transformers knows"):
         drawn("llama", words, **wrong).check()
+
+
+def test_new_tokens_have_rows_of_their_own_and_are_part_of_what_the_weights_are(words, tmp_path):
+    shaped = {**shape("llama"), "vocab_size": 259}
+    asked = {"shape": shaped, "tokenizer": str(words), "chat_template": "chatml"}
+    with pytest.raises(UserError, match="takes to pieces") as refused:
+        Random(RandomSettings(**asked)).check()
+    assert "model.new_tokens=[" in refused.value.faults[0].cure
+    marks = ["<|im_start|>", "<|im_end|>"]
+    chosen, plain = Random(RandomSettings(**asked, new_tokens=marks)), Random(RandomSettings(shape=shaped))
+    chosen.check()
+    assert chosen.vocabulary() == chosen.config().vocab_size == 261
+    assert chosen.weights(0).shapes()["model.embed_tokens.weight"][0] == 261
+    assert chosen.fingerprint() != plain.fingerprint()
+    chosen.save_config(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == 261
+    with pytest.raises(UserError, match="more than once"):
+        Random(RandomSettings(**asked, new_tokens=[*marks, marks[0]])).find()
+    assert Random(RandomSettings(**asked, new_tokens=marks, pad_vocabulary_to=64)).vocabulary() == 320

@@ -118,6 +118,23 @@ def test_what_a_template_objects_to_is_about_the_row_and_what_it_is_about_all() 
         assert refused.value.__cause__ is None, "every row would be told of"
 
 
+@pytest.mark.parametrize(("messages", "said"), [
+    (CALLING, "message 2 (assistant) holds no text but tool_calls, and the template writes text alone"),
+    ([{"role": "user", "content": None}], "message 1 (user) holds no plain text"),
+    ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "message 1 (user) holds no plain text"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["plain", "chatml"])
+def test_a_conversation_that_a_template_does_not_reckon_with_is_named_in_plain_words(
+    name: str, messages, said: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        ours((templates.FOLDER / f"{name}.jinja").read_text(), messages)
+    assert refused.value.__cause__ is not None, "it is about the row alone"
+    assert said in str(refused.value) and "attribute" not in str(refused.value)
+    with pytest.raises(UserError, match=r"it fails over it \(ZeroDivisionError: "):
+        ours("{{ 1 // 0 }}", ONE)
+
+
 def test_an_unknown_name_tells_the_nearest_and_all() -> None:
     with pytest.raises(UserError, match=r"there is no chat template 'chatlm'.*Did you mean 'chatml'\?") as refused:
         templates.chosen("chatlm", ())
@@ -150,6 +167,7 @@ def test_marks_that_the_tokenizer_takes_to_pieces_are_refused_until_they_are_add
     made = HuggingFaceTokenizer(words, name, new_tokens=marks)
     assert all(len(made.encode(mark)) == 1 for mark in marks)
     assert made.turn_end == made.encode(marks[-1])[0]
+    assert made.stops == (made.eos_id, made.turn_end), "who generates stops at both"
 
 
 def test_a_saved_tokenizer_keeps_the_named_template(words, tmp_path) -> None:
@@ -190,3 +208,9 @@ def test_servers_stop_at_the_turn_end_of_the_template(saved, tmp_path) -> None:
         None,
         model.tokenizer().eos_id,
     )
+
+
+def test_a_tokenizer_whose_template_ends_turns_as_texts_end_stops_there_alone(words) -> None:
+    for template in ("", "plain"):
+        made = HuggingFaceTokenizer(words, template)
+        assert made.stops == (made.eos_id,)

@@ -93,6 +93,17 @@ def test_an_answer_of_the_policy_is_learned_to_its_end_token_and_a_cut_one_has_n
     assert [*map(float, share + length + ended)] == [3, 3, 6, 3, 1, 3]
 
 
+def test_an_answer_may_end_with_the_turn() -> None:
+    class Turns(ToyTokenizer):
+        stops = (EOS, 42)
+
+    run = Fake([40, 42], [40, 41])
+    run.tokenizer = Turns()
+    turn, cut = visited(objective(), run, 2)
+    assert run.asked[0][1].stop == (EOS, 42)
+    assert [one.numbers["ended"] for one in (turn, cut)] == [1, 0] and parts(turn)[1] == [40, 42]
+
+
 def test_an_answer_is_asked_for_as_the_settings_say_and_told() -> None:
     run = Fake([40, EOS], step=5, max_length=50)
     made = objective(max_new_tokens=7, sampling_temperature=0.4)

@@ -16,6 +16,8 @@ from loomtune.run import Run
 
 SETTING = re.compile(r"[+~]{0,2}[\w./@]+=")
 TABLES = (".parquet",)
+SAVED = ("state.json", "dataset_dict.json")
+"""Of these a folder holds one in which the library `datasets` saved something."""
 
 
 def planned(words: Sequence[str]) -> tuple[Plan, Path | None]:
@@ -41,9 +43,12 @@ def _data(named: str, settings: Sequence[str]) -> list[str]:
 def _kind(path: Path) -> str:
     if (path / "manifest.json").is_file():
         return "prepared"
+    if any((path / name).is_file() for name in SAVED):
+        return "datasets"
     if path.is_dir():
         raise UserError.of(
-            f"{path} is neither a run's folder (it has no run.yaml) nor one of prepared rows (no manifest.json)",
+            f"{path} is neither a run's folder (it has no run.yaml) nor one of prepared rows (no manifest.json) nor one "
+            f"that datasets saved (no {SAVED[0]})",
             f"name a file, or all of them: '{path}/*'; `loomtune plugins data` lists what else can be read, by data=",
         )
     if "files" in installed().names("data"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from loomtune.errors import UserError, near
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from loomtune_plugins.commands.inspect.spelling import Speller
 
 DATA = "a file, a quoted pattern, a folder of prepared rows or of a run; none: what a run of these settings would read"
+
+
+PATIENCE = 3.0
+"""Seconds after which a user wants to know."""
 
 
 def inspect(words: Sequence[str]) -> int:
@@ -36,7 +43,8 @@ def inspect(words: Sequence[str]) -> int:
     from loomtune_plugins.commands.inspect.summary import plain, summary
     from loomtune_plugins.commands.inspect.terminal import Terminal
 
-    run, split = looked_at(plan), options.split
+    with _patience():
+        run, split = looked_at(plan), options.split
     if split not in run.splits:
         known = ", ".join(run.splits)
         raise UserError.of(f"the data have no split '{split}'.{near(split, run.splits)}", f"there are: {known}")
@@ -56,6 +64,19 @@ def inspect(words: Sequence[str]) -> int:
     else:
         Terminal(apart=options.tokens).show(lines, said, warnings, learned)
     return 0
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Says after a while what takes so long; the samples are kept, so that it does so once."""
+    told = "loomtune: rows are read and tokenised; this is kept for the next time and for the run"
+    waiting = Timer(PATIENCE, print, [told], {"file": sys.stderr, "flush": True})
+    waiting.daemon = True
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:

@@ -25,11 +25,18 @@ BAR = 36
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
+class _Screen(Console):
+    """Leaves it to the command line to end where the reader has gone, as `head` does: rich would call it a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Terminal:
     """Writes to a stream, in colours where it is a terminal that has them (and NO_COLOR is not set)."""
 
     def __init__(self, stream: IO[str] | None = None, *, apart: bool = False) -> None:
-        self._screen = Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+        self._screen = _Screen(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
         self._plain = self._screen.color_system is None or bool(os.environ.get("NO_COLOR"))
         self._apart = apart
 
