@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,27 +44,41 @@ def planted(rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, A
 
 
 def _edited(row: Mapping[str, Any], draw: random.Random) -> dict[str, Any]:
-    """A row with one small edit of its prompt or its answer."""
+    """A row with one small edit of its prompt or its answer; with another number it would be another problem."""
     side = draw.choice(("prompt", "completion"))
-    while (text := draw.choice((_reworded, _mistyped, _shouted))(row[side], draw)) == row[side]:
-        pass  # two equal letters were swapped
+    edits = (_reworded, _mistyped, _shouted if side == "prompt" else _repointed)
+    while (text := draw.choice(edits)(row[side], draw)) == row[side]:
+        pass  # two equal letters were swapped, or there are numbers alone
     return {**row, side: text}
 
 
 def _reworded(text: str, draw: random.Random) -> str:
     words = text.split(" ")
-    for _ in range(draw.choice((1, 2))):
-        words[draw.randrange(len(words))] = draw.choice(FILLERS)
+    places = [place for place, word in enumerate(words) if not any(map(str.isdigit, word))]
+    for _ in range(draw.choice((1, 2)) if places else 0):
+        words[draw.choice(places)] = draw.choice(FILLERS)
     return " ".join(words)
 
 
 def _mistyped(text: str, draw: random.Random) -> str:
-    place = draw.randrange(len(text) - 1)
+    places = [place for place in range(len(text) - 1) if not any(map(str.isdigit, text[place : place + 2]))]
+    place = draw.choice(places)
     return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
 
 
 def _shouted(text: str, draw: random.Random) -> str:
     return draw.choice((text.upper(), text.replace(".", "!"), text.replace(", ", " ").capitalize()))
+
+
+def _repointed(text: str, draw: random.Random) -> str:
+    return draw.choice((text.replace(".", "!"), text.replace(", ", " ")))
+
+
+def another_problem(row: Mapping[str, Any], draw: random.Random) -> dict[str, Any]:
+    """A row in which one number of the prompt is another: alike in its words, and nobody's duplicate."""
+    found = draw.choice([*re.finditer(r"\d+", row["prompt"])])
+    start, end = found.span()
+    return {**row, "prompt": f"{row['prompt'][:start]}{int(found[0]) + 1}{row['prompt'][end:]}"}
 
 
 def pairs(stage: LinkStage, rows: Sequence[Row]) -> Iterator[tuple[int, int, float]]:

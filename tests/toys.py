@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from loomtune.events import Events
 from loomtune.keeper import Keeper
 from loomtune.lease import Lease
 from loomtune.loop import Loop
-from loomtune.order import Order
+from loomtune.order import Order, Share
 from loomtune.plan import Plan
 from loomtune.run import Run
 from loomtune.samplers import Counted
@@ -48,6 +49,11 @@ def sample(text: str, **columns: float) -> Sample:
     tokens = np.array([toy.ToyTokenizer.bos_id, *toy.ToyTokenizer().encode(text)], np.int32)
     each = {name: np.full(len(tokens) - 1, value, np.float32) for name, value in columns.items()}
     return Sample((Segment(tokens, np.arange(len(tokens)) > 0, columns=each),))
+
+
+def whole(seed: int, rows: int) -> Order:
+    """The order of one source, of which an epoch visits each row once."""
+    return Order(seed, (Share("", rows, Fraction(rows)),))
 
 
 class Rows(list[Sample]):
@@ -228,7 +234,7 @@ def made(
         "trackers": {},
         "splits": {"train": Rows(sample(text) for text in texts)},
         "steps": steps,
-        "sampler": Counted(Order.whole(0, len(texts)), size, steps * size),
+        "sampler": Counted(whole(0, len(texts)), size, steps * size),
     }
     run, adapter = Run(**{**fields, **parts}), adapter or toy.ToyAdapter()
     keeper = Keeper(run, adapter, Lease.take(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loomtune import inputs, role_models, samplers, samples, streaming
+from loomtune import inputs, role_models, samplers, streaming
 from loomtune import plan as plans
 from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import compose as compose_settings
 from loomtune.compose import quoted
-from loomtune.contracts import Adapter, Data, Launcher, Model, Objective, Tracker
+from loomtune.contracts import Data, Launcher, Tracker
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
-from loomtune.order import REPEATS, Share
 from loomtune.plan import Finding, Plan
 from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, leaves
+from loomtune.tokenising import tokenise, warn
 
 ALONE = ("sharding=single", "launcher=local", "launcher.procs=1")
 """How a run's model is opened to be measured or talked to, however it was trained."""
@@ -74,6 +73,7 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
     if (objective := parts["objective"]) is not None:
         if None not in (parts["loss"], parts["reward"]):
             tried(objective.use, parts["loss"], parts["reward"])
+        tried(samplers.suits, plan.root, objective)
         tried(role_models.check, plan, objective)
     others = tried(role_models.models, plan, catalogue) or {}
     for part in () if simulated else (parts["model"], parts["data"], *others.values()):
@@ -106,9 +106,8 @@ def _tried(faults: list[Fault], work: Callable[..., Any], *arguments: Any) -> An
 def prepare(plan: Plan) -> Path:
     """The run's folder with everything that its ranks need: the frozen plan and the tokenised samples."""
     catalogue = installed()
-    root = plan.root
-    folder = Path(root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
-    _same_run(folder, plan)
+    folder = Path(plan.root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
+    plan = _same_run(folder, plan, catalogue)
     began = inputs.fingerprints(plan, catalogue)
     data: Data = plan.build(catalogue, "data")
     if data.window:  # what a place means depends on the files; samples that were made as a whole stay what they are
@@ -124,83 +123,26 @@ def prepare(plan: Plan) -> Path:
     return folder
 
 
-def _same_run(folder: Path, plan: Plan) -> None:
-    """A folder that holds another run is not written into."""
+def _same_run(folder: Path, plan: Plan, catalogue: Catalogue) -> Plan:
+    """The plan as the folder's run began. Raises UserError where the folder holds another run: nothing is written."""
     if folder.exists() and not folder.is_dir():
         raise UserError.of(f"run.dir={folder} is a file", "name a folder, or a path where one can be made")
     if not (folder / "run.yaml").is_file():
-        return
+        return plan
     before = Plan.load(folder)
+    plan = plan.as_begun(before, catalogue)
     if before.hash != plan.hash:
         raise UserError.of(
             f"{folder} holds another run; these settings differ: {_differences(before, plan)}",
             f"choose another run.dir; a run goes on with other values of {', '.join(NOT_PART_OF_THE_MATHS)} only",
         )
+    return plan
 
 
 def _differences(before: Plan, now: Plan) -> str:
     one, other = dict(leaves(before.maths)), dict(leaves(now.maths))
     keys = (key for key in sorted(one | other) if one.get(key) != other.get(key))
     return ", ".join(f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys) or "defaults of this version"
-
-
-def tokenise(plan: Plan, catalogue: Catalogue, *, tell_cuts: bool = True) -> dict[str, dict[str, str]]:
-    """Samples of every split, cached by content; where each lies. Raises UserError where they do not fit the rest."""
-    model: Model = plan.build(catalogue, "model")
-    data: Data = plan.build(catalogue, "data")
-    objective: Objective = plan.build(catalogue, "objective")
-    objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
-    adapter: Adapter = plan.build(catalogue, "adapter")
-    virtual = adapter.virtual_tokens
-    room = model.context() - virtual
-    length = plan.root.max_length or room
-    if length > room:
-        less = f", of which the adapter takes {virtual}" if virtual else ""
-        raise UserError.of(
-            f"max_length={length} is longer than the model's context of {model.context()} tokens{less}",
-            f"set max_length to at most {room}",
-        )
-    tokenizer, cache = model.tokenizer(), samples.default_cache()
-    role_models.suit(role_models.models(plan, catalogue), tokenizer, length)
-    placed = {}
-    for split in data.splits():
-        window = data.window if split == "train" else 0
-        source = samples.Source(data, objective, tokenizer, split, length, window)
-        made = samples.prepare(source, cache, model.vocabulary())
-        _tell_lost(made)
-        if tell_cuts:
-            _tell_cuts(made, split, length)
-        if split == "train":  # what an adapter holds against so many steps is told before ranks exist
-            sampler = samplers.sampler(plan.root, made, data, length)
-            adapter.optimizer(plan.build(catalogue, "optimizer"), samplers.steps(plan.root, sampler, objective))
-            _tell_shares(sampler.order.shares)
-        placed[split] = {"cache": str(cache), "key": made.key}
-    return placed
-
-
-def _tell_shares(shares: Sequence[Share]) -> None:
-    """How often an epoch visits each of several sources, and which too often."""
-    if any(share.name for share in shares):
-        print(f"loomtune: visits of an epoch: {', '.join(map(str, shares))}", file=sys.stderr)  # noqa: T201
-    for share in shares:
-        if share.visits > REPEATS * share.rows:
-            times = float(share.visits / share.rows)
-            what = f"an epoch visits each of the {share.rows} rows of {share.name} {times:g} times"
-            warn([Finding(what, "give it a smaller share, or more rows", fatal=False)])
-
-
-def _tell_lost(made: samples.Samples) -> None:
-    if made.told:
-        warn([Finding(made.told, "mend these rows, or take them out", fatal=False)])
-    if made.left_out:
-        warn([Finding(made.left_out[0], made.left_out[1], fatal=False)])
-
-
-def _tell_cuts(made: samples.Samples, split: str, length: int) -> None:
-    if made.cut or made.skipped:
-        what = f"{made.cut} of {len(made)} rows of {split} lose {made.cut_tokens} tokens to max_length={length}"
-        left = f"; {made.skipped} more are left out, because it cuts their whole answer" if made.skipped else ""
-        warn([Finding(what + left, "raise max_length where the model's context allows it", fatal=False)])
 
 
 def launch(plan: Plan, folder: Path) -> Result:
@@ -268,16 +210,11 @@ def export(
 
     before = Plan.load(Path(folder))
     plan = resumed(Path(folder), [*overrides, f"exporter=[{to}]"]) if overrides else before
+    plan = plan.as_begun(before, installed())
     if plan.hash != before.hash:
         what = f"an export of other maths: {_differences(before, plan)}"
         raise UserError.of(what, f"set nothing but exporter.{to}.<setting>")
     return leave(Path(folder), Path(out) if out else None, to, checkpoint, check=check, plan=plan)
-
-
-def warn(warnings: Sequence[Finding]) -> None:
-    """Shows what is doubtful, on stderr."""
-    for finding in warnings:
-        print(f"loomtune: warning: {finding.what}\n    cure: {finding.cure}", file=sys.stderr)  # noqa: T201
 
 
 def report(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from loomtune.events import Events
 from loomtune.keeper import Keeper
 from loomtune.lease import Lease
 from loomtune.offers import Trait
+from loomtune.placement import row_width
 from loomtune.plan import Plan
 from loomtune.records import join
 from loomtune.role_models import models
@@ -142,9 +144,9 @@ def assemble(
     adapter: Adapter = plan.build(catalogue, "adapter")
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
-    width = root.max_length or model.context() - adapter.virtual_tokens
-    chosen = sampler(root, splits["train"], data, width)
-    length = steps(root, chosen, objective)
+    chosen = sampler(root, splits["train"], data, row_width(root, model, adapter.virtual_tokens))
+    counted = json.loads((folder / "samples.json").read_text())["train"].get("steps")
+    length = counted or steps(root, chosen, objective)
     run = Run(
         plan=plan,
         settings=root,

@@ -163,10 +163,10 @@ def evaluation_batches(run: Run, split: str, limit: int = 0) -> list[Batch]:
 def micro_limit(run: Run) -> MicroLimit:
     """The micro-batch that the settings ask for; `auto` starts from all of a rank's rows and a budget of tokens.
 
-    A packed row holds at most `max_length` tokens, or the model's context, and with `auto` no more than the budget.
+    A packed row holds at most `Run.max_length` tokens, and with `auto` no more than the budget.
     """
     settings, micro = run.settings, run.settings.batch.micro
-    packed = (settings.max_length or run.model.context()) if settings.packing else 0
+    packed = run.max_length if settings.packing else 0
     share = {"always": True, "never": False}.get(settings.batch.share)
     if isinstance(micro, int):
         return MicroLimit(micro, packed=packed, share=share)

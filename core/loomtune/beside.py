@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -31,6 +32,10 @@ class Beside:
             stdin=subprocess.DEVNULL,
         )
         there.close()
+
+    def worked(self) -> float:
+        """Seconds of CPU time that it has spent, whatever on: by that one that hangs is told. Linux only."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
 
     def close(self) -> None:
         """Ends the process at once: it keeps nothing that this one does not have."""

@@ -31,6 +31,7 @@ class Feed:
         """Goes on from what a checkpoint kept."""
         self.fetched, self.visited = int(state.get("fetched", 0)), int(state.get("visited", 0))
         self.pending = [[Sample.parse(plain) for plain in step] for step in state.get("pending", [])]
+        self._ahead: list[Drawn] = []
         if self.stream:
             self.stream.set(state)
 
@@ -40,10 +41,15 @@ class Feed:
         place = self.stream.state() if self.stream else {}
         return {"fetched": self.fetched, "visited": self.visited, "pending": pending, **place}
 
+    def fetch(self) -> None:
+        """Draws what the next step needs, ahead of it: what cannot be had leaves no step begun and nothing drawn."""
+        self._ahead = self._ahead or ([] if self.pending else self.draw())
+
     def next(self) -> tuple[list[Sample], range]:
         """The samples of the next optimizer step and their numbers, the same on every rank."""
         while not self.pending:
-            self.pending = [list(step) for step in self.run.objective.experience(self.run, self.draw())]
+            drawn, self._ahead = self._ahead or self.draw(), []
+            self.pending = [list(step) for step in self.run.objective.experience(self.run, drawn)]
         samples = self.pending.pop(0)
         self.visited += len(samples)
         return samples, range(self.visited - len(samples), self.visited)

@@ -13,7 +13,7 @@ import torch
 
 from loomtune.batching import micro_limit, step_batches
 from loomtune.contracts import Judgement, Step, Verdict
-from loomtune.errors import LeaseLost, Preempted, RunFailed
+from loomtune.errors import LeaseLost, Preempted, RunFailed, UserError
 from loomtune.evaluation import Best, evaluate
 from loomtune.feed import Feed
 from loomtune.keeper import Keeper
@@ -28,7 +28,7 @@ class Loop:
 
     def __init__(self, run: Run, keeper: Keeper) -> None:
         self.run, self.keeper = run, keeper
-        self.feed = Feed(run, Stream(run) if run.data.window else None)
+        self.feed = Feed(run, Stream(run, self._agree) if run.data.window else None)
         self.limit, self.left = micro_limit(run), False
         self._set(keeper.state)
 
@@ -51,11 +51,22 @@ class Loop:
                 evaluate(run, suffix="_before")
             ended = self._after_step(last) if self.owed else run.step >= last
             while not ended:
+                self._fetch()
                 if self._step() is Verdict.ROLL_BACK:
                     self._roll_back()
                 else:
                     ended = self._after_step(last)
             return self._end()
+
+    def _fetch(self) -> None:
+        """Draws the next step's rows. Where every rank hears that there are none, what was learned is kept."""
+        try:
+            self.feed.fetch()
+        except (Preempted, UserError):
+            if self.run.step:
+                self.keeper.save(self._state(), best=False)
+                self.keeper.finish()
+            raise
 
     def _step(self) -> Verdict:
         """One optimizer step; gives what the guards said of it."""
@@ -153,7 +164,7 @@ class Loop:
     def _after_step(self, last: int) -> bool:
         """Evaluates, saves and hears requests to stop, at the step's edge; True where the run ends here."""
         run, every = self.run, self.run.settings.evaluate.every
-        leaves, written = self._agree()
+        leaves = self._agree()
         ends = run.step >= last
         improved = enough = False
         self.owed = ends or bool(every and run.step % every == 0)
@@ -166,13 +177,11 @@ class Loop:
         at_edge = run.settings.checkpoint.every and run.step % run.settings.checkpoint.every == 0
         if at_edge or improved or enough or leaves or ends:
             self.keeper.save(self._state(), best=improved)
-        elif written:
-            self.keeper.finish()
         self.left = leaves and (self.owed or not ends)
         return leaves or enough or ends
 
-    def _agree(self) -> tuple[bool, bool]:
-        """(some rank was asked to stop, every rank has written the checkpoint under way).
+    def _agree(self) -> bool:
+        """Whether some rank was asked to stop. A checkpoint that every rank has written is committed.
 
         Raises LeaseLost, on every rank, where a newer attempt has taken the run over.
         """
@@ -180,7 +189,9 @@ class Loop:
         asked, written, ends = self.run.world.total([self.run.stop.requested, self.keeper.ready(), bool(lost)])
         if ends:
             raise LeaseLost(lost or "a newer attempt writes to this run's folder")
-        return asked > 0, written == self.run.world.size
+        if written == self.run.world.size:
+            self.keeper.finish()
+        return asked > 0
 
     def _end(self) -> str:
         self.keeper.finish()

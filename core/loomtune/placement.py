@@ -7,8 +7,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loomtune.contracts import Placement, Sample
+from loomtune.contracts import Model, Placement, Sample
 from loomtune.contracts.batch import NO_PARENT
+from loomtune.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ PRICE = 1.45
 
 SEGMENT = 3
 """Tokens through linear layers that a segment costs which attends by itself."""
+
+
+def row_width(settings: Settings, model: Model, virtual: int) -> int:
+    """Tokens of the longest sample, and of a row of several. virtual: what the adapter takes of the model's context."""
+    return settings.max_length or model.context() - virtual
 
 
 def laid_out(samples: Sequence[Sample], limit: MicroLimit) -> Sequence[Sample]:

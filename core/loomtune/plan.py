@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from loomtune import extras
 from loomtune.catalogue import Catalogue, Entry, is_many, typed
 from loomtune.errors import Fault, UserError
 from loomtune.offers import AXES, Arity
-from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, BatchSettings, Settings
+from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, BatchSettings, Settings, leaves
 
 FORMAT = 1
 
@@ -74,11 +74,7 @@ class Plan:
     @property
     def maths(self) -> dict[str, Any]:
         """The settings that decide the maths: all but `settings.NOT_PART_OF_THE_MATHS`."""
-        kept = copy.deepcopy(dict(self.settings))
-        for key in NOT_PART_OF_THE_MATHS:
-            parent, _, leaf = key.rpartition(".")
-            (kept[parent] if parent else kept).pop(leaf, None)
-        return kept
+        return reduce(_without, NOT_PART_OF_THE_MATHS, dict(self.settings))
 
     def chosen(self, axis: str) -> Mapping[str, Any]:
         """Settings of the one choice of an axis; its `name` says which. Raises KeyError where none is chosen."""
@@ -100,6 +96,28 @@ class Plan:
         """What is chosen of an axis: its implementation, None where it may be and is empty; of many, by their names."""
         built = {name: catalogue.build(axis, node["name"], node) for name, node in self.choices(axis).items()}
         return built if is_many(axis) else next(iter(built.values()), None)
+
+    def as_begun(self, before: Plan, catalogue: Catalogue) -> Plan:
+        """This plan without settings that a version before did not have and that are at their defaults.
+
+        So a run that an older version began, whose hash its checkpoints bear, goes on as what it is.
+        """
+        plan = self
+        for key in dict(leaves(self.maths)).keys() - dict(leaves(before.maths)).keys():
+            less = replace(plan, settings=_without(plan.settings, key))
+            if less._filled(key, before, catalogue) == self._filled(key, before, catalogue) != {}:
+                plan = less
+        return plan
+
+    def _filled(self, key: str, before: Plan, catalogue: Catalogue) -> Any:
+        """The settings that a key is among, with their defaults; none where another plan has chosen others there."""
+        axis = key.partition(".")[0]
+        if axis in ROOT_KEYS:
+            return self.root
+        chosen = self.choices(axis)
+        if chosen.keys() != before.choices(axis).keys():
+            return {}
+        return {name: typed(catalogue.find(axis, node["name"]).offer.schema, node) for name, node in chosen.items()}
 
     def dump(self) -> str:
         """The text of `run.yaml`."""
@@ -139,6 +157,13 @@ class Plan:
                 f"{folder} is no run's folder: it has no run.yaml", "name a folder made by `loomtune train`"
             )
         return cls.parse(path.read_text())
+
+
+def _without(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Settings without a dotted key, and without groups that it alone was in."""
+    head, _, rest = key.partition(".")
+    inner = _without(tree.get(head) or {}, rest) if rest else {}
+    return {name: inner if name == head else value for name, value in tree.items() if name != head or inner}
 
 
 @lru_cache(maxsize=8)
@@ -237,8 +262,8 @@ def _own(plan: Plan) -> Iterator[Finding]:
     root = plan.root
     yield from _limits(root)
     yield from _micro(root.batch)
-    if root.steps == 0 and root.epochs <= 0:
-        yield Finding(f"steps=0 and epochs={root.epochs}: nothing would be trained", "set steps= or epochs=")
+    if root.steps == 0 and not 0 < root.epochs < math.inf:
+        yield Finding(f"epochs={root.epochs}: nothing would be trained, or without end", "set steps= or epochs=")
     if root.batch.sampler == "packed" and not root.packing:
         what = "batch.sampler=packed chooses rows that fill one together, and packing=false gives each one of its own"
         yield Finding(what, "set packing=true, or batch.sampler=shuffled")

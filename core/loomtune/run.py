@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loomtune.errors import Preempted
+from loomtune.errors import Preempted, UserError
+from loomtune.placement import row_width
 from loomtune.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Run:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest chain of a sample's segments."""
-        return self.settings.max_length or self.model.context() - self.virtual_tokens
+        """Tokens of the longest chain of a sample's segments, and of a packed row."""
+        return row_width(self.settings, self.model, self.virtual_tokens)
 
     def trained_engines(self) -> list[c.Engine]:
         """The engines that take steps, each once, in the order of the roles."""
@@ -106,6 +107,8 @@ class Run:
         """This rank's share of a split's samples as micro-batches on the device; every rank gets equally many."""
         from loomtune.batching import evaluation_batches
 
+        if split == "train" and self.data.window:
+            raise UserError.of("training rows stream and are never there together", "measure on another split")
         return evaluation_batches(self, split, limit)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: c.Sampling) -> list[list[int]]:

@@ -81,7 +81,7 @@ class Packed:
         return rows
 
     def steps(self) -> int:
-        """Packs every window of every epoch, a second for some 300,000 visits."""
+        """Packs every window of every epoch, a second for some 300,000 visits: done once, before there are ranks."""
         begin = packs = 0
         while begin < self.end:
             first, begin = self._window(begin)
@@ -127,11 +127,19 @@ def sampler(settings: Settings, train: Samples, data: Data, width: int) -> Sampl
     return Packed(order, size, 0 if settings.steps else order.length(settings.epochs), train.lengths, width)
 
 
-def steps(settings: Settings, chosen: Sampler, objective: Objective) -> int:
-    """Optimizer steps of the whole run. Raises UserError where they cannot be foretold."""
+def suits(settings: Settings, objective: Objective) -> None:
+    """Raises UserError where the sampler cannot make steps of what the objective computes."""
     if settings.batch.sampler == "packed" and objective.online():
         raise UserError.of(
             "batch.sampler=packed packs what the files hold, but the objective makes its samples while it trains",
             "set batch.sampler=shuffled",
         )
-    return settings.steps or chosen.steps() * objective.steps_per_batch()
+
+
+def steps(settings: Settings, chosen: Sampler, objective: Objective) -> int:
+    """Optimizer steps of the whole run. Raises UserError where there would be none."""
+    if found := settings.steps or chosen.steps() * objective.steps_per_batch():
+        return found
+    rows = sum(share.rows for share in chosen.order.shares)
+    what = f"epochs={settings.epochs:g} visits none of {rows} rows: nothing would be trained"
+    raise UserError.of(what, "raise epochs, or the shares of data.sources, or set steps=")

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from loomtune import api, checkpoint, inputs
+from loomtune import checkpoint, inputs
 from loomtune import world as worlds
 from loomtune.assembly import assemble
 from loomtune.batching import micro_limit, step_batches
@@ -23,6 +23,7 @@ from loomtune.lease import Lease
 from loomtune.plan import Plan
 from loomtune.probe import check_isolation
 from loomtune.run import Run
+from loomtune.tokenising import tokenise
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def looked_at(plan: Plan) -> Run:
     """What a plan's first rank would be, its samples made and cached, without any network and without a folder."""
     catalogue, world = installed(), worlds.World(0, plan.processes, 0, torch.device("cpu"))
     with TemporaryDirectory() as folder:
-        (Path(folder) / "samples.json").write_text(json.dumps(api.tokenise(plan, catalogue, tell_cuts=False)))
+        (Path(folder) / "samples.json").write_text(json.dumps(tokenise(plan, catalogue, tell_cuts=False)))
         return assemble(plan, Path(folder), catalogue, world, Lease(Path(folder), "looking"), observed=False).run
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Union
+
+from loomtune.errors import UserError
 
 
 def option(default: Any, help: str, *, least: float | None = None, among: tuple[str, ...] = ()) -> Any:
@@ -17,6 +21,19 @@ def option(default: Any, help: str, *, least: float | None = None, among: tuple[
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def from_environment(name: str, unless: float, least: float, most: float = math.inf) -> float:
+    """The number that a variable of the environment holds. Raises UserError where it holds something else."""
+    said = os.environ.get(name) or str(unless)
+    try:
+        number = float(said)
+    except ValueError:
+        number = math.nan
+    if not (least <= number <= most and math.isfinite(number)):
+        up_to = f" to {most:g}" if math.isfinite(most) else ""
+        raise UserError.of(f"{name}={said} is no number from {least:g}{up_to}", f"leave it unset, or say {unless:g}")
+    return number
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,10 @@ again: it is made before the run, and kept. Within a window the rows are permute
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loomtune.beside import Beside
 from loomtune.contracts import Drawn, Evaluator, Objective, Sample
@@ -27,9 +29,9 @@ from loomtune.order import permutation
 from loomtune.samples import Samples, Source, open_samples
 from loomtune.samples.cache import check_tokens
 from loomtune.samples.crew import Crew
-from loomtune.samples.making import Item, Part, Rows, fill
+from loomtune.samples.making import Rows, fill
 from loomtune.samples.stored import writable
-from loomtune.settings import Settings
+from loomtune.settings import Settings, from_environment
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -40,8 +42,13 @@ AHEAD = 2
 PULSE = 2.0
 """Seconds after which ranks that wait hear from rank 0."""
 
-PATIENCE = float(os.environ.get("LOOMTUNE_TIMEOUT_MINUTES", "10")) * 60
-"""Seconds without a row after which the data count as lost."""
+CREW = 2
+"""How many processes tokenise beside a run, unless the environment says: training comes first."""
+
+WORK = 0.01
+"""Seconds of CPU time by which a process that seeks or reads slowly is told from one that hangs."""
+
+TIMEOUT = "LOOMTUNE_TIMEOUT_MINUTES"
 
 FOLDER = "stream"
 """Where a run keeps its windows."""
@@ -59,11 +66,13 @@ class Window:
 class Stream:
     """Draws the rows of a run from windows, in their order, on every rank the same."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, asked: Callable[[], bool]) -> None:
+        """asked: whether some rank was asked to leave; called on all ranks, while they wait."""
+        self.run, self._asked = run, asked
         self._folder, self._head = run.folder / FOLDER, run.splits["train"]
         self._beside: Beside | None = None
-        self._heard, self._lost = 0.0, ""
+        self._heard, self._worked = 0.0, 0.0
+        self._lost: Fault | None = None
         self.set({})
 
     def set(self, state: Mapping[str, Any]) -> None:
@@ -80,9 +89,14 @@ class Stream:
         """The rows of these numbers; none may be smaller than the last that was drawn. Called on every rank.
 
         Raises UserError, on every rank, for rows that cannot be learned from and data that cannot be read, and
-        Preempted where a rank was asked to leave while it waited.
+        Preempted where a rank was asked to leave while it waited; none of these rows is drawn then.
         """
-        return [self._drawn(number) for number in range(begin, begin + count)]
+        before = self.window
+        try:
+            return [self._drawn(number) for number in range(begin, begin + count)]
+        except (Preempted, UserError):
+            self.window = before
+            raise
 
     def close(self) -> None:
         """Ends the process beside this one, and takes its windows away."""
@@ -106,7 +120,7 @@ class Stream:
         if run.world.leads and self._beside is None and self._head.next is not None:
             self._begin()
         samples = self._samples = self._head if self.window.place is None else self._waited_for()
-        self._order = np.arange(len(samples))
+        self._order: NDArray[Any] = np.arange(len(samples))
         if run.settings.batch.sampler != "sequential":
             self._order = permutation(len(samples), run.settings.seed, "order", self.window.number)
         if run.world.leads and former is not None and former is not self._head:
@@ -121,12 +135,12 @@ class Stream:
         source = Source(run.data, run.objective, run.tokenizer, "train", run.max_length, run.data.window)
         shutil.rmtree(self._folder, ignore_errors=True)
         try:
-            self._beside, self._lost = Beside("loomtune.streaming:produce"), ""
+            self._beside, self._lost = Beside("loomtune.streaming:produce"), None
             work = source, run.model.vocabulary(), self._folder, window.number, window.place, after
             for told in (work, *["one more"] * AHEAD):
                 self._beside.pipe.send(told)
         except Exception as error:  # what cannot be pickled raises whatever it likes; all ranks hear of it later
-            self._lost = f"what makes samples cannot be sent to another process: {error!r}"
+            self._lost = unsent(error)
 
     def _waited_for(self) -> Samples:
         """The window's samples, once they are made: no rank waits in one collective for longer than a pulse."""
@@ -135,8 +149,8 @@ class Stream:
         while not said:
             for guard in run.guards:
                 guard.waits()
-            if run.world.total([float(run.stop.requested)])[0]:
-                raise Preempted("asked to leave while rows were tokenised; what was saved before is kept")
+            if self._asked():
+                raise Preempted("asked to leave while rows were tokenised; what was learned is kept")
             said = run.world.broadcast(self._said() if run.world.leads else None)
         if faults := said.get("faults"):
             raise UserError(*(Fault(*fault) for fault in faults))
@@ -153,22 +167,44 @@ class Stream:
     def _said(self) -> dict[str, Any]:
         """What comes of the window; nothing while it is made."""
         try:
-            while self._beside is not None and not self._lost and self._beside.pipe.poll(PULSE):
-                self._heard = time.monotonic()
-                if said := self._beside.pipe.recv():
-                    with suppress(OSError):  # a later window may have ended it, which is told when that is needed
-                        self._beside.pipe.send("one more")
-                    return dict(said)
+            if self._beside is not None and not self._lost and self._beside.pipe.poll(PULSE):
+                said = self._beside.pipe.recv()
+                with suppress(OSError):  # a later window may have ended it, which is told when that is needed
+                    self._beside.pipe.send("one more")
+                return dict(said)
+            if self._beside is not None and (worked := self._beside.worked()) > self._worked + WORK:
+                self._heard, self._worked = time.monotonic(), worked
         except (EOFError, OSError):
-            self._lost = "the process that tokenises rows ahead has ended"
-        if time.monotonic() - self._heard > PATIENCE:
-            self._lost = f"no row was read for {PATIENCE:.0f} s"
-        cure = "start the run again, to go on from its last checkpoint; LOOMTUNE_TIMEOUT_MINUTES says how long it waits"
-        return {"faults": [(self._lost, cure)]} if self._lost else {}
+            cure = "the log may say why; where memory was short, set a smaller data.window in a new run; start it again"
+            self._lost = Fault("the process that tokenises rows ahead has ended", f"{cure}, to go on where it was")
+        if time.monotonic() - self._heard > patience():
+            cure = f"see that the data can be reached, and start the run again; {TIMEOUT} says how long it waits"
+            self._lost = Fault(f"no row was read for {patience():.0f} s", cure)
+        return {"faults": [(self._lost.what, self._lost.cure)]} if self._lost else {}
+
+
+def patience() -> float:
+    """Seconds without any work on rows after which the data count as lost."""
+    return from_environment(TIMEOUT, 10.0, least=0.01) * 60
+
+
+def unsent(error: Exception) -> Fault:
+    """Of what another process cannot be sent."""
+    what = f"what makes samples cannot be sent to another process: {error!r}"
+    return Fault(what, "set data.stream=false, or have the plugins of data, objective and model hold what pickle takes")
+
+
+def check_sent(source: Source) -> None:
+    """Raises UserError for rows that stream and could not be tokenised beside a run."""
+    try:
+        pickle.dumps(source if source.window else None)
+    except Exception as error:
+        raise UserError(unsent(error)) from error
 
 
 def faults(settings: Settings, objective: Objective, evaluators: Mapping[str, Evaluator]) -> Iterator[Fault]:
     """What is asked of a run that only the whole split could give, without torch."""
+    patience()
     if not settings.steps:
         yield Fault("training rows stream, so how long an epoch is is not known", "set steps=")
     if settings.batch.sampler == "packed":
@@ -207,17 +243,8 @@ def _produce(
     pipe: Connection, source: Source, vocabulary: int, folder: Path, number: int, place: Any, after: Any
 ) -> None:
     """after: the place behind the head, which is not made again."""
-    making, rows, said = folder / "unfinished", None, time.monotonic()
-    with closing(Crew(source.encoder)) as crew:
-
-        def parts(batches: Iterator[Sequence[Item]]) -> Iterator[Part]:
-            nonlocal said
-            for part in crew.parts(batches):
-                yield part
-                if time.monotonic() - said > PULSE:
-                    pipe.send({})
-                    said = time.monotonic()
-
+    making, rows = folder / "unfinished", None
+    with closing(Crew(source.encoder, CREW)) as crew:
         while True:
             pipe.recv()
             if place is None:
@@ -225,7 +252,7 @@ def _produce(
             rows = rows or Rows(source, place)
             with writable(folder):
                 making.mkdir(parents=True)
-            fill(making, source, rows, parts)
+            fill(making, source, rows, crew.parts)
             samples = Samples(making)
             check_tokens(samples, vocabulary)
             with writable(folder):

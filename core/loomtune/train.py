@@ -66,10 +66,10 @@ def _leave_together(store: Any, rank: int, size: int) -> None:
 
 
 def _composed(overrides: list[str], size: int) -> tuple[Plan, Path]:
-    from loomtune import api
+    from loomtune import api, tokenising
 
     plan = api.compose([*overrides, *_named_folder(overrides)], processes=size)
-    api.warn(api.check(plan))
+    tokenising.warn(api.check(plan))
     return plan, api.prepare(plan)
 
 

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from loomtune import seeds
+from loomtune.settings import from_environment
 
-TIMEOUT = timedelta(minutes=float(os.environ.get("LOOMTUNE_TIMEOUT_MINUTES", "10")))
+TIMEOUT = timedelta(minutes=from_environment("LOOMTUNE_TIMEOUT_MINUTES", 10, least=0.01))
 
 derive = seeds.derive
 

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 
 from loomtune import api
+from loomtune.assembly import assemble
+from loomtune.batching import micro_limit
+from loomtune.catalogue import installed
 from loomtune.contracts import JobSpec
 from loomtune.errors import RunFailed, UserError
+from loomtune.lease import Lease
 from loomtune.plan import Plan
+from loomtune.samplers import Packed
+from loomtune.testing import toy
 from loomtune_launchers.local import Local
 from loomtune_plugins.trackers.jsonl import Jsonl
 from loomtune_plugins.trackers.report import Report
@@ -71,6 +77,41 @@ def test_faults_of_different_parts_are_told_together(settings: Settings) -> None
     said = str(refused.value)
     for what in ("batch.size=0", "not on 2", "optimizer.lr=-1", "/nowhere"):
         assert what in said, what
+
+
+def test_rows_that_an_objective_makes_itself_are_not_packed_beforehand_which_is_told_before_any_is_read(
+    settings: Settings, tiny_model: Path
+) -> None:
+    online = ["objective=distill", f"roles.teacher.model.path={tiny_model}", "objective.on_policy=0.5", "packing=true"]
+    with pytest.raises(UserError, match=r"makes its samples while it trains\n    cure: set batch.sampler=shuffled"):
+        api.check(api.compose([*settings, *online, "batch.sampler=packed"]))
+    api.check(api.compose([*settings, *online]))
+
+
+def test_a_run_that_would_train_nothing_is_refused_before_it_has_a_folder(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"epochs=0.001 visits none of \d+ rows"):
+        api.prepare(api.compose([*settings, "epochs=0.001"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_of_packed_rows_are_counted_once_for_all_ranks(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = api.prepare(api.compose([*settings, "packing=true", "batch.sampler=packed", "max_length=64"]))
+    counted = json.loads((folder / "samples.json").read_text())["train"]["steps"]
+    monkeypatch.setattr(Packed, "steps", lambda self: pytest.fail("a rank counts"))
+    lease = Lease(folder, "reading")
+    run = assemble(Plan.load(folder), folder, installed(), toy.world(), lease, observed=False).run
+    assert run.steps == counted > 0
+
+
+def test_a_packed_row_has_room_beside_the_tokens_that_an_adapter_puts_before_it(settings: Settings) -> None:
+    folder = api.prepare(
+        api.compose([*settings, "packing=true", "adapter=prompt", "adapter.length=5", "batch.micro=2"])
+    )
+    lease = Lease(folder, "reading")
+    run = assemble(Plan.load(folder), folder, installed(), toy.world(), lease, observed=False).run
+    assert micro_limit(run).packed == run.max_length == run.model.context() - 5
 
 
 def test_a_length_beyond_the_model_s_context_is_refused(settings: Settings) -> None:

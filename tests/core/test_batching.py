@@ -14,12 +14,11 @@ import torch
 from loomtune.batching import collate, evaluation_batches, micro_limit, step_batches
 from loomtune.contracts import Placement, Sample, Segment
 from loomtune.contracts.batch import NO_PARENT, NO_SEGMENT
-from loomtune.order import Order
-from loomtune.placement import MicroLimit, laid_out, place
+from loomtune.placement import MicroLimit, laid_out, place, row_width
 from loomtune.settings import BatchSettings, Settings
 from loomtune.testing import toy
 from loomtune.world import World
-from toys import Rows, sample
+from toys import Rows, sample, whole
 
 PAD = 0
 
@@ -37,14 +36,15 @@ def pair() -> Sample:
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_each_epoch_visits_every_row_once(rows: int) -> None:
-    order = Order.whole(3, rows)
+    order = whole(3, rows)
     for epoch in range(3):
-        assert sorted(order.row(epoch * rows + index) for index in range(rows)) == list(range(rows))
+        assert sorted(order.rows(epoch * rows, (epoch + 1) * rows).tolist()) == list(range(rows))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        return [Order.whole(seed, 50).row(number * 50 + index) for index in range(50)]
+        found: list[int] = whole(seed, 50).rows(number * 50, number * 50 + 50).tolist()
+        return found
 
     orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0)]
     assert len({tuple(order) for order in orders}) == 3
@@ -53,7 +53,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_the_order_of_a_seed_is_the_same_on_every_machine() -> None:
-    assert [Order.whole(0, 8).row(number) for number in range(8)] == [3, 4, 2, 7, 0, 5, 1, 6]
+    assert whole(0, 8).rows(0, 8).tolist() == [3, 4, 2, 7, 0, 5, 1, 6]
 
 
 def lengths_of(count: int) -> list[int]:
@@ -254,7 +254,8 @@ def run_on(replica: int, replicas: int, micro: int | str = 1, **settings_: Any) 
     world = World(replica, replicas, 0, torch.device("cpu"), replica=replica, replicas=replicas)
     settings = Settings(batch=BatchSettings(size=8, micro=micro), **settings_)
     splits = {"train": Rows(sample("x" * (1 + index)) for index in range(5))}
-    parts = {"tokenizer": toy.ToyTokenizer(), "model": toy.ToyModel(), "splits": splits}
+    width = row_width(settings, model := toy.ToyModel(), 0)
+    parts = {"tokenizer": toy.ToyTokenizer(), "model": model, "splits": splits, "max_length": width}
     return SimpleNamespace(world=world, settings=settings, token_budget=200, **parts)
 
 

@@ -15,11 +15,10 @@ from loomtune import checkpoint
 from loomtune.contracts import Batch, Evaluator, LossSums, Verdict
 from loomtune.errors import LeaseLost, Preempted, RunFailed
 from loomtune.lease import Lease
-from loomtune.order import Order
 from loomtune.run import Run
 from loomtune.samplers import Counted, Packed
 from loomtune.settings import EvaluateSettings
-from toys import TEXTS, Diary, Online, Plain, Scripted, Toy, TwoNetworks, made, sample
+from toys import TEXTS, Diary, Online, Plain, Scripted, Toy, TwoNetworks, made, sample, whole
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -58,14 +57,14 @@ def test_a_loss_is_a_mean_so_that_what_each_target_counts_cancels(tmp_path: Path
 def test_a_step_is_a_row_of_the_order_and_each_visit_has_a_number_of_its_own(tmp_path: Path) -> None:
     toy = trained(made(tmp_path, objective := Plain(), texts=TEXTS[:3], steps=4))
     assert visits(objective) == [[0, 1], [2, 3], [4, 5], [6, 7]], "a row's second visit draws another dropout"
-    order, lengths = Order.whole(0, 3), toy.run.splits["train"].lengths
-    expected = [sum(lengths[order.row(number)] - 1 for number in pair) for pair in visits(objective)]
+    rows, lengths = whole(0, 3).rows(0, 8), toy.run.splits["train"].lengths
+    expected = [sum(lengths[rows[number]] - 1 for number in pair) for pair in visits(objective)]
     assert [step["tokens"] for step in toy.diary.steps] == expected
     assert [step["tokens_seen"] for step in toy.diary.steps] == [sum(expected[: n + 1]) for n in range(4)]
 
 
 def test_the_last_step_of_the_last_epoch_may_be_short(tmp_path: Path) -> None:
-    trained(made(tmp_path, objective := Plain(), texts=TEXTS[:5], steps=3, sampler=Counted(Order.whole(0, 5), 2, 5)))
+    trained(made(tmp_path, objective := Plain(), texts=TEXTS[:5], steps=3, sampler=Counted(whole(0, 5), 2, 5)))
     assert visits(objective) == [[0, 1], [2, 3], [4]]
 
 
@@ -197,7 +196,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
 def packed() -> Packed:
     """Steps of two rows of 16 tokens, for three epochs of the toy's texts."""
     lengths = np.array([sample(text).length for text in TEXTS])
-    return Packed(Order.whole(0, len(TEXTS)), 2, 3 * len(TEXTS), lengths, 16)
+    return Packed(whole(0, len(TEXTS)), 2, 3 * len(TEXTS), lengths, 16)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 7])

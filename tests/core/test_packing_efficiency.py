@@ -10,10 +10,10 @@ import pytest
 
 from loomtune import api
 from loomtune.batching import CPU_TOKENS
-from loomtune.order import Order
 from loomtune.placement import MicroLimit, place
 from loomtune.samples import of_run
 from support import shared
+from toys import whole
 
 ROWS, WIDTH = 256, 512
 
@@ -22,7 +22,7 @@ Steps = list[list[int]]
 
 def steps(lengths: Sequence[int]) -> Steps:
     """The lengths of the rows of an epoch's whole steps."""
-    order, count = Order.whole(0, len(lengths)), len(lengths) // ROWS
+    order, count = whole(0, len(lengths)), len(lengths) // ROWS
     return [np.asarray(lengths)[order.rows(step * ROWS, (step + 1) * ROWS)].tolist() for step in range(count)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from loomtune.errors import UserError
 from loomtune.offers import Offer
 from loomtune.plan import Estimate, Finding, Plan, between, estimates, findings, refuse
 from loomtune.settings import ROOT_KEYS
+from loomtune.testing import toy
+from loomtune.worker import execute
 
 AWKWARD = "a b'c\"d; $(rm -rf /) `x` \\ é\n# not a comment: - 1e3"
 
@@ -134,7 +136,9 @@ def faults(plan: Plan, *overrides: str) -> list[str]:
         ("batch.micro=9", "batch.micro=9 does not lie between 1 and batch.size=8"),
         ("batch.micro=0", "batch.micro=0 does not lie between 1 and batch.size=8"),
         ("batch.micro=some", "batch.micro=some is neither a number nor `auto`"),
-        ("epochs=0", "steps=0 and epochs=0.0: nothing would be trained"),
+        ("epochs=nan", "epochs=nan: nothing would be trained, or without end"),
+        ("epochs=inf", "epochs=inf: nothing would be trained, or without end"),
+        ("epochs=0", "epochs=0.0: nothing would be trained, or without end"),
         ("precision=fp16", "precision=fp16 is unknown"),
         ("evaluate.mode=best", "evaluate.mode=best is unknown"),
         ("evaluate.every=2", "evaluations are asked for, but no evaluator is chosen"),
@@ -316,3 +320,47 @@ def test_the_same_run_may_go_on_in_its_folder_in_another_manner(run: list[str]) 
     again = api.prepare(api.compose([*run, "sharding=single", "launcher.procs=1", "tracker=[jsonl]", "stop_after=1"]))
     assert again == folder
     assert Plan.load(folder).root.stop_after == 1
+
+
+NEW = ("batch.sampler", "data.max_growth", "data.max_record", "data.stream", "data.window", "objective.system")
+"""Settings that a version before did not have."""
+
+
+def older(plan: Plan, *keys: str) -> Plan:
+    """The plan as a version without these settings composed it."""
+    for key in keys:
+        node, _, leaf = key.rpartition(".")
+        less = {name: value for name, value in plan.settings[node].items() if name != leaf}
+        plan = Plan({**plan.settings, node: less}, plan.versions, plan.processes, plan.overrides, plan.config_dirs)
+    return plan
+
+
+def test_a_run_of_a_version_before_goes_on_though_settings_were_added(run: list[str]) -> None:
+    plan = api.compose([*run, "sharding=single", "steps=2"])
+    folder, before = api.prepare(plan), older(plan, *NEW)
+    assert before.hash != plan.hash
+    (folder / "run.yaml").write_text(before.dump())
+    assert execute(Plan.load(folder), folder, toy.world())["step"] == 2
+    api.prepare(api.resumed(folder, ["steps=2"]))
+    assert Plan.load(folder).hash == before.hash, "that of its checkpoints"
+    assert execute(Plan.load(folder), folder, toy.world())["status"] == "completed"
+    with pytest.raises(UserError, match="an export of other maths: seed"):
+        api.export(folder, overrides=["seed=1"])
+
+
+@pytest.mark.parametrize("setting", ["batch.sampler=sequential", "data.max_record=999999", "objective.system=Hi"])
+def test_an_added_setting_that_is_given_a_value_is_another_run_and_told_alone(run: list[str], setting: str) -> None:
+    folder = api.prepare(api.compose(run))
+    (folder / "run.yaml").write_text(older(Plan.load(folder), *NEW).dump())
+    key, _, value = setting.partition("=")
+    with pytest.raises(UserError) as caught:
+        api.prepare(api.compose([*run, setting]))
+    assert caught.value.faults[0].what.endswith(f"these settings differ: {key} (None -> {value})")
+
+
+def test_settings_of_another_choice_are_told_as_what_they_are(run: list[str]) -> None:
+    before = api.compose(run)
+    other = api.compose([*run, "objective=dpo"])
+    assert other.as_begun(before, installed()) == other, "nothing of dpo counts as added to sft"
+    nested = replace(before, settings={**before.settings, "evaluate": {"every": 0}})
+    assert before.as_begun(nested, installed()).hash == nested.hash

@@ -14,9 +14,9 @@ from loomtune import samplers
 from loomtune.errors import UserError
 from loomtune.order import Order, Share
 from loomtune.plan import findings
-from loomtune.samplers import Counted, Packed, Sampler, sampler, steps
+from loomtune.samplers import Counted, Packed, Sampler, sampler, steps, suits
 from loomtune.settings import BatchSettings, Settings
-from toys import Online, Plain
+from toys import Online, Plain, whole
 
 WIDTH = 64
 
@@ -27,7 +27,7 @@ def lengths(count: int) -> Any:
 
 
 def packed(count: int = 300, epochs: int = 2, size: int = 4) -> Packed:
-    return Packed(Order.whole(0, count), size, count * epochs, lengths(count), WIDTH)
+    return Packed(whole(0, count), size, count * epochs, lengths(count), WIDTH)
 
 
 def drawn(one: Sampler, until: int) -> list[list[int]]:
@@ -109,11 +109,26 @@ def test_what_does_not_fit_into_a_row_is_refused_by_its_place() -> None:
 
 
 def test_an_objective_that_makes_its_samples_while_it_trains_is_not_packed_beforehand() -> None:
-    one = of(settings(), np.array([3, 4]))
     with pytest.raises(UserError, match=r"makes its samples while it trains\n    cure: set batch.sampler=shuffled"):
-        steps(settings(), one, Online())
-    assert steps(settings(), one, Plain()) == 1
+        suits(settings(), Online())
+    suits(settings(), Plain())
+    suits(settings("shuffled"), Online())
+    assert steps(settings(), of(settings(), np.array([3, 4])), Plain()) == 1
     assert steps(settings("shuffled"), of(settings("shuffled"), np.array([3, 4])), Online()) == Online.STEPS
+
+
+@pytest.mark.parametrize("name", ["shuffled", "sequential", "packed"])
+def test_a_run_that_would_visit_nothing_is_refused(name: str) -> None:
+    none, some = settings(name, epochs=0.1), settings(name, epochs=0.5)
+    with pytest.raises(UserError, match=r"epochs=0.1 visits none of 3 rows: nothing would be trained\n    cure: raise"):
+        steps(none, of(none, np.array([3, 4, 5])), Plain())
+    assert steps(some, of(some, np.array([3, 4, 5])), Plain()) == 1
+
+
+def test_sources_that_an_epoch_does_not_reach_are_refused_alike() -> None:
+    order = Order(0, (Share("a", 5, Fraction(3, 5)), Share("b", 5, Fraction(3, 5))))
+    with pytest.raises(UserError, match=r"visits none of 10 rows.*\n    cure: raise epochs, or the shares"):
+        steps(Settings(), Counted(order, 4, order.length(1.0)), Plain())
 
 
 def test_where_steps_are_set_packing_has_no_end() -> None:

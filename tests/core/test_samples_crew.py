@@ -29,9 +29,14 @@ ROWS = [row(f"ask {number}", "yes" * (number % 7 + 1), "no", m=float(number)) fo
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes are started at once."""
-    answer = crew._answer
+    gather = crew.Crew._gather
+
+    def gathered(self: crew.Crew) -> None:
+        gather(self)
+        Waits.begun = bool(self._members)
+
     monkeypatch.setattr(Waits, "begun", False)
-    monkeypatch.setattr(crew, "_answer", lambda member: setattr(Waits, "begun", True) or answer(member))
+    monkeypatch.setattr(crew.Crew, "_gather", gathered)
     monkeypatch.setattr(crew, "ALONE", -1.0)
     monkeypatch.setenv("LOOMTUNE_WORKERS", "2")
 

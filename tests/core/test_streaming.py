@@ -59,7 +59,7 @@ def streams(tmp_path: Path) -> Iterator[Any]:
             told=[],
         )
         run.tell_once = run.told.append
-        made.append(Stream(run))
+        made.append(Stream(run, lambda: run.stop.requested))
         return made[-1]
 
     yield stream
@@ -164,7 +164,7 @@ def test_whoever_waits_says_that_nothing_hangs_until_no_row_comes_for_too_long(
     streams: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "PULSE", 0.05)
-    monkeypatch.setattr(streaming, "PATIENCE", 2.0)
+    monkeypatch.setenv("LOOMTUNE_TIMEOUT_MINUTES", str(2 / 60))
     stream = streams(Tide(ROWS, halts=6))
     with pytest.raises(UserError, match=r"no row was read for 2 s\n.*LOOMTUNE_TIMEOUT_MINUTES"):
         stream.draw(4, 1)

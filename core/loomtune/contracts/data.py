@@ -27,6 +27,9 @@ was read (`file:line`), `source` of which source it is where data mix several.
 SAID = ("messages", "prompt", "completion", "chosen", "rejected", "answers", "text")
 """The keys of a row that hold what people or models said: text, a conversation, or a list of either."""
 
+BESIDE = ("tools", "label", "ranks", "scores", "margin")
+"""The keys of a row that are learned from beside what was said."""
+
 Piece = Mapping[str, Any]
 """Which part of a split: plain data that JSON holds, so that another process may read it."""
 
@@ -110,7 +113,7 @@ class Data(ABC):
 
 def identity(row: Row) -> bytes:
     """Everything that is learned of a row, as bytes: equal where two rows teach the same, roles and labels included."""
-    learned = {key: row[key] for key in (*SAID, "tools", "label", "ranks", "scores") if row.get(key) is not None}
+    learned = {key: row[key] for key in (*SAID, *BESIDE) if row.get(key) is not None}
     text = json.dumps(learned, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass")
 

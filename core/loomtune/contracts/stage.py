@@ -46,7 +46,9 @@ class RowStage(Stage):
     def apply(self, rows: Sequence[Row]) -> Sequence[Row | Dropped]:
         """For each of some rows the row, perhaps changed, or why it goes no further.
 
-        Several at a time, for the sake of models; what becomes of a row never hangs on its company.
+        Several at a time, for the sake of models; what becomes of a row never hangs on its company. A row that its
+        data gave to a split says so by `split`; one without it may yet fall into any. A stage that guards what is held
+        out passes over rows of `test` and `validation`: they are what it guards.
         """
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 from loomtune.beside import Beside
 from loomtune.samples.making import Encoder, Item, Part
+from loomtune.settings import from_environment
 
 ALONE = 2.0
 """Seconds of tokenising before other processes are started, which takes about as long."""
 
 
-def workers() -> int:
-    """How many processes tokenise: `$LOOMTUNE_WORKERS`, or as many as there are cores for this one."""
-    named = os.environ.get("LOOMTUNE_WORKERS", "")
-    return int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0))
+def workers(most: int = 0) -> int:
+    """How many processes tokenise: `$LOOMTUNE_WORKERS`, or as many as there are cores for this one, at most so many."""
+    cores = len(os.sched_getaffinity(0))
+    return int(from_environment("LOOMTUNE_WORKERS", min(cores, most or cores), least=1))
 
 
 class Crew:
@@ -30,9 +31,9 @@ class Crew:
     with which one fails, is done here.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder, self._size, self._spent = encoder, workers(), 0.0
-        self._begun = list[Beside]()
+    def __init__(self, encoder: Encoder, most: int = 0) -> None:
+        self._encoder, self._size, self._spent = encoder, workers(most), 0.0
+        self._begun, self._told = list[Beside](), False
         self._members = list[Beside]()
 
     def parts(self, batches: Iterator[Sequence[Item]]) -> Iterator[Part]:
@@ -61,14 +62,16 @@ class Crew:
             member.close()
 
     def _gather(self) -> None:
-        """Starts the processes, and takes on those that have begun once all have, or have ended."""
+        """Starts the processes, says what they need once all listen, and takes on those that have it once all have."""
         if self._size > 1 and self._spent > ALONE and not self._begun:
             self._begun = [Beside("loomtune.samples.crew:serve") for _ in range(self._size)]
-            for member in self._begun:
-                _given(member, self._encoder)
         if self._begun and all(member.pipe.poll() for member in self._begun):
-            self._members = [member for member in self._begun if _answer(member)]
-            self._size = len(self._members)
+            there = [member for member in self._begun if _answer(member)]
+            if self._told:
+                self._members, self._size = there, len(there)
+            for member in [] if self._told else there:
+                _given(member, self._encoder)
+            self._told = True
 
     def _done(self, member: Beside, given: bool, batch: Sequence[Item]) -> Part:
         return (_answer(member) if given else None) or self._encoder.part(batch)
@@ -76,6 +79,7 @@ class Crew:
 
 def serve(pipe: Connection) -> None:
     """What the other processes do."""
+    pipe.send(True)
     encoder: Encoder = pipe.recv()
     pipe.send(True)
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,16 @@ from loomtune.contracts.batch import NO_PARENT
 from loomtune.contracts.objective import UNCUT
 from loomtune.errors import UserError
 from loomtune.samples.stored import COLUMNS, FORMAT, Writer
+from loomtune.settings import from_environment
 
 SHOWN = 5
 """How many rows that cannot be learned from are told one by one."""
 
 LEAVES_OUT = 0.01
 """Largest share of rows that may be left out because `max_length` cuts their whole answer; beyond, it is a mistake."""
+
+BAD_ROWS = "LOOMTUNE_BAD_ROWS"
+"""Names another share of a window's rows; no setting, since it is to be changed in the midst of a run."""
 
 TOGETHER = 128
 """Rows of a batch."""
@@ -118,7 +123,6 @@ class Part:
 
     def join(self, other: Part) -> None:
         """Takes over what is known of the rows that follow; not their columns."""
-        assert not other.sources.keys() & list(self.sources)[:-1], "a split of several sources is one after the other"
         for of, count in other.sources.items():
             self.sources[of] = self.sources.get(of, 0) + count
         assert None in (self.names, other.names) or self.names == other.names, "every sample has the same numbers"
@@ -216,13 +220,13 @@ def fill(folder: Path, source: Source, rows: Rows, parts: Parts) -> None:
     Raises UserError, which names rows, once all were seen: where one of a whole split cannot be learned from, or more
     than a small share of a window.
     """
-    whole, count = Part(), 0
+    whole, count, seen, least = Part(), 0, list[str](), 0 if rows.next is None else source.window
 
     def batches() -> Iterator[Sequence[Item]]:
         nonlocal count
         left = rows.take()
         while batch := list(itertools.islice(left, TOGETHER)):
-            yield [_item(source, row, number) for number, row in enumerate(batch, start=count + 1)]
+            yield [_item(source, row, number, seen) for number, row in enumerate(batch, start=count + 1)]
             count += len(batch)
 
     writer = Writer(folder)
@@ -230,7 +234,7 @@ def fill(folder: Path, source: Source, rows: Rows, parts: Parts) -> None:
         for part in parts(batches()):
             writer.add(part.columns)
             whole.join(part)
-        _refuse(whole, source, count)
+        _refuse(whole, source, count, max(count, least))
         told = whole.refusals.told(count, f"a window of {source.split}") if whole.refusals.count else ""
         skipped = 0 if source.window else whole.cut_away.count
         about = {**whole.counts, "skipped": skipped, "told": told, "sources": whole.sources, "names": whole.names or []}
@@ -240,18 +244,28 @@ def fill(folder: Path, source: Source, rows: Rows, parts: Parts) -> None:
         writer.close()
 
 
-def _item(source: Source, row: Row | Dropped, number: int) -> Item:
+def _item(source: Source, row: Row | Dropped, number: int, seen: list[str]) -> Item:
+    """seen: the sources so far. Raises UserError where data that mix break what `Data.mixes` says of them."""
     if isinstance(row, Dropped):
         return row.origin, "", row
-    return str(row.get("origin", f"{source.split}:{number}")), str(row["source"]) if source.data.mixes else "", row
+    origin, of = str(row.get("origin", f"{source.split}:{number}")), row.get("source") if source.data.mixes else ""
+    if of is None or of in seen[:-1]:
+        what = "does not say of which source it is" if of is None else f"is of {of} again, after rows of {seen[-1]}"
+        raise UserError.of(f"{origin} {what}", "this is a mistake of the data's plugin: `Data.mixes` says what it owes")
+    seen += [] if seen[-1:] == [of] else [str(of)]
+    return origin, str(of), row
 
 
-def _refuse(whole: Part, source: Source, count: int) -> None:
-    allowed = LEAVES_OUT * max(count, source.window)
+def _refuse(whole: Part, source: Source, count: int, of: int) -> None:
+    """of: how many rows a share is of; a last, short window counts as a full one."""
+    allowed = LEAVES_OUT * count
+    if source.window:
+        allowed = max(1.0, from_environment(BAD_ROWS, LEAVES_OUT, least=0, most=1) * of)
     if source.window or whole.cut_away.count > allowed:
         whole.refusals.join(whole.cut_away)
     if whole.refusals.count > (allowed if source.window else 0):
-        raise UserError.of(
-            whole.refusals.told(count, f"split {source.split}"),
-            "mend these rows, read them otherwise, or take them out; where max_length cut answers away, raise it",
-        )
+        cure = "mend these rows, read them otherwise, or take them out; where max_length cut answers away, raise it"
+        if source.window:
+            share = math.ceil(100 * whole.refusals.count / of) / 100
+            cure = f"{BAD_ROWS}={share} leaves them out, and a run goes on with it; in another run: {cure}"
+        raise UserError.of(whole.refusals.told(count, f"split {source.split}"), cure)

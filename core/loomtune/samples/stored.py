@@ -98,7 +98,7 @@ def writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError.of(
             f"tokenised samples cannot be kept in {folder}: {error}",
-            "free some space there, or name another folder: LOOMTUNE_CACHE=DIR, or run.dir for what data.stream makes",
+            "it must be a folder with space that can be written to: name it by LOOMTUNE_CACHE, or run.dir for streams",
         ) from error
 
 
@@ -130,8 +130,13 @@ class Writer:
         digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
         sizes = {name: file.tell() for name, file in self._files.items()}
         content = {"about": dict(about), "bytes": sizes, "sha256": digests}
+        try:
+            text = json.dumps({**content, "digest": _digest(content)})
+        except (TypeError, ValueError) as error:
+            what = f"the data give a place, or words on what is left out, that JSON cannot hold: {error}"
+            raise UserError.of(what, "this is a mistake of the data's plugin, in `stream` or `left_out`") from error
         with writable(self._folder.parent), (self._folder / ABOUT).open("wb") as file:
-            file.write(json.dumps({**content, "digest": _digest(content)}).encode())
+            file.write(text.encode())
             for each in (*self._files.values(), file):
                 each.flush()
                 os.fsync(each.fileno())

@@ -25,7 +25,7 @@ class AnyFiles(ColumnFiles):
     """JSON lines, JSON, tables of text, Parquet and Arrow, packed or not, in any mixture."""
 
     def __init__(self, settings: AnyFileSettings) -> None:
-        super().__init__(settings, ByName(settings), "mend these records, or leave them out of the file")
+        super().__init__(settings, ByName(settings))
         self._faults += _faults(settings)
 
 

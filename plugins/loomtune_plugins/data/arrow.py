@@ -13,7 +13,7 @@ from loomtune_plugins.data.limits import Limits, seekable
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader, Record
 from loomtune_plugins.data.scan import PIECE
 from loomtune_plugins.data.text import check, not_utf8
-from loomtune_plugins.data.values import RecordError
+from loomtune_plugins.data.values import RecordError, tried
 
 _BATCH = 8
 """Rows of a Parquet file that are held at once: few, because a dictionary makes many large ones of a small file."""
@@ -77,7 +77,7 @@ def records(batch: Any, limits: Limits) -> Iterator[Record | RecordError]:
     """Those of a batch of Arrow's; one that is too long becomes none of Python's."""
     if batch.nbytes <= limits.record:
         with contextlib.suppress(UnicodeDecodeError):
-            yield from map(_checked, batch.to_pylist())
+            yield from (tried(_checked, record) for record in batch.to_pylist())
             return
     for row in (batch.slice(number, 1) for number in range(batch.num_rows)):
         if row.nbytes > limits.record:
@@ -88,14 +88,11 @@ def records(batch: Any, limits: Limits) -> Iterator[Record | RecordError]:
         except UnicodeDecodeError as error:
             yield not_utf8(f"{error.reason} in a column of text")
             continue
-        yield _checked(record)
+        yield tried(_checked, record)
 
 
-def _checked(record: Record) -> Record | RecordError:
-    try:
-        check(record)
-    except RecordError as error:
-        return error
+def _checked(record: Record) -> Record:
+    check(record)
     return record
 
 

@@ -32,13 +32,16 @@ _READ: dict[str, Callable[[Any, str], Any]] = {
 """How a column is read; those of the others may hold conversations, depending on the format."""
 
 
+CURE = "mend these records, or leave them out of the file"
+
+
 class ColumnFiles(Files):
     """Files whose columns settings map."""
 
     settings: FileSettings
 
     def __init__(
-        self, settings: FileSettings, reader: Reader, cure: str, patterns: Mapping[str, str] | None = None
+        self, settings: FileSettings, reader: Reader, cure: str = CURE, patterns: Mapping[str, str] | None = None
     ) -> None:
         decide, make = partial(Columns.decided, settings), partial(Columns.of, settings)
         super().__init__(settings, reader, decide, make, faults(settings), cure, patterns=patterns)

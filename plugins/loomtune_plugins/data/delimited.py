@@ -12,7 +12,7 @@ from loomtune.errors import UserError
 from loomtune_plugins.data.limits import Limits, lines, opened_text
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
 from loomtune_plugins.data.text import decoded, utf8
-from loomtune_plugins.data.values import RecordError
+from loomtune_plugins.data.values import RecordError, tried
 
 SEPARATOR = "set data.delimiter to what stands between the cells of a .csv, such as ';'; with tabs, name it .tsv"
 
@@ -39,19 +39,16 @@ class Delimited(Reader):
             header = _header(path, next(found, None))
             for number, cells in found:
                 if cells != []:
-                    yield number, self._record(header, cells)
+                    yield number, tried(self._record, header, cells)
 
-    def _record(self, header: list[str], cells: list[str] | RecordError) -> Mapping[str, Any] | RecordError:
+    def _record(self, header: list[str], cells: list[str] | RecordError) -> Mapping[str, Any]:
         if isinstance(cells, RecordError):
-            return cells
+            raise cells
         if len(cells) != len(header):
             what = f"has {len(cells)} cells, and the header has {len(header)}"
-            return RecordError(what, "another number of cells")
-        try:
-            named = zip(header, cells, strict=True)
-            return {name: _value(cell) if name in self.values else cell for name, cell in named}
-        except RecordError as error:
-            return error
+            raise RecordError(what, "another number of cells")
+        named = zip(header, cells, strict=True)
+        return {name: _value(cell) if name in self.values else cell for name, cell in named}
 
 
 class _Lines:

@@ -151,7 +151,9 @@ class Files(Data):
                     told = f"{barren} of {count} records of train, as far as they were read, give no row"
                     self._left_out["train"] = told, self._barren
                 for at, row in enumerate(rows, start=1):
-                    if (index, number, at) > start[:3] and total != (self.settings.limit or -1):
+                    if total == (self.settings.limit or -1):
+                        return
+                    if (index, number, at) > start[:3]:
                         total += not isinstance(row, Dropped)
                         yield row, [index, number, at, total]
             if not number:
@@ -213,7 +215,7 @@ class Files(Data):
                 continue
             yield from rows
             if not rows:
-                yield Dropped(origin, "gives no row", self._barren)
+                yield Dropped(origin, "gives no row", self._barren.partition(", or set")[0])  # settings are a run's
 
     @property
     def _holds_out(self) -> bool:

@@ -15,16 +15,14 @@ from loomtune_plugins.data.limits import Limits, lines, opened_text, packing
 from loomtune_plugins.data.reader import WHOLE, Numbered, Reader
 from loomtune_plugins.data.scan import scan
 from loomtune_plugins.data.text import parsed
-from loomtune_plugins.data.values import RecordError
-
-CURE = "mend these lines, or leave them out of the file"
+from loomtune_plugins.data.values import tried
 
 
 class Jsonl(ColumnFiles):
     """One JSON object a line; empty lines are passed over. `.gz`, `.bz2` and `.zst` are read as they are."""
 
     def __init__(self, settings: FileSettings) -> None:
-        super().__init__(settings, JsonLines(Limits.of(settings)), CURE)
+        super().__init__(settings, JsonLines(Limits.of(settings)))
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,7 @@ class JsonLines(Reader):
                 elif number == 1 and line.lstrip()[:1] == b"[":
                     raise _array(path)
                 elif not line.isspace():
-                    yield number, _parsed(line)
-
-
-def _parsed(line: bytes) -> Mapping[str, Any] | RecordError:
-    try:
-        return parsed(line)
-    except RecordError as error:
-        return error
+                    yield number, tried(parsed, line)
 
 
 def _unchanged(path: Path, part: Mapping[str, Any]) -> None:

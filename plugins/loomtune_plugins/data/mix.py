@@ -89,7 +89,11 @@ class Mix(Data):
         if weigh is None:
             repeats = {name: _exact(self.settings.sources[name].epochs or 1) for name in rows}
             return {name: count * repeats[name] for name, count in rows.items()}
-        weights = {name: weigh(name, count) for name, count in rows.items()}
+        try:
+            weights = {name: weigh(name, count) for name, count in rows.items()}
+        except (OverflowError, ValueError) as error:
+            what = f"data.temperature={self.settings.temperature:g}: rows^(1/temperature) is beyond all numbers"
+            raise UserError.of(what, "set data.temperature to 0.1, or more") from error
         total = sum(weights.values(), Fraction())
         return {name: sum(rows.values()) * weight / total for name, weight in weights.items()}
 

@@ -12,4 +12,4 @@ class Parquet(ColumnFiles):
     """Records of Parquet files, a few rows in memory at a time."""
 
     def __init__(self, settings: FileSettings) -> None:
-        super().__init__(settings, RowGroups(Limits.of(settings)), "mend these rows, or leave them out of the file")
+        super().__init__(settings, RowGroups(Limits.of(settings)))

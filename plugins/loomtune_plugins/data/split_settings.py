@@ -12,7 +12,8 @@ class SplitSettings:
     """Which files, and how much of them."""
 
     path: str = option(
-        "", "file of training rows, or a pattern such as `rows-*.parquet`, read in order of names; several with commas"
+        "",
+        "file of training rows, or a pattern such as `rows-*.parquet`; several: 'data.path=\"a,b\"'",
     )
     validation: str = option("", "files of validation rows")
     test: str = option("", "files of test rows")

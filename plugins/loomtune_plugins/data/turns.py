@@ -92,7 +92,7 @@ def _parts(content: Sequence[Any], where: str) -> Iterator[str]:
     for count, part in enumerate(listed(content, where), start=1):
         named = part.get("type", "an object without a type") if isinstance(part, Mapping) else kind(part)
         if named != "text" or isinstance(part, str):
-            raise RecordError(f"{where} has {named!s:.80} as its part {count}, and only parts of the type text are read")
+            raise RecordError(f"{where} has {named!s:.80} as its part {count}, and only parts of text are read")
         yield text(part.get("text"), f"{where} part {count}")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
 
 
 class RecordError(Exception):
@@ -17,6 +19,14 @@ class RecordError(Exception):
     def __init__(self, what: str, reason: str = "not the value asked for", cure: str = "") -> None:
         super().__init__(what)
         self.reason, self.cure = reason, cure
+
+
+def tried(make: Callable[..., Made], *given: Any) -> Made | RecordError:
+    """What is made of a record, or what is wrong with it."""
+    try:
+        return make(*given)
+    except RecordError as error:
+        return error
 
 
 def text(value: Any, where: str) -> str:

@@ -63,7 +63,7 @@ class Budget:
 
     def begin(self, given: Any) -> None:
         """A new rendering. What it was given is measured once it needs more than every rendering has."""
-        self._given = (given,)
+        self._given: tuple[Any, ...] = (given,)
         self.left, self.mark = BYTES, BYTES - OFTEN
         self._deadline, self._until = monotonic() + SECONDS, thread_time() + SECONDS
 
@@ -101,7 +101,7 @@ class Budget:
         """What was made, paid for with all that is in it."""
         kind = type(value)
         if kind is str:
-            self.spend(EMPTY + len(value) if value.isascii() else EMPTY + 4 * len(value))
+            self.spend(getsizeof(value))
         elif isinstance(value, CONTAINERS):
             self.spend(self.size(value))
         elif kind is int and abs(value) >= LARGEST:

@@ -61,6 +61,14 @@ class Generator(CodeGenerator):
             self.write(", ")
         self.write(")])")
 
+    def visit_Call(self, node: nodes.Call, frame: Any, forward_caller: bool = False) -> None:
+        if isinstance(node.node, nodes.EnvironmentAttribute):
+            self.write(f"environment.{node.node.name}(")
+            self.visit(node.args[0], frame)
+            self.write(")")
+        else:
+            super().visit_Call(node, frame, forward_caller=forward_caller)
+
     def visit_Getitem(self, node: nodes.Getitem, frame: Any) -> None:
         if isinstance(node.arg, nodes.Slice):
             self.write("environment.cut(")
@@ -87,8 +95,9 @@ def bound(source: nodes.Template) -> None:
         raise Forbidden(f"it has more than {MANY} statements and expressions")
     for found in source.find_all(REFUSED):
         raise Forbidden(f"it has a statement of the kind '{type(found).__name__.lower()}'")
-    for call in [*source.find_all(CALLS)]:
-        call.dyn_args = call.dyn_args and _walked(call.dyn_args)  # type: ignore[attr-defined]
+    calls: list[Any] = [*source.find_all(CALLS)]
+    for call in calls:
+        call.dyn_args = call.dyn_args and _walked(call.dyn_args)
     for loop in [*source.find_all(nodes.For)]:
         loop.iter = _walked(loop.iter)
     for body in [*source.find_all(BODIES)]:
@@ -98,7 +107,7 @@ def bound(source: nodes.Template) -> None:
         written.insert(0, nodes.ExprStmt(step, lineno=body.lineno))
 
 
-def _walked(values: nodes.Expr) -> nodes.Expr:
+def _walked(values: Any) -> Any:
     """Of what a loop goes through, or a star unpacks: paid for before that begins."""
     paying = nodes.EnvironmentAttribute("walked")
     return nodes.Call(paying, [values], [], None, None, lineno=values.lineno).set_environment(values.environment)

@@ -29,7 +29,7 @@ WIDEST = 10_000
 """The largest width, and the largest number of parts, that anything is brought to."""
 _PADDED = re.compile(r"%(\([^()]*\(|(\([^()]*\))?[-+ #.\dhlL]*?(\*|\d{5}))")
 """Of what `%` formats: a key with parentheses, a width that comes from elsewhere, or one of five digits."""
-_WALKING = frozenset("list map max min reject rejectattr select selectattr sum".split())
+_WALKING = frozenset(["list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sum"])
 """Filters that go through what they are given one by one."""
 
 Guard = Callable[..., None]

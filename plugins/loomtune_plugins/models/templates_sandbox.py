@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from sys import getsizeof
-from types import BuiltinMethodType, MethodType
+from types import BuiltinMethodType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -73,6 +73,10 @@ def _named(name: Any) -> Any:
     if isinstance(name, str) and name.startswith("_"):
         raise Forbidden(f"it stores '{name}' on a namespace")
     return name
+
+
+def _own(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in CONTEXT}
 
 
 def _raised(message: Any) -> None:
@@ -173,21 +177,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget = self.budget
         budget.spend(STEP)
         budget.look()
-        if isinstance(obj, MethodType) and obj == self.walked:
-            return budget.walked(*args)
         text = getattr(obj, "__self__", None) if isinstance(obj, BuiltinMethodType) else None
-        own = {name: value for name, value in kwargs.items() if name not in CONTEXT}
         if isinstance(text, str):
-            if obj.__name__ == "join":
-                parts = [*budget.walked(*args, **own)]
+            if obj.__name__ == "join" and len(args) == 1:
+                parts = [*budget.walked(args[0])]
                 budget.room([text, *parts], len(text) * len(parts))
                 return budget.made(text.join(parts))
             if guard := self._methods.get(obj.__name__):
-                guard(text, *args, **own)
+                guard(text, *args, **_own(kwargs))
         elif isinstance(obj, Macro):
-            budget.made([args, own])  # which it may keep
+            budget.made([args, _own(kwargs)])  # which it may keep
         elif isinstance(obj, LoopContext):
-            budget.walked(*args, **own)
+            for values in (*args, *kwargs.values()):
+                budget.walked(values)
         return budget.made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

@@ -20,6 +20,9 @@ Message = Mapping[str, Any]
 
 CURE = "set model.chat_template to one that writes it, or leave such rows out"
 LAST = "; with objective.turns=last only the last answer has to be"
+CERTAIN = 32
+"""Characters of what no template has of itself."""
+
 _SYSTEM = ("system", "developer")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _THOUGHTS = re.compile(r"</?think>")
@@ -60,7 +63,7 @@ class Conversation:
             if error.__cause__ is None:
                 raise
             # The template itself objected, which is about this row alone: it is counted with the other bad rows.
-            raise ValueError(error.faults[0].what) from error
+            raise ValueError(f"{error.faults[0].what}: {error.faults[0].cure}") from error
 
     def question(self, tokenizer: Tokenizer) -> str:
         """All before the assistant's last words, and the opening of its turn."""
@@ -75,10 +78,7 @@ class Conversation:
         Raises ValueError where nobody answers, where the template does not write what was said, and where it writes
         the beginning of a conversation otherwise once more of it is there.
         """
-        answers = [number for number, message in enumerate(self.messages) if message.get("role") == "assistant"]
-        if not answers:
-            raise ValueError("no message has the role 'assistant', so that there is no answer to learn")
-        chosen = answers[-1:] if last_only else answers
+        chosen = self._learned(last_only)
         asked = [self.render(tokenizer, number, reply=True) for number in chosen]
         answered = [self.render(tokenizer, number + 1) for number in chosen]
         cure = "" if last_only else LAST
@@ -93,29 +93,74 @@ class Conversation:
             ends = _turn_end(said, content)
             pieces += [Piece(given, False), Piece(said[:ends], True), Piece(said[ends:], False)]
             spans[number], written = (len(asked[i]), len(through)), through
+        for number in chosen[:-1]:
+            _check_end(written[slice(*spans[number])], number, self.messages[number].get("content"))
         self._check(written, spans)
+        if self._is_doubtful(written, chosen[-1]):
+            self._check_marks(tokenizer, written, spans)
         self._check_tools(tokenizer, asked[0], chosen[0])
         return [piece for piece in pieces if piece.text]
+
+    def _learned(self, last_only: bool) -> list[int]:
+        """Which messages are learned: the assistant's, but those of weight 0, as files for OpenAI's service have it."""
+        answers = [number for number, message in enumerate(self.messages) if message.get("role") == "assistant"]
+        if not answers:
+            raise ValueError("no message has the role 'assistant', so that there is no answer to learn")
+        for number in answers:
+            if (weight := self.messages[number].get("weight")) not in (None, 0, 1):
+                raise ValueError(f"message {number + 1} has the weight {weight!r}: make it 0, or 1, to be learned")
+        asked = answers[-1:] if last_only else answers
+        chosen = [number for number in asked if self.messages[number].get("weight") != 0]
+        if not chosen:
+            which = "the last answer has" if last_only else "all answers have"
+            raise ValueError(f"{which} weight 0, so that there is no answer to learn: leave such rows out")
+        return chosen
 
     def _check(self, text: str, spans: Mapping[int, tuple[int, int]]) -> None:
         """Raises ValueError where the text does not hold all that was said, in its order, answers in their spans.
 
-        System prompts may be anywhere, since some families keep them for the last question. An answer that is not
-        learned may lose its thoughts, as it does where the model is asked.
+        What is not learned is before the answer that follows it. System prompts may be anywhere, since some families
+        keep them for the last question. An answer that is not learned may lose its thoughts, as it does where the
+        model is asked.
         """
         at = 0
         for number, message in enumerate(self.messages[: 1 + max(spans)]):
-            start, end = spans.get(number, (at, len(text)))
+            start, end = spans[number] if number in spans else (at, min(spans[one][0] for one in spans if one > number))
             known = at = max(at, start)
             for part in _parts(message, learned=number in spans):
                 anywhere = message.get("role") in _SYSTEM
-                found, length = _find(text, part, 0 if anywhere else at)
-                if found < 0 or found + length > end:
+                found, length = _find(text, part, 0, len(text)) if anywhere else _find(text, part, at, end)
+                if found < 0:
                     raise ValueError(_lost(text, part, number, message))
                 at = at if anywhere else found + length
-            for part in _calls(message):
-                if _find(text, part, known)[0] < 0:
-                    raise ValueError(_lost(text, part, number, message))
+            for scalar in _calls(message):
+                if not _is_in(text[known:end], scalar):
+                    raise ValueError(_lost(text, str(scalar), number, message))
+
+    def _is_doubtful(self, text: str, last: int) -> bool:
+        """Whether some of what was said is also found where it was not said: by chance, or since it is there twice."""
+        said = (part for message in self.messages[: last + 1] for part in _parts(message, learned=True))
+        return any(len(part) < CERTAIN or text.count(part) != 1 for part in said)
+
+    def _check_marks(self, tokenizer: Tokenizer, text: str, spans: Mapping[int, Any]) -> None:
+        """As `_check`, with words in place of what was said that are nowhere else. Of thoughts nothing is asked."""
+        stem, last, at = "qx", max(spans), 0
+        while stem in text:
+            stem += "x"
+        marked = [_marked(message, f"{stem}{number}y") for number, message in enumerate(self.messages[: last + 1])]
+        try:
+            written = Conversation(marked, self.tools).render(tokenizer, last + 1)
+        except ValueError:  # it wants other words, and there is nothing to compare
+            return
+        for number, message in enumerate(self.messages[: last + 1]):
+            for mark, said in _marks(message, f"{stem}{number}y"):
+                anywhere = message.get("role") in _SYSTEM
+                found = written.find(mark, 0 if anywhere else at)
+                if found < 0:
+                    raise ValueError(_lost(written.replace(mark, said), said, number, message))
+                if number in spans and written.count(mark) > 1:
+                    raise ValueError(f"the chat template writes what message {number + 1} says more than once: {CURE}")
+                at = at if anywhere else found
 
     def _check_tools(self, tokenizer: Tokenizer, asked: str, count: int) -> None:
         if self.tools and Conversation(self.messages, ()).render(tokenizer, count, reply=True) == asked:
@@ -167,27 +212,62 @@ def _parts(message: Message, *, learned: bool) -> Iterator[str]:
         yield from (part for one in said if (part := one.strip()))
 
 
-def _calls(message: Message) -> Iterator[str]:
-    """Names and texts of the calls in a message."""
+def _marks(message: Message, stem: str) -> Iterator[tuple[str, str]]:
+    """The marks that a rendering must have in place of what a message says, each with that; without the thoughts."""
+    content = message.get("content")
+    parts = _THOUGHTS.split(content) if isinstance(content, str) else []
+    for number, part in enumerate(parts):
+        if part.strip() and (number == len(parts) - 1 or message.get("role") != "assistant"):
+            yield f"{stem}{number}z", part.strip()
+
+
+def _marked(message: Message, stem: str) -> Message:
+    """A message with marks in place of what it says, and the blanks around that."""
+    if not isinstance(content := message.get("content"), str):
+        return message
+    between, parts = _THOUGHTS.findall(content), _THOUGHTS.split(content)
+    for number, part in enumerate(parts):
+        if said := part.strip():
+            parts[number] = part.replace(said, f"{stem}{number}z")
+    return {**message, "content": "".join(one + after for one, after in zip(parts, [*between, ""], strict=True))}
+
+
+def _calls(message: Message) -> Iterator[str | int | float]:
+    """What the calls in a message are made of: names, keys, texts, numbers and truths."""
     for call in message.get("tool_calls") or ():
         function = call.get("function") or call
         yield from _leaves([function.get("name"), function.get("arguments")])
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.strip():
+def _leaves(value: Any) -> Iterator[str | int | float]:
+    """Without what is null: columns of Parquet have a null for each key of any other row."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, str) and value.strip():
         yield value.strip()
-    elif isinstance(value, Mapping | list):
-        for one in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            if one is not None:
+                yield from _leaves([key, one])
+    elif isinstance(value, list):
+        for one in value:
             yield from _leaves(one)
 
 
-def _find(text: str, part: str, start: int) -> tuple[int, int]:
+def _find(text: str, part: str, start: int, end: int) -> tuple[int, int]:
     """Where a part begins, -1 for nowhere, and how long it is: as it is, or as JSON writes it."""
     for form in (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1]):
-        if (found := text.find(form, start)) >= 0:
+        if (found := text.find(form, start, end)) >= 0:
             return found, len(form)
     return -1, 0
+
+
+def _is_in(text: str, scalar: str | int | float) -> bool:
+    """Whether a text has a scalar: numbers and truths as words of their own, as JSON or Python writes them."""
+    if isinstance(scalar, str):
+        return _find(text, scalar, 0, len(text))[0] >= 0
+    forms = "|".join(map(re.escape, (json.dumps(scalar), str(scalar))))
+    return re.search(rf"(?<![\w.-])(?:{forms})(?!\w|\.\d)", text) is not None
 
 
 def _lost(text: str, part: str, number: int, message: Message) -> str:
@@ -227,6 +307,15 @@ def _growth(shorter: str, longer: str, number: int, cure: str) -> str:
 def _turn_end(said: str, content: Any) -> int:
     """Length of a turn without the blanks after its end marker, which nobody generates. Without a marker, all of it."""
     return len(said) if _ends_with(said, content) else len(said.rstrip())
+
+
+def _check_end(said: str, number: int, content: Any) -> None:
+    """Raises ValueError for a turn that stops with what was said in it."""
+    if isinstance(content, str) and content.strip() and said.endswith((content, content.strip())):
+        raise ValueError(
+            f"the chat template ends message {number + 1} (assistant) with nothing, so that its end would not be "
+            f"learned: set model.chat_template to one that ends each turn{LAST}"
+        )
 
 
 def _ends_with(said: str, content: Any) -> bool:

@@ -20,8 +20,8 @@ from loomtune_plugins.objectives.conversations import Conversation, Piece
 BOS = ("auto", "always", "never")
 """When a text begins with the beginning token; see `begin`."""
 
-ANCHOR = "\n"
-"""A text that tokens seldom straddle."""
+ANCHORS = ("\n", ".", ":")
+"""Texts whose ends tokens seldom straddle."""
 
 
 def unknown(settings: Any, **known: Sequence[str]) -> list[Fault]:
@@ -115,11 +115,13 @@ def _rest(longer: list[int], known: list[int]) -> list[int] | None:
 
 def _anchored(text: str, part: list[int], tokenizer: Tokenizer) -> list[int]:
     """The tokens of a text in the middle of another: without the blank that a tokenizer puts before each text."""
-    anchor = tokenizer.encode(ANCHOR)
-    if _rest(tokenizer.encode(ANCHOR + "a"), anchor) == tokenizer.encode("a"):
-        return part
-    found = _rest(tokenizer.encode(ANCHOR + text), anchor)
-    return part if found is None else found
+    for anchor in ANCHORS:
+        before = tokenizer.encode(anchor)
+        if _rest(tokenizer.encode(anchor + "a"), before) == tokenizer.encode("a"):  # it puts none
+            return part
+        if (found := _rest(tokenizer.encode(anchor + text), before)) is not None:
+            return found
+    return part
 
 
 def close(encoded: Encoded, eos: int) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from loomtune.world import World
 
-VERSION = 3
+VERSION = 4
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 ANSWER, MISMATCHED = 1, 2

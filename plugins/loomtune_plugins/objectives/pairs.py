@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loomtune.world import World
     from loomtune_plugins.objectives.pairs_settings import PairsSettings
 
-VERSION = 3
+VERSION = 4
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 

@@ -20,7 +20,7 @@ from loomtune_plugins.objectives.reward_settings import RewardSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 3
+VERSION = 4
 HEAD = "reward"
 """The scalar head, `heads.reward.weight` in files."""
 

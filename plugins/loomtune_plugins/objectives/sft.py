@@ -16,7 +16,7 @@ from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.encoding import BOS, answered, begin, prompt, refuse, unknown
 from loomtune_plugins.objectives.sft_settings import SftSettings
 
-VERSION = 3
+VERSION = 4
 """Part of the fingerprint: raise it when the same row gives other tokens."""
 
 

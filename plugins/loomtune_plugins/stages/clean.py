@@ -27,8 +27,17 @@ HTML: Mapping[str, Callable[[str], str]] = {"keep": str, "unescape": unescape, "
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 """NUL, which ends texts elsewhere, and halves of surrogate pairs, which no file in UTF-8 holds."""
 
+BREAKS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+"""Where a line or a page ends: what stands on both sides does not belong together."""
+
+_UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f]"
+"""Thai, Lao, Myanmar and Khmer, which put U+200B where a line may break between words."""
+
 UNSEEN = re.compile(
-    "[\x01-\x08\x0b-\x1f\x7f-\x9f"  # control characters; tab and newline stay
+    "(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f"  # kept: flags of regions, spelt in tags
+    f"|(?<={_UNSPACED})\u200b(?={_UNSPACED}))"
+    r"|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # colours and titles of terminals (ECMA-48)
+    "|[\x01-\x08\x0b-\x1f\x7f-\x9f"  # control characters; tab and newline stay
     "\u200b\u2060\ufeff\ufff9-\ufffb\ufffe\uffff"  # zero-width blanks, byte-order marks; scripts and emoji need joiners
     "\U000e0000-\U000e007f]"  # tags: text that models read and nobody sees
 )
@@ -54,7 +63,7 @@ class Clean(RowStage):
         if settings.mojibake:
             text = _fixed()(text)
         if settings.control:
-            text = UNSEEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+            text = UNSEEN.sub(lambda found: found[1] or "", BREAKS.sub("\n", text))
         text = FORMS[settings.unicode](text)
         return collapsed(text) if settings.blanks == "collapse" else text
 

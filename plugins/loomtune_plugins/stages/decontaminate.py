@@ -39,7 +39,7 @@ class Decontaminate(RowStage):
 
     Each text of a record counts by itself, so that its question alone gives a row away. Capitals and punctuation do not
     count. The default of 13 words is that of GPT-3 (Brown et al., 2020, appendix C); what many texts share is left out
-    there too.
+    there too. Rows that are given to `validation` or `test` are passed over: nothing is learned from them.
     """
 
     def __init__(self, settings: DecontaminateSettings) -> None:
@@ -62,6 +62,8 @@ class Decontaminate(RowStage):
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: Row) -> Row | Dropped:
+        if row.get("split") in ("validation", "test"):
+            return row
         found = (detail for text in sides(row) if (detail := self._shared(text)))
         if detail := next(found, "") or self._same(asked(row)):
             return Dropped(str(row.get("origin", "")), "part of an evaluation", detail, row)
@@ -152,6 +154,9 @@ def _check(settings: DecontaminateSettings) -> None:
     if settings.size < 1 or settings.shortest < 1:
         what = f"stage.decontaminate.size={settings.size}, shortest={settings.shortest}: words are counted from 1"
         raise UserError.of(what, "set stage.decontaminate.size=13 and stage.decontaminate.shortest=8")
+    if settings.shortest > max(settings.size, DecontaminateSettings().shortest):
+        what = f"stage.decontaminate.shortest={settings.shortest} is more than stage.decontaminate.size={settings.size}"
+        raise UserError.of(what, f"set stage.decontaminate.shortest to {settings.size} at most: no more can be asked")
     if not 0 <= settings.share <= 1:
         what = f"stage.decontaminate.share={settings.share} is no share"
         raise UserError.of(what, "set stage.decontaminate.share between 0 and 1")

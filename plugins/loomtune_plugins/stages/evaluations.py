@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
+import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from loomtune.errors import UserError
+from loomtune_plugins.stages.unpacked import ARCHIVES, LINE, lines, whole
 
-ENDINGS = (".jsonl", ".json", ".parquet", ".txt")
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
+ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 KEY = "stage.decontaminate.against"
+HELD_OUT = ("validation", "test")
 
 
 def found(patterns: Sequence[str]) -> list[Path]:
@@ -23,6 +23,9 @@ def found(patterns: Sequence[str]) -> list[Path]:
     files: dict[Path, None] = {}
     for pattern in patterns:
         folder = Path(pattern).is_dir()
+        if folder and (held_out := _held_out(Path(pattern))):
+            files |= dict.fromkeys(held_out)
+            continue
         names = sorted(glob(f"{pattern}/**/*" if folder else pattern, recursive=True))  # noqa: PTH207 - may be absolute
         paths = [Path(name) for name in names if Path(name).is_file()]
         known = [path for path in paths if _ending(path) in ENDINGS and path.name != "manifest.json"]
@@ -31,6 +34,19 @@ def found(patterns: Sequence[str]) -> list[Path]:
             raise UserError.of(what, f"name files that end in {', '.join(ENDINGS)}, or folders of them")
         files |= dict.fromkeys(known)
     return list(files)
+
+
+def _held_out(folder: Path) -> list[Path]:
+    """The files of a folder of prepared rows that nothing is learned from; all, where nothing is held out."""
+    try:
+        entries = json.loads((folder / "manifest.json").read_bytes())["files"]
+        named = [(one["split"], folder / Path(one["name"]).name) for one in entries]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{KEY}: {folder}/manifest.json is no manifest of prepared rows ({type(error).__name__}: {error})"
+        raise UserError.of(what, "name the files that are meant rather than their folder") from error
+    return [path for split, path in named if split in HELD_OUT] or [path for _, path in named]
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -59,17 +75,17 @@ def _records(path: Path) -> Iterator[Any]:
     try:
         if _ending(path) == ".parquet":
             yield from _parquet(path)
-            return
-        opener: Any = OPENERS.get(path.suffix, open)
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            if _ending(path) == ".json":
-                whole = json.load(lines)
-                yield from whole if isinstance(whole, list) else [whole]
-            elif _ending(path) == ".txt":
-                yield from lines
-            else:
-                yield from (json.loads(line) if line.strip() else None for line in lines)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
+        elif _ending(path) == ".json":
+            read = json.loads(whole(path))
+            yield from read if isinstance(read, list) else [read]
+        elif _ending(path) in (".csv", ".tsv"):
+            csv.field_size_limit(max(csv.field_size_limit(), LINE))
+            yield from csv.DictReader(lines(path, newline=""), delimiter="\t" if _ending(path) == ".tsv" else ",")
+        elif _ending(path) == ".txt":
+            yield from lines(path)
+        else:
+            yield from (json.loads(line) if line.strip() else None for line in lines(path))
+    except (OSError, EOFError, ValueError, RecursionError, csv.Error) as error:
         raise UserError.of(f"{path} cannot be read: {error}", f"mend it, or leave it out of {KEY}") from error
 
 
@@ -90,4 +106,4 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _ending(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+    return Path(path.stem).suffix if path.suffix in ARCHIVES else path.suffix

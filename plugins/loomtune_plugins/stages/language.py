@@ -19,7 +19,8 @@ READ = 4_000
 class Language(RowStage):
     """Drops rows of another language, by py3langid, which brings its model along and always says the same.
 
-    Prompt and answer are judged together. Code between ``` is not looked at; rows with few letters beside it stay.
+    Prompt and answer are judged together. Code between ``` is not looked at; rows with few letters beside it stay, and
+    so do those of which nobody can be sure.
     """
 
     def __init__(self, settings: LanguageSettings) -> None:
@@ -27,7 +28,10 @@ class Language(RowStage):
             raise UserError.of("stage.language.keep names no language", "set stage.language.keep=[en]")
         if not 0 < settings.certainty <= 1:
             what = f"stage.language.certainty={settings.certainty} does not lie between 0 and 1"
-            raise UserError.of(what, "set stage.language.certainty=0.3")
+            raise UserError.of(what, "set stage.language.certainty=0.7")
+        if settings.short < 0:
+            what = f"stage.language.short={settings.short} is negative"
+            raise UserError.of(what, "set stage.language.short=40, or 0 to judge every row")
         self._settings = settings
 
     def check(self) -> None:
@@ -53,9 +57,9 @@ class Language(RowStage):
         if sum(map(str.isalpha, text)) < self._settings.short:
             return row
         found: dict[str, float] = dict(_identifier().rank(text))
-        if sum(found[code] for code in set(self._settings.keep)) >= self._settings.certainty:
-            return row
         language = max(found, key=found.__getitem__)
+        if language in self._settings.keep or found[language] < self._settings.certainty:
+            return row
         detail = f"{language} with {found[language]:.2f}"
         return Dropped(str(row.get("origin", "")), "another language", detail, row)
 

@@ -45,13 +45,13 @@ def banded(threshold: float, hashes: int, recall: float, key: str) -> tuple[int,
 
 def signatures(
     texts: Sequence[str], parted: Callable[[str], Numbers], size: int, hashes: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """`(texts, hashes)` of the runs of `size` neighbours of each text, and `(texts,)` whether it has any."""
-    made, filled = [np.zeros((0, hashes), np.uint8)], [np.zeros(0, np.bool_)]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    """`(texts, hashes)` of the runs of `size` neighbours of each text, and `(texts,)` how many of these there are."""
+    made, counts = [np.zeros((0, hashes), np.uint8)], [np.zeros(0, np.uint64)]
     for numbers, offsets in runs(texts, parted, size):
         made.append(_signatures(numbers, offsets, hashes))
-        filled.append(np.diff(offsets) > 0)
-    return np.concatenate(made), np.concatenate(filled)
+        counts.append(np.diff(offsets))
+    return np.concatenate(made), np.concatenate(counts)
 
 
 def signature(numbers: Numbers, hashes: int) -> NDArray[np.uint8]:

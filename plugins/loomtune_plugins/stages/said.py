@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 from loomtune.contracts import Row
-from loomtune.contracts.data import SAID, sides
+from loomtune.contracts.data import BESIDE, SAID, sides
+from loomtune.errors import UserError
 
 SYSTEM = ("system", "developer")
 RIVALS = ("chosen", "rejected")
+NUMBER = re.compile("[\\d\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089]+")
+"""Digits of any script, raised and lowered ones too."""
 
 
 def asked(row: Row) -> str:
@@ -27,13 +31,28 @@ def answers(row: Row) -> list[str]:
     return [sides(one)[1] for one in said] or [sides(row)[1]]
 
 
-def fixed(row: Row) -> int:
-    """Digest of what makes rows differ whatever their words: labels, ranks, scores, tools, system prompts; else 0."""
-    values: dict[str, Any] = {
-        key: row[key] for key in ("label", "ranks", "scores", "tools") if row.get(key) is not None
-    }
+def fixed(row: Row, *also: Any) -> int:
+    """Digest of what makes rows differ whatever their words: labels, ranks, scores, tools, system prompts; else 0.
+
+    also: more that does, as plain data.
+    """
+    values: dict[str, Any] = {key: row[key] for key in BESIDE if row.get(key) is not None}
     values |= {key: system for key in SAID if (system := _prompts(row.get(key)))}
-    return digest(json.dumps(values, sort_keys=True, ensure_ascii=False)) if values else 0
+    values |= {f"also {place}": value for place, value in enumerate(also) if value}
+    return digest(json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)) if values else 0
+
+
+def beside(row: Row, columns: Sequence[str], key: str) -> list[Any]:
+    """What a row has in the columns that a setting, `key`, names. Raises UserError where it has no such column."""
+    if missing := [column for column in columns if column not in row]:
+        what = f"{row.get('origin', 'a row')} has no column {', '.join(missing)}; it has {', '.join(sorted(row))}"
+        raise UserError.of(what, f"set {key} to columns of all rows, or leave it out")
+    return [row[column] for column in columns]
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers of a text in their order, digit by digit as they stand."""
+    return NUMBER.findall(text)
 
 
 def digest(text: str) -> int:

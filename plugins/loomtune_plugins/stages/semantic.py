@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from loomtune.contracts import DuplicateStage, Row
 from loomtune.errors import UserError
 from loomtune_plugins.stages import embedding
-from loomtune_plugins.stages.said import answers, asked, fixed
+from loomtune_plugins.stages.said import answers, asked, beside, fixed
 from loomtune_plugins.stages.settings import SemanticSettings
 
 DEFAULT = 0.9
@@ -71,7 +71,7 @@ class Semantic(DuplicateStage):
         return described
 
     def _fill(self, described: NDArray[Any], rows: Sequence[Row]) -> None:
-        described["fixed"] = [fixed(row) for row in rows]
+        described["fixed"] = [fixed(row, beside(row, self._settings.columns, "stage.semantic.columns")) for row in rows]
         replies = [answers(row) for row in rows]
         sides = [(asked(row), reply[0], "\n".join(reply[1:])) for row, reply in zip(rows, replies, strict=True)]
         texts = sorted({text for side in sides for text in side if text.strip()})

@@ -26,7 +26,7 @@ class LanguageSettings:
     """Which languages stay."""
 
     keep: list[str] = option(["en"], "ISO 639-1 codes of the languages that stay")
-    certainty: float = option(0.3, "rows stay where the probabilities of these languages add up to this; 0 to 1")
+    certainty: float = option(0.7, "least probability of a language that is not wanted, for a row to go; 0 to 1")
     short: int = option(40, "rows with fewer letters than this stay, because nobody can say")
 
 
@@ -36,6 +36,7 @@ class ExactSettings:
 
     blanks: bool = option(True, "False: rows that differ in blanks and line breaks alone are the same")
     case: bool = option(True, "False: rows that differ in capital letters alone are the same")
+    columns: list[str] = option([], "columns beside what was said that must be equal too, such as a gold answer")
 
 
 @dataclass
@@ -47,6 +48,10 @@ class NearSettings:
     size: int = option(5, "characters or words of a run")
     hashes: int = option(256, "MinHash values of a side, a byte each: the similarity's error is 0.5 / sqrt(hashes)")
     recall: float = option(0.99, "share of the pairs at the threshold that are found at least")
+    numbers: bool = option(False, "True: rows are compared though their numbers differ")
+    differ: int = option(60, "most runs that one of two rows has and the other has not, a side; 0: any; not of `text`")
+    short: int = option(20, "shorter answers are equal by chance: their prompts must have the same words; 0: none")
+    columns: list[str] = option([], "columns beside what was said that must be equal too, such as a gold answer")
 
 
 @dataclass
@@ -61,6 +66,7 @@ class SemanticSettings:
     )
     max_length: int = option(0, "tokens of a side that the model reads; 0: as many as it was made for")
     batch: int = option(32, "texts that the model reads at once: part of the result, by rounding")
+    columns: list[str] = option([], "columns beside what was said that must be equal too, such as a gold answer")
     limit: int = option(200_000, "most rows: each is compared with each, so twice as many take four times as long")
 
 
@@ -69,7 +75,7 @@ class DecontaminateSettings:
     """Which evaluations rows must not contain."""
 
     against: list[str] = option(
-        [], "evaluation files (jsonl, json, parquet, csv, txt; .gz, .bz2), globs or folders of them"
+        [], "evaluation files (jsonl, ndjson, json, parquet, csv, tsv, txt; .gz, .bz2, .zst), globs or folders"
     )
     columns: list[str] = option([], "their columns that are compared, each by itself; empty: all that hold text")
     size: int = option(13, "words of an n-gram; a shorter text of an evaluation must occur as a whole")

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ Numbers = NDArray[np.uint64]
 BLOCK = 1 << 18
 """Characters that are hashed at once: they stay in the processor's cache, and memory does not grow with the rows."""
 
+INDENTED = 0xF0000
+"""Characters of private use, from here on, stand for depths of indentation."""
+
 WORD = re.compile(
     # Scripts that put no blanks between words: each of their characters is one.
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -24,9 +28,23 @@ WORD = re.compile(
 )
 
 
-def folded(text: str) -> str:
-    """The text without what readers overlook: capitals, widths of letters, blanks."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def folded(text: str, form: Literal["NFC", "NFKC"] = "NFKC") -> str:
+    """The text without what readers overlook: capitals, blanks, by NFKC widths of letters too."""
+    return " ".join(unicodedata.normalize(form, text).casefold().split())
+
+
+def laid(text: str) -> str:
+    """The text as it is laid out, so that code stays what it says: only blanks within and behind lines are evened.
+
+    Indentation is one character, another for each depth: of a set of runs, none would be new for four more blanks.
+    """
+    return "\n".join(map(_evened, unicodedata.normalize("NFC", text).split("\n")))
+
+
+def _evened(line: str) -> str:
+    body = line.lstrip()
+    depth = len(line[: len(line) - len(body)].expandtabs())
+    return (chr(INDENTED + min(depth, 0xFFF)) if body and depth else "") + " ".join(body.split())
 
 
 def words(text: str) -> list[str]:
@@ -41,9 +59,9 @@ def mixed(numbers: Numbers) -> Numbers:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def characters_of(text: str) -> Numbers:
-    """The characters of a text, folded."""
-    return np.frombuffer(folded(text).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+def characters_of(text: str, change: Callable[[str], str] = folded) -> Numbers:
+    """The characters of a text, changed so first."""
+    return np.frombuffer(change(text).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
 
 
 def words_of(text: str) -> Numbers:

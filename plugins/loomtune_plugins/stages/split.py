@@ -90,6 +90,12 @@ def _check(settings: SplitSettings) -> None:
             f"stage.split.validation={settings.validation} and stage.split.test={settings.test} leave nothing to train"
         )
         raise UserError.of(what, "let them add up to less than 1")
+    if not sum(held_out.values()) and (settings.group or settings.similar != SplitSettings().similar):
+        what = "stage.split holds nothing out, so nothing has to stay together"
+        raise UserError.of(what, "set stage.split.validation or stage.split.test, or leave group and similar out")
+    if not settings.similar and settings.hashes != SplitSettings().hashes:
+        what = f"stage.split.hashes={settings.hashes} describes nothing where stage.split.similar=0"
+        raise UserError.of(what, "leave stage.split.hashes out, or set stage.split.similar=0.7")
     if settings.similar and not 0.5 <= settings.similar <= 1:
         what = f"stage.split.similar={settings.similar} does not lie between 0.5 and 1, and is not 0"
         raise UserError.of(what, "set stage.split.similar=0.7, or 0 to keep only equal prompts together")

@@ -110,6 +110,14 @@ def test_a_high_temperature_evens_sources_out(files: dict[str, Path]) -> None:
     assert list(map(round, map(float, Mix(settings(files, temperature=1e9)).visits(ROWS).values()))) == [500, 500]
 
 
+@pytest.mark.parametrize("temperature", [0.001, 1e-320])
+def test_a_temperature_whose_shares_are_beyond_all_numbers_is_refused(
+    temperature: float, files: dict[str, Path]
+) -> None:
+    with pytest.raises(UserError, match=r"temperature=.* is beyond all numbers\n    cure: set data.temperature to"):
+        Mix(settings(files, temperature=temperature)).visits(ROWS)
+
+
 @pytest.mark.parametrize(
     ("shares", "told"),
     [

@@ -259,7 +259,7 @@ def test_a_run_tells_what_gave_no_row_each_time_it_is_prepared(
 def test_a_bad_order_is_named_with_its_line(tmp_path: Path, record: dict, settings: dict, told: list[str]) -> None:
     said = refusal(tmp_path, SCORED, record, **settings)
     assert all(words in said for words in told), said
-    assert "mend these lines" in said
+    assert "mend these records" in said
 
 
 def test_a_bad_entry_of_a_list_of_objects_is_named(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ def test_what_rows_are_made_of_otherwise_goes_before_sharegpts_column(tmp_path: 
 @pytest.mark.parametrize(
     ("turn", "told"),
     [
-        ({"from": "narrator", "value": "x"}, "message 1 has the speaker 'narrator', which is none of system, developer"),
+        (
+            {"from": "narrator", "value": "x"},
+            "message 1 has the speaker 'narrator', which is none of system, developer",
+        ),
         ({"from": ["gpt"], "value": "x"}, "message 1 has the speaker a list"),
         ({"role": "gpt", "content": "x"}, "message 1 has the role 'gpt', which is none of system, developer, user"),
         ({"role": "Assistant", "content": "x"}, "has the role 'Assistant'"),
@@ -118,7 +121,10 @@ def test_a_content_in_parts_of_text_is_joined() -> None:
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        ({"type": "image_url", "image_url": {"url": "x"}}, "has image_url as its part 2, and only parts of the type text"),
+        (
+            {"type": "image_url", "image_url": {"url": "x"}},
+            "has image_url as its part 2, and only parts of text are",
+        ),
         ({"text": "without a type"}, "has an object without a type as its part 2"),
         ("bare", "has text as its part 2"),
         ({"type": "text"}, "part 2 is nothing (null), not text"),

@@ -17,6 +17,11 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{%
 BIG = "{% set s = 'ab' * 2000000 %}"
 WIDE = "{% set s = '\U0001f600' * 2000000 %}"
 
+THROUGH = (
+    "max", "min", "selectattr('x') | list", "reject | list", "map('upper') | list", "title", "join", "batch(2) | list",
+    "sort", "groupby('x')", "list",
+)  # fmt: skip
+
 ENDLESS = {
     "loops in loops": LOOP.replace("BODY", ""),
     "loops that write": LOOP.replace("BODY", "a"),
@@ -37,6 +42,9 @@ ENDLESS = {
     "a rounded number": "{{ 1.5 | round(1000000000, 'ceil') }}",
     "a search from the end": "{% set s = 'a' * 4000000 %}{{ s.rfind('b' + 'a' * 2000000) }}",
     "a strip of many": "{% set s = 'a' * 4000000 %}{{ s.strip('b' * 4000000 + 'a') }}",
+    "a strip of many looked for slowly": "{{ ('ā' * 900000).strip('ȁ̀ЁԁĀ' * 1900 ~ 'ā') }}",
+    "parts searched for from the end": "{{ ('a' * 1000000).rsplit('b' + 'a' * 500000) }}",
+    "a macro without end": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
     "comparisons of what is nested": doubling("[1]", "[ns.x, ns.x]", "{{ ns.x == ns.x }}"),
     "comparisons of long lists": "{% set a = range(99999) | list * 9 %}{% set b = range(99999) | list * 9 %}"
     + "{{ a == b }}" * 4000,
@@ -92,6 +100,17 @@ LARGE = {
     "JSON with separators": "{{ ([1] * 1000000) | tojson(separators=('a' * 1000000, 'b')) }}",
     "JSON of escapes": WIDE + "{{ (s * 4) | tojson(ensure_ascii=true) | length }}",
     "the words for a list": "{{ (['\\x00' * 1000000] * 60) | string | length }}",
+    **{f"characters through {one}": f"{{{{ ('a' * 4000000) | {one} }}}}" for one in THROUGH},
+    **{f"letters by {one}": f"{{{{ ('ā' * 1500000).{one}() }}}}" for one in ("upper", "casefold", "swapcase", "title")},
+    "characters joined": "{{ ''.join('a' * 4000000) }}",
+    "characters as arguments": "{% macro m() %}{{ varargs | length }}{% endmacro %}{{ m(*('a' * 4000000)) }}",
+    "characters to a cycler": "{{ cycler(*('a' * 4000000)) }}",
+    "characters to a filter": "{{ [1] | map(*('a' * 4000000)) }}",
+    "characters of a loop": "{% for c in 'a' * 4000000 if c %}{{ loop.length }}{% endfor %}",
+    "characters of a recursive loop": "{% for c in [1] recursive %}{{ loop('a' * 4000000) }}{% endfor %}",
+    "characters of a named recursive loop": "{% for c in [1] recursive %}{{ loop(iterable='a' * 4000000) }}{% endfor %}",
+    "padded behind a key": "{{ '%(a(b)c)2000000000d' % {'a(b)c': 1} }}",
+    "padded behind a key by a filter": "{{ '%(a(b)c)2000000000d' | format(**{'a(b)c': 1}) }}",
     "a list in a filter": "{{ [[1] * 3000000, [2] * 3000000] | sum(start=[]) }}",
     "a huge text": "{# " + "a" * 2_000_000 + " #}",
     "a huge number": "{{ " + "9" * 100_000 + " }}",

@@ -13,6 +13,7 @@ from plugins.models.hostile_templates import COMPILING, ENDLESS, LARGE, REACHING
 
 SECONDS, MEBIBYTES = 10, 500
 QUICK = ("loops in loops", "doubled by tilde", "nested in lists", "a power", "a text times a number", "many additions")
+QUICK += ("a strip of many looked for slowly", "characters of a loop", "characters as arguments", "a macro without end")
 
 
 def tried(hostile: dict[str, str], folder: Path) -> dict[str, tuple[str, float, int]]:

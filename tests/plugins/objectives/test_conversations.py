@@ -97,6 +97,89 @@ def test_a_role_that_the_template_does_not_know_is_refused(tokenizer) -> None:
         of(known, tokenizer, told)
 
 
+ENDLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+ENDLESS += "{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+def test_turns_without_an_end_are_refused_but_for_the_last(tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"ends message 3 \(assistant\) with nothing.*objective\.turns=last"):
+        of(ENDLESS, tokenizer)
+    with pytest.raises(ValueError, match=r"ends message 3 \(assistant\) with nothing"):
+        of(
+            ENDLESS.replace("m.content", "m.content | trim"),
+            tokenizer,
+            [*TALK[:2], {**TALK[2], "content": " a "}, *TALK[3:]],
+        )
+    assert of(ENDLESS, tokenizer, turns="last") == "Hi, four.<|im_end|>", "which ends with the tokenizer's end"
+    assert of(ENDLESS, tokenizer, TALK[:3]) == "Apples.<|im_end|>"
+
+
+@pytest.mark.parametrize("said", ["s", "a", "user", "Hi, four.", "Apples."])
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_words_that_the_template_drops_are_missed_though_they_are_elsewhere(said: str, turns: str, tokenizer) -> None:
+    told = [*TALK[:3], {"role": "user", "content": said}, TALK[4]]
+    dropping = CHATML.replace("{{ m.content }}", "{{ m.content if loop.index0 != 3 }}")
+    with pytest.raises(ValueError, match=r"message 4 \(user\)"):
+        of(dropping, tokenizer, told, turns=turns)
+    assert of(CHATML, tokenizer, told, turns=turns).endswith("Hi, four.<|im_end|>")
+
+
+def test_an_answer_that_the_template_writes_twice_is_refused(tokenizer) -> None:
+    twice = CHATML.replace(
+        "{{ m.content }}", "{{ m.content }}{% if m.role == 'assistant' %} {{ m.content }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match="writes what message 3 says more than once"):
+        of(twice, tokenizer)
+    echo = [
+        TALK[1],
+        {"role": "assistant", "content": "No no no."},
+        TALK[3],
+        {"role": "assistant", "content": "end im_end"},
+    ]
+    assert of(CHATML, tokenizer, echo) == "No no no.<|im_end|>end im_end<|im_end|>", "which is no fault"
+
+
+def test_answers_of_weight_0_are_not_learned(tokenizer) -> None:
+    weighed = [*TALK[:2], {**TALK[2], "weight": 0}, TALK[3], {**TALK[4], "weight": 1}]
+    assert of(CHATML, tokenizer, weighed) == "Hi, four.<|im_end|>"
+    weighed = [*TALK[:2], {**TALK[2], "weight": 1.0}, TALK[3], {**TALK[4], "weight": 0.0}]
+    assert of(CHATML, tokenizer, weighed) == "Apples.<|im_end|>"
+    with pytest.raises(ValueError, match="the last answer has weight 0"):
+        of(CHATML, tokenizer, weighed, turns="last")
+    with pytest.raises(ValueError, match="all answers have weight 0"):
+        of(CHATML, tokenizer, [TALK[1], {**TALK[2], "weight": 0}])
+    for weight in (0.5, 2, "1", -1, [1]):
+        with pytest.raises(ValueError, match="message 2 has the weight"):
+            of(CHATML, tokenizer, [TALK[1], {**TALK[2], "weight": weight}])
+
+
+@pytest.mark.parametrize("written", ["c.function.name", "c.function.name ~ c.function.arguments.values() | list",
+                                     "c.function.name ~ c.function.arguments.keys() | list"])  # fmt: skip
+@pytest.mark.parametrize("arguments", [{"a": 5, "flag": True}, {"ratio": 0.25}, {"flags": [False]}])
+def test_keys_numbers_and_truths_of_calls_that_the_template_leaves_out_are_refused(
+    written: str, arguments, tokenizer
+) -> None:
+    calls = "{% for c in m.tool_calls or [] %}{{ WRITTEN }}{% endfor %}<|im_end|>"
+    calling = [
+        TALK[1],
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]},
+    ]
+    with pytest.raises(ValueError, match=r"what message 2 \(assistant\) says"):
+        of(CHATML.replace("<|im_end|>", calls.replace("WRITTEN", written), 1), tokenizer, calling)
+    for whole in ("c | tojson", "c | string", "c | tojson(indent=2)"):
+        assert of(CHATML.replace("<|im_end|>", calls.replace("WRITTEN", whole), 1), tokenizer, calling)
+
+
+def test_what_a_template_objects_to_comes_with_its_cure(tokenizer) -> None:
+    call = {"function": {"name": "weather", "arguments": {}}}
+    with pytest.raises(ValueError, match=r"holds no text but tool_calls.*set model\.chat_template=qwen"):
+        of(
+            CHATML.replace("m.content", "m.content + ''"),
+            tokenizer,
+            [TALK[1], {"role": "assistant", "tool_calls": [call]}],
+        )
+
+
 def test_tools_that_the_template_leaves_out_are_refused(tokenizer) -> None:
     with pytest.raises(ValueError, match="leaves the row's tools out"):
         of(CHATML, tokenizer, tools=TOOLS)
@@ -218,6 +301,28 @@ class Counting(ToyTokenizer):
     def encode(self, text: str) -> list[int]:
         self.characters += len(text)
         return super().encode(" " + text) if text else []
+
+
+@pytest.mark.parametrize("prompt", ["Answer: ", "Answer:", "Answer:\n", "assistant: ", "a: b: "])
+@pytest.mark.parametrize("completion", ["Apples", "four", "A A"])
+def test_no_blank_is_doubled_where_a_tokenizer_puts_one_before_each_text(
+    prompt: str, completion: str, tokenizer
+) -> None:
+    made = tokenizer(pieces=True)
+    objective, row = Sft(SftSettings()), {"prompt": prompt, "completion": completion}
+    (segment,) = objective.sample(row, made, 100).segments
+    asked = objective.prompt(row, made)
+    assert segment.tokens.tolist()[: len(asked)] == asked, "what is trained begins with how the model is asked"
+    tokens = [token for token in segment.tokens.tolist() if token != made.eos_id]
+    assert made.decode(tokens).replace("\n", "") == (prompt + completion).replace("\n", "")
+
+
+def test_no_blank_is_doubled_behind_turns_that_end_with_one(tokenizer) -> None:
+    template = ENDLESS.replace("{{ m.content }}", "{{ m.content }}</s>")
+    made = tokenizer(template, pieces=True)
+    (segment,) = Sft(SftSettings()).sample({"messages": TALK[1:]}, made, 1000).segments
+    assert made.decode(segment.tokens[segment.is_target].tolist(), special=True) == "Apples.</s>Hi, four.</s>"
+    assert made.decode(segment.tokens.tolist(), special=True) == made.render(TALK[1:])
 
 
 def test_long_conversations_are_not_tokenised_once_for_each_turn() -> None:

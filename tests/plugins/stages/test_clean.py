@@ -33,8 +33,29 @@ def test_letters_and_their_accents_are_composed() -> None:
 
 
 def test_what_nobody_sees_goes_and_what_lays_text_out_stays() -> None:
-    assert mended("a\x07b\u200bc\ufeffd\x85e\tf\r\ng\rh") == "abcde\tf\ng\nh"
+    assert mended("a\x07b\u200bc\ufeffde\tf\r\ng\rh") == "abcde\tf\ng\nh"
     assert mended("hidden\U000e0041\U000e0042") == "hidden"
+
+
+@pytest.mark.parametrize("mark", ["\f", "\v", "\x85", "\u2028", "\u2029"])
+def test_where_a_line_or_a_page_ends_a_line_ends(mark: str) -> None:
+    assert mended(f"page one{mark}page two") == "page one\npage two"
+
+
+def test_the_language_of_terminals_goes_whole() -> None:
+    assert mended("\x1b[31mred\x1b[0m, \x1b]0;a title\x07\x1b[1;4mbold") == "red, bold"
+    assert mended("a\x1bHello") == "aHello" and mended("x[31m") == "x[31m"
+
+
+def test_tags_that_spell_a_flag_stay() -> None:
+    scotland = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
+    assert mended(f"{scotland}\U000e0041 and \U0001f3f4\U000e0041") == f"{scotland} and \U0001f3f4"
+
+
+@pytest.mark.parametrize("text", ["ខ្ញុំ\u200bចូលចិត្ត", "ภาษา\u200bไทย", "ພາສາ\u200bລາວ", "မြန်မာ\u200bစာ"])
+def test_a_zero_width_blank_stays_where_a_script_has_no_other(text: str) -> None:
+    assert mended(text) == text
+    assert mended(f"\u200b{text}\u200ba\u200bb") == f"{text}ab"
 
 
 def test_joiners_stay_because_scripts_and_emoji_need_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_scripts_without_blanks_are_found(tmp_path: Path) -> None:
 def test_files_are_read_whatever_their_format(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    import zstandard
 
     record = {"q": QUESTION}
     pq.write_table(pa.table({"q": [QUESTION]}), tmp_path / "a.parquet")
@@ -112,11 +114,59 @@ def test_files_are_read_whatever_their_format(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text(f"a line\n{QUESTION}\n")
     with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
         file.write("\n" + json.dumps(record) + "\n")
-    places = {"a.parquet": 1, "b.json": 1, "c.txt": 2, "d.jsonl.gz": 2}
+    table = f'id,q\n1,"{QUESTION}"\n'
+    (tmp_path / "e.csv").write_text("\ufeff" + table)
+    (tmp_path / "f.tsv.bz2").write_bytes(bz2.compress(table.replace(",", "\t", 2).encode()))
+    frames = [zstandard.compress(part.encode()) for part in ("\n", json.dumps(record) + "\n")]
+    (tmp_path / "g.ndjson.zst").write_bytes(b"".join(frames))
+    places = {"a.parquet": 1, "b.json": 1, "c.txt": 2, "d.jsonl.gz": 2, "e.csv": 1, "f.tsv.bz2": 1, "g.ndjson.zst": 2}
     for name, row in places.items():
         assert found(stage(tmp_path / name), prompt=QUESTION, completion="x").startswith(f"{name}:{row}: ")
     assert found(stage(tmp_path), prompt=QUESTION, completion="x").startswith("a.parquet:1: ")
     assert found(stage(tmp_path / "*.txt"), prompt=QUESTION, completion="x").startswith("c.txt:2: ")
+
+
+def test_an_archive_that_is_cut_short_or_grows_without_end_is_refused(tmp_path: Path) -> None:
+    import zstandard
+
+    packed = zstandard.compress(json.dumps({"q": QUESTION}).encode() * 50)
+    (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
+    with pytest.raises(UserError, match=r"cut\.jsonl\.zst cannot be read: it ends in the middle"):
+        stage(tmp_path / "cut.jsonl.zst")
+    (tmp_path / "bomb.json.gz").write_bytes(gzip.compress(b" " * (70 << 20)))
+    with pytest.raises(UserError, match=r"bomb\.json\.gz cannot be read: it unpacks to more than"):
+        stage(tmp_path / "bomb.json.gz")
+    (tmp_path / "line.jsonl").write_bytes(b'"' + b"a" * (17 << 20))
+    with pytest.raises(UserError, match=r"line\.jsonl cannot be read: a line has more than 16 MiB"):
+        stage(tmp_path / "line.jsonl")
+
+
+def prepared(folder: Path, **splits: str) -> Path:
+    for split, text in splits.items():
+        write_rows(folder / f"{split}-00000.jsonl", [{"text": text}])
+    (folder / "dropped.ndjson").write_text(json.dumps({"row": {"text": ANSWER}}))
+    files = [{"split": split, "name": f"{split}-00000.jsonl"} for split in splits]
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    return folder
+
+
+def test_of_prepared_rows_those_count_that_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    made = stage(prepared(tmp_path / "out", train=ANSWER, test=QUESTION))
+    assert found(made, prompt=QUESTION, completion="x").startswith("test-00000.jsonl:1: ")
+    assert found(made, prompt="Go on.", completion=ANSWER) == ""
+    (tmp_path / "all").mkdir()
+    assert found(stage(prepared(tmp_path / "all", train=QUESTION)), prompt=QUESTION, completion="x")
+    (tmp_path / "all" / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json is no manifest of prepared rows"):
+        stage(tmp_path / "all")
+
+
+def test_rows_that_are_held_out_are_what_is_guarded(evaluation: Path) -> None:
+    made = stage(evaluation)
+    assert found(made, prompt=QUESTION, completion="x", split="train")
+    for split in ("validation", "test"):
+        assert found(made, prompt=QUESTION, completion="x", split=split) == ""
 
 
 def test_columns_say_what_is_compared(evaluation: Path) -> None:
@@ -143,7 +193,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, text: str
 def test_what_is_no_evaluation_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "e.bin").write_text("x")
     (tmp_path / "empty.jsonl").write_text("\n")
-    for wrong in (tmp_path / "e.bin", tmp_path / "missing.jsonl", tmp_path / "*.csv"):
+    for wrong in (tmp_path / "e.bin", tmp_path / "missing.jsonl", tmp_path / "*.docx"):
         with pytest.raises(UserError, match="is no evaluation file"):
             stage(wrong)
     with pytest.raises(UserError, match="there is no text in it"):
@@ -152,7 +202,7 @@ def test_what_is_no_evaluation_file_is_refused(tmp_path: Path) -> None:
         stage()
 
 
-@pytest.mark.parametrize("settings", [{"size": 0}, {"shortest": 0}, {"share": 1.5}, {"common": -1}])
+@pytest.mark.parametrize("settings", [{"size": 0}, {"shortest": 0}, {"shortest": 20}, {"share": 1.5}, {"common": -1}])
 def test_settings_without_sense_are_refused_with_the_key(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError) as refused:
         Decontaminate(DecontaminateSettings(**settings))

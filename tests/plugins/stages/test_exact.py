@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from loomtune.errors import UserError
 from loomtune_plugins.stages.exact import Exact
 from loomtune_plugins.stages.settings import ExactSettings
 
 ROW = {"prompt": "Which?", "completion": "This one.", "label": True}
 
 
-def same(one: dict[str, Any], other: dict[str, Any], **settings: bool) -> bool:
+def same(one: dict[str, Any], other: dict[str, Any], **settings: Any) -> bool:
     stage = Exact(ExactSettings(**settings))
     first, second = stage.describe([one]), stage.describe([other])
     alike = bool(stage.alike(first, second)[0])
@@ -25,10 +26,20 @@ def test_what_is_not_learned_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"label": False}, {"completion": "This one"}, {"prompt": "which?"}, {"tools": [{"name": "f"}]}]
+    "change",
+    [{"label": False}, {"completion": "This one"}, {"prompt": "which?"}, {"tools": [{"name": "f"}]}, {"margin": 2.0}],
 )
 def test_anything_that_is_learned_counts(change: dict[str, Any]) -> None:
     assert not same(ROW, {**ROW, **change})
+
+
+def test_columns_that_are_named_count_too() -> None:
+    one, other = {**ROW, "gold": "4", "level": 1}, {**ROW, "gold": "5", "level": 2}
+    assert same(one, other) and not same(one, other, columns=["gold"])
+    assert same(one, {**other, "gold": "4"}, columns=["gold"])
+    with pytest.raises(UserError, match="has no column gold") as refused:
+        same(ROW, ROW, columns=["gold"])
+    assert "stage.exact.columns" in refused.value.faults[0].cure
 
 
 def test_roles_count() -> None:

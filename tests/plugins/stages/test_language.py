@@ -46,10 +46,24 @@ def test_what_is_shouted_is_read_as_spoken() -> None:
     assert not isinstance(judged({"prompt": shouted, "completion": spoken}), Dropped)
 
 
-def test_the_certainty_is_that_of_all_wanted_languages_together() -> None:
+def test_a_row_goes_only_where_another_language_is_certain() -> None:
     both = {"prompt": ENGLISH, "completion": GERMAN}
-    assert isinstance(judged(both, certainty=0.97), Dropped)
-    assert not isinstance(judged(both, keep=["en", "de"], certainty=0.97), Dropped)
+    assert isinstance(judged(both), Dropped), "German with 0.76"
+    assert not isinstance(judged(both, certainty=0.9), Dropped)
+    assert not isinstance(judged(both, keep=["en", "de"]), Dropped)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sudo apt-get install -y libssl-dev && make -j4 && ./configure --prefix=/usr/local",
+        "SELECT a.id, b.name FROM tbl_a a JOIN tbl_b b ON a.id = b.id WHERE a.x > 3",
+        r"\frac{a}{b} + \int_0^1 x^2 dx = \sum_{i=1}^n \alpha_i \beta_i",
+        "Muhammad Abdullah, Giuseppe Verdi, Wolfgang Amadeus Mozart, Nguyen Van Troi",
+    ],
+)
+def test_what_is_of_no_language_stays(code: str) -> None:
+    assert not isinstance(judged({"prompt": "", "completion": code}), Dropped)
 
 
 def test_a_language_that_does_not_exist_is_refused_with_those_that_do() -> None:
@@ -58,7 +72,9 @@ def test_a_language_that_does_not_exist_is_refused_with_those_that_do() -> None:
     assert " en," in refused.value.faults[0].cure
 
 
-@pytest.mark.parametrize(("settings", "key"), [({"keep": []}, "keep"), ({"certainty": 0.0}, "certainty")])
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"keep": []}, "keep"), ({"certainty": 0.0}, "certainty"), ({"short": -1}, "short")]
+)
 def test_settings_without_sense_are_refused_with_the_key(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError) as refused:
         Language(LanguageSettings(**settings))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from loomtune.errors import UserError
-from loomtune_plugins.stages.minhash import bands
-from loomtune_plugins.stages.near import Near
+from loomtune_plugins.stages.minhash import bands, similarity
+from loomtune_plugins.stages.near import Near, apart
 from loomtune_plugins.stages.settings import NearSettings
 from loomtune_plugins.stages.shingles import characters_of, runs, words, words_of
 
@@ -36,7 +36,7 @@ def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def edited(text: str) -> str:
-    return text.replace("woven", "made").upper()
+    return text.replace("woven", "made")
 
 
 def test_a_small_edit_leaves_rows_alike_and_they_meet() -> None:
@@ -46,8 +46,88 @@ def test_a_small_edit_leaves_rows_alike_and_they_meet() -> None:
         assert 0.75 < alike(row, other) < 1 and meet(row, other)
 
 
-def test_capitals_blanks_and_widths_of_letters_do_not_count() -> None:
-    assert alike({"text": "The  Loom\nｗｅａｖｅｓ"}, {"text": "the loom weaves"}) == 1
+def test_capitals_and_blanks_of_prompts_do_not_count() -> None:
+    assert (
+        alike({"prompt": "The  Loom\nweaves", "completion": REED}, {"prompt": "the loom weaves", "completion": REED})
+        == 1
+    )
+
+
+CODE = "def thread(loom):\n    for warp in loom:\n        warp.lift()\n    return loom\n"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CODE.replace("    return", "        return"),
+        CODE.replace("loom", "Loom"),
+        CODE.replace("\n", " "),
+        "\uff44" + CODE[1:],
+    ],
+)
+def test_answers_are_compared_as_they_are_laid_out(other: str) -> None:
+    row = {"prompt": LOOM, "completion": CODE}
+    assert alike(row, {**row, "completion": other}) < 1
+    assert alike({"text": CODE}, {"text": other}) < 1
+    assert alike(row, {**row, "completion": CODE.replace("for warp in", "for  warp in ") + " "}) == 1
+
+
+@pytest.mark.parametrize("side", ["prompt", "completion"])
+@pytest.mark.parametrize(("one", "other"), [(" 12", " 13"), ("x²", "x2"), (" 1 2", " 2 1"), ("٣", "٤")])
+def test_with_other_numbers_it_is_another_row(side: str, one: str, other: str) -> None:
+    row = {"prompt": LOOM, "completion": REED}
+    rows = [{**row, side: row[side] + number} for number in (one, other)]
+    assert alike(*rows) == 0
+    assert alike(*rows, numbers=True) > 0.75
+
+
+def test_one_number_asked_and_answered_is_not_another_number() -> None:
+    row = {"prompt": LOOM + " 7", "completion": REED + " 8"}
+    assert alike(row, {**row, "prompt": edited(LOOM) + " 7"}) > 0.75
+
+
+def test_a_long_instruction_does_not_make_different_questions_alike() -> None:
+    def reading(question: str, answer: str) -> dict[str, Any]:
+        return {"prompt": f"{context}\n\nQuestion: {question}", "completion": answer}
+
+    draw = random.Random(4)
+    context = " ".join("".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(150))
+
+    asked = "What is it that holds the warp threads under tension while it weaves?"
+    rows = [reading(asked, REED), reading("Which part pushes the weft against the cloth, and how often?", REED)]
+    assert alike(*rows) == 0 and alike(*rows, differ=0) > 0.75
+    assert alike(rows[0], reading(asked.replace("weaves", "is weaving"), REED)) > 0.75
+    texts = [{"text": row["prompt"]} for row in rows]
+    assert alike(*texts) > 0.75, "plain text has no instruction"
+
+
+def test_a_short_answer_is_equal_by_chance() -> None:
+    one, other = {"prompt": LOOM, "completion": "yes"}, {"prompt": edited(LOOM), "completion": "yes"}
+    assert alike(one, other) == 0 and alike(one, other, short=0) > 0.75
+    assert alike(one, {**one, "prompt": LOOM.upper().replace(":", " -")}) > 0.75, "the words are the same"
+
+
+def test_what_columns_name_must_be_equal() -> None:
+    one, other = {"prompt": LOOM, "gold": "frame"}, {"prompt": LOOM, "gold": "reed"}
+    assert alike(one, other) == 1 and alike(one, other, columns=["gold"]) == 0
+    assert alike({"prompt": LOOM, "gold": None}, {"prompt": LOOM, "gold": None}, columns=["gold"]) == 1
+    with pytest.raises(UserError, match="has no column gold") as refused:
+        alike({"prompt": LOOM}, {"prompt": LOOM}, columns=["gold"])
+    assert "stage.near.columns" in refused.value.faults[0].cure
+
+
+@pytest.mark.parametrize(("length", "error"), [(300, 8), (1000, 16), (4000, 31)])
+def test_the_estimate_of_what_differs_is_as_wrong_as_it_says(length: int, error: float) -> None:
+    draw, near = random.Random(5), Near(NearSettings())
+    estimates = []
+    for _ in range(120):
+        text = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=length))
+        cut = draw.randrange(length - 26)
+        changed = text[:cut] + "".join(draw.choices("+-*/!?%&", k=26)) + text[cut + 26 :]
+        one, other = (near.describe([{"prompt": made}]) for made in (text, changed))
+        estimates.append(apart(similarity(one["signature"], other["signature"]), one["size"], other["size"])[0, 0])
+    assert abs(np.mean(estimates) - 60) < 3 * error / 120**0.5 + 1
+    assert np.std(estimates) == pytest.approx(error, rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +172,7 @@ def test_a_long_system_prompt_does_not_make_short_questions_alike() -> None:
 
 
 def test_texts_shorter_than_a_shingle_and_empty_ones_are_compared() -> None:
-    assert alike({"text": "ab"}, {"text": "AB"}) == 1 and alike({"text": "ab"}, {"text": "cd"}) == 0
+    assert alike({"text": "ab"}, {"text": "ab "}) == 1 and alike({"text": "ab"}, {"text": "cd"}) == 0
     assert alike({"text": "a"}, {"text": "b"}) == 0
     assert alike({"prompt": "", "completion": ""}, {"text": ""}) == 1 and alike({"text": ""}, {"text": "a"}) == 0
 
@@ -172,6 +252,10 @@ def test_words_of_a_text_are_numbers_that_never_change() -> None:
         ({"size": 0}, "stage.near.size"),
         ({"recall": 1.0}, "stage.near.recall"),
         ({"hashes": 3}, "stage.near.hashes"),
+        ({"differ": -1}, "stage.near.differ"),
+        ({"short": -1}, "stage.near.short"),
+        ({"threshold": 1.0, "recall": 0.9}, "stage.near.recall"),
+        ({"threshold": 1.0, "differ": 9}, "stage.near.differ"),
     ],
 )
 def test_settings_without_sense_are_refused_with_the_key(settings: dict[str, Any], key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from loomtune_plugins.stages.decontaminate import Decontaminate
 from loomtune_plugins.stages.exact import Exact
 from loomtune_plugins.stages.near import Near
 from loomtune_plugins.stages.settings import DecontaminateSettings, ExactSettings, NearSettings
-from planting import Planted, planted, run
+from planting import Planted, another_problem, planted, run
 from support import shared, write_rows
 
 HELD_OUT = 50
@@ -59,6 +60,17 @@ def test_what_is_planted_among_1500_rows_is_found(seed: int, tmp_path: Path) -> 
     near = {one.origin: one.detail.split(" like ")[1] for one in alike}
     check_found(was, {one.origin for one in same}, near, {one.origin for one in leaked})
     assert len(kept) + len(same) + len(alike) + len(leaked) == len(was.rows)
+
+
+def test_no_problem_with_another_number_goes() -> None:
+    draw = random.Random(0)
+    rows = [{**row, "origin": f"train.jsonl:{place}"} for place, row in enumerate(gsm8k(1000))]
+    asked = [row for row in rows if any(map(str.isdigit, row["prompt"]))][:500]
+    others = [{**another_problem(row, draw), "origin": f"other:{place}"} for place, row in enumerate(asked)]
+    kept, gone = run(Near(NearSettings()), [*rows, *others])
+    assert not gone and len(kept) == len(rows) + 500
+    _, gone = run(Near(NearSettings(numbers=True)), [*rows, *others])
+    assert len(gone) > 450, "by their words they are alike"
 
 
 @pytest.mark.slow

@@ -130,6 +130,9 @@ def test_what_must_not_differ_makes_rows_unlike(sentences: Path) -> None:
     assert alike(made, {**row, "label": True}, {**row, "label": False}) == 0
     assert alike(made, row, {"prompt": "loom"}) == 0
     assert alike(made, row, {**row, "completion": "tfew prawprawpraw"}) < 0.999
+    golden = stage(sentences, columns=["gold"])
+    assert alike(golden, {**row, "gold": 1}, {**row, "gold": 2}) == 0
+    assert alike(golden, {**row, "gold": 1}, {**row, "gold": 1}) == pytest.approx(1)
     pair = {"prompt": "loom", "chosen": "mool warp weft reed", "rejected": "mool warp weft heed"}
     assert alike(made, pair, {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}) == 0
     assert alike(made, pair, pair) == pytest.approx(1)

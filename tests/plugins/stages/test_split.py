@@ -73,6 +73,8 @@ def test_what_is_not_held_out_is_trained_on() -> None:
         ({"test": 1.0}, "stage.split.test"),
         ({"similar": 0.3}, "stage.split.similar"),
         ({"hashes": 0}, "stage.split.hashes"),
+        ({"hashes": 64, "similar": 0}, "stage.split.hashes"),
+        ({"validation": 0, "test": 0, "group": "document"}, "stage.split.validation"),
     ],
 )
 def test_shares_and_settings_without_sense_are_refused(settings: dict[str, Any], key: str) -> None:

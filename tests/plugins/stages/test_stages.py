@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +55,16 @@ def test_a_stage_keeps_its_contract_on_rows_of_every_kind(name: str, evaluation:
     stage.check()
     check_stage(stage, ROWS)
     assert stage.versions() is not None and entry.offer.summary
+
+
+def test_the_stages_that_the_guide_shows_keep_their_contract() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "plugins.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "SameLength" in block)
+    shown: dict[str, Any] = {}
+    exec(code, shown)
+    check_stage(shown["NoLinks"](SimpleNamespace(most=0)), ROWS)
+    check_stage(shown["SameLength"](None), ROWS)
+    assert len(shown["SameLength"](None).describe([])) == 0
 
 
 def test_importing_what_offers_stages_is_light() -> None:

@@ -47,8 +47,8 @@ def _kind(path: Path) -> str:
         return "datasets"
     if path.is_dir():
         raise UserError.of(
-            f"{path} is neither a run's folder (it has no run.yaml) nor one of prepared rows (no manifest.json) nor one "
-            f"that datasets saved (no {SAVED[0]})",
+            f"{path} is neither a run's folder (it has no run.yaml) nor one of prepared rows (no manifest.json), nor "
+            f"one that datasets saved (no {SAVED[0]})",
             f"name a file, or all of them: '{path}/*'; `loomtune plugins data` lists what else can be read, by data=",
         )
     if "files" in installed().names("data"):

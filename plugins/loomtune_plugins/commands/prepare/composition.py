@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from loomtune import api, extras
 from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import quoted
+from loomtune.compose.loader import Loader
 from loomtune.contracts import Data, DuplicateStage, RowStage, SplitStage, Stage
 from loomtune.errors import Fault, UserError
 from loomtune.offers import AXES
@@ -20,22 +21,24 @@ from loomtune_plugins.commands.prepare.job import Job
 STAGES = ("clean", "exact", "near", "split")
 """Through which rows pass where no stage is chosen."""
 
-_OWN = ("data", "stage", "seed")
+_OWN = ("data", "stage", "seed", "recipe")
 _KEYS = {*ROOT_KEYS, *(axis.name for axis in AXES), "recipe"}
 _SAVED = ("dataset_dict.json", "state.json")
 """Of these a folder holds one in which Hugging Face `datasets` saved something."""
 
 
-def composed(words: Sequence[str], licence: str, keep_dropped: bool) -> Job:
+def composed(words: Sequence[str], licence: str, keep_dropped: bool, config_dirs: Sequence[str] = ()) -> Job:
     """The job of some inputs and settings. Raises UserError naming all that can be seen before rows are read."""
     inputs, typed = _apart(words)
     if faults := [*_without_effect(typed), *_commas(inputs)]:
         raise UserError(*faults)
-    plan = api.compose(overrides(inputs, typed))
+    plan = api.compose(overrides(inputs, typed, _of_recipe(typed, config_dirs)), config_dirs)
     catalogue = installed()
     if faults := list(_lacking(plan, catalogue)):
         raise UserError(*faults)
     data, stages = _checked(plan, catalogue)
+    if faults := list(_inert(typed, data, stages)):
+        raise UserError(*faults)
     settings = {name: dict(node) for name, node in plan.choices("stage").items()}
     return Job(
         data=dict(plan.chosen("data")),
@@ -53,9 +56,30 @@ def composed(words: Sequence[str], licence: str, keep_dropped: bool) -> Job:
     )
 
 
-def overrides(inputs: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """What is composed: what was typed, and beside it the inputs and what is chosen where nothing is."""
-    keys = {word.partition("=")[0] for word in typed}
+def _of_recipe(typed: Sequence[str], config_dirs: Sequence[str]) -> set[str]:
+    """What recipes choose or set. Raises UserError where they set what only a run could heed."""
+    names = [word for word in typed if word.startswith("recipe=")]
+    loader = Loader(installed(), [str(Path(folder).expanduser().absolute()) for folder in config_dirs])
+    if loader.faults or not names or names[-1].partition("=")[2] not in loader.options("recipe"):
+        return set()  # composing says what is wrong
+    keys, others = set[str](), set[str]()
+    for part in loader.parts(names):
+        if part.label.startswith("recipe="):
+            others |= {*map(str, part.config), *part.chooses} - {*_OWN, "defaults"}
+            keys |= set(part.chooses)
+            keys |= {"data.path"} if (part.config.get("data") or {}).get("path") else set()
+    if others:
+        what = f"'{names[-1]}' sets {', '.join(sorted(others))}, and preparing trains nothing"
+        raise UserError.of(what, "let a recipe of its own set data, stage and seed alone")
+    return keys
+
+
+def overrides(inputs: Sequence[str], typed: Sequence[str], recipe: Set[str] = frozenset()) -> list[str]:
+    """What is composed: what was typed, and beside it the inputs and what is chosen where nothing is.
+
+    recipe: what a recipe has chosen already.
+    """
+    keys = {word.partition("=")[0] for word in typed} | recipe
     made = list(typed)
     if "data" not in keys:
         if not inputs and "data.path" not in keys:
@@ -91,6 +115,23 @@ def _without_effect(typed: Sequence[str]) -> Iterator[Fault]:
             yield Fault(
                 f"'{word}' would be without effect: preparing trains nothing", f"leave it out; it takes {known}"
             )
+
+
+def _inert(typed: Sequence[str], data: Data, stages: Mapping[str, Stage]) -> Iterator[Fault]:
+    """What was typed and would do nothing here: a seed where nothing is drawn, a share of a split that is given."""
+    drawing = [name for name, stage in stages.items() if isinstance(stage, SplitStage)]
+    given = [split for split in data.splits() if split != "train"]
+    for word in typed:
+        key, _, value = word.partition("=")
+        if key == "seed" and not drawing:
+            yield Fault(
+                f"'{word}' would be without effect: no stage draws", "leave it out, or choose stage=[...,split]"
+            )
+        for name in drawing:
+            split = key.removeprefix(f"stage.{name}.")
+            if key != split and split in given and value not in ("0", "0.0"):
+                what = f"'{word}' would be without effect: the inputs have a {split} split of their own, which stays"
+                yield Fault(what, f"leave {key} out, or leave the inputs' {split} out (data.{split}=)")
 
 
 def _commas(inputs: Sequence[str]) -> Iterator[Fault]:

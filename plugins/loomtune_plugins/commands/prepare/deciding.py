@@ -1,4 +1,8 @@
-"""Which rows go: of duplicates all but the first, of groups of rows that hang together all but those of one split."""
+"""Which rows go: of duplicates all but the first, of groups that hang together the training rows beside held-out ones.
+
+Rows that the inputs held out, in a test or validation split of their own, stay whatever they are alike to: somebody
+chose them, and scores count by them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 
 from loomtune.contracts import DuplicateStage, SplitStage
 from loomtune_plugins.commands.prepare.comparing import pairs_of
+from loomtune_plugins.commands.prepare.counts import excerpt
 from loomtune_plugins.commands.prepare.equality import copies
 from loomtune_plugins.commands.prepare.job import Work
 from loomtune_plugins.commands.prepare.parts import STATS, Generation, read_json
@@ -47,7 +52,7 @@ def decide(work: Work, task: dict[str, Any], folder: Path) -> None:
     if isinstance(link := work.link(number), SplitStage):
         told = _split(work, number, generation, link, pairs, folder)
     else:
-        told = _first(generation, pairs, folder)
+        told = _first(work, number, generation, pairs, folder)
     (folder / STATS).write_text(json.dumps(told))
 
 
@@ -73,29 +78,63 @@ def verdicts(work: Work, number: int, part: int) -> Sequence[Verdict]:
 def _duplicates(work: Work, number: int, place: Path, link: DuplicateStage, begin: int, end: int) -> Sequence[Verdict]:
     """A copy goes with the row that it equals: in its favour, or with it in favour of a third."""
     kept = np.memmap(place / "kept.bin", KEPT, mode="r")
+    own = _with_copies(work, number, Generation.of(work.folder / f"rows-{number + 1}"), kept, begin, end)
+    return [Verdict(link.reason, like, alike) if like >= 0 else Verdict() for like, alike in own.tolist()]
+
+
+def _with_copies(
+    work: Work, number: int, generation: Generation, kept: NDArray[Any], begin: int, end: int
+) -> NDArray[Any]:
+    """What becomes of some rows, copies among them; KEPT."""
     own, copied = np.array(kept[begin:end]), copies(work, number, begin, end)
+    copied = copied[copied["row"] >= held_out(generation)]
     theirs = kept[copied["first"]]
     stays = theirs["like"] < 0
     own["like"][copied["row"] - begin] = np.where(stays, copied["first"], theirs["like"])
     own["alike"][copied["row"] - begin] = np.where(stays, copied["alike"], theirs["alike"])
-    return [Verdict(link.reason, like, alike) if like >= 0 else Verdict() for like, alike in own.tolist()]
+    return own
 
 
-def _first(generation: Generation, tasks: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Drops each row that is alike to an earlier one that stays."""
-    gone, dropped = bytearray((len(generation) + 7) // 8), 0
+def held_out(generation: Generation) -> int:
+    """How many rows come from a test or validation split of the inputs; they are the first."""
+    return sum(part["rows"] for part in generation.parts if part["split"] != "train")
+
+
+def _first(work: Work, number: int, generation: Generation, tasks: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Drops each training row that is alike to an earlier row that stays."""
+    gone, held = bytearray((len(generation) + 7) // 8), held_out(generation)
     with (folder / "kept.bin").open("wb") as file:
         for path in tasks:
             begin, end = read_json(path / STATS)["range"]
             kept = np.zeros(end - begin, KEPT)
             kept["like"] = -1
             for later, earlier, alike in _each(pairs_of(path)):
-                if not gone[later >> 3] >> (later & 7) & 1 and not gone[earlier >> 3] >> (earlier & 7) & 1:
-                    gone[later >> 3] |= 1 << (later & 7)
-                    kept[later - begin] = earlier, alike
-                    dropped += 1
+                if later < held or gone[later >> 3] >> (later & 7) & 1 or gone[earlier >> 3] >> (earlier & 7) & 1:
+                    continue
+                gone[later >> 3] |= 1 << (later & 7)
+                kept[later - begin] = earlier, alike
             file.write(kept.tobytes())
-    return {"dropped": dropped}
+    return _swallowed(work, number, generation, folder)
+
+
+def _swallowed(work: Work, number: int, generation: Generation, folder: Path) -> dict[str, Any]:
+    """How many rows go, and for which one the most of them: one row that swallows hundreds is seldom what is meant."""
+    if not (rows := len(generation)):
+        return {"dropped": 0}
+    kept, counts = np.memmap(folder / "kept.bin", KEPT, mode="r"), _mapped(folder / "swallowed.bin", "<u4", rows)
+    for begin, end in _blocks(rows):
+        like = _with_copies(work, number, generation, kept, begin, end)["like"]
+        np.add.at(counts, like[like >= 0], 1)
+    dropped = sum(int(counts[begin:end].sum(dtype=np.int64)) for begin, end in _blocks(rows))
+    most = int(np.argmax(counts))
+    (folder / "swallowed.bin").unlink()
+    if not dropped:
+        return {"dropped": 0}
+    row = generation.row(most)
+    return {
+        "dropped": dropped,
+        "most": {"rows": int(counts[most]), "origin": str(row.get("origin", "")), "excerpt": excerpt(row)},
+    }
 
 
 def _each(pairs: NDArray[Any]) -> Iterator[tuple[int, int, float]]:
@@ -108,7 +147,7 @@ def _split(
 ) -> dict[str, Any]:
     """Joins whatever is alike, and draws for each group by the least digest of its rows.
 
-    Rows that have a split of their own keep it, and what is alike to them of any other goes.
+    Rows that have a split of their own keep it; training rows that hang together with held-out ones go.
     """
     rows = len(generation)
     if not rows:
@@ -130,12 +169,14 @@ def _split(
     names = list(dict.fromkeys([*_own(given), *drawn, *([] if drawn else ["train"])]))
     splits = _mapped(folder / "splits.bin", "u1", rows)
     own = np.array([names.index(split) if split in _own(given) else _NONE for split in given], np.uint8)
+    held = held_out(generation)
     for begin, end in _blocks(rows):
         root = np.asarray(roots[begin:end])
         code, asked = (own[_part_of(generation, rows)] for rows in (np.arange(begin, end), root))
         places = np.searchsorted(_edges(drawn), np.asarray(least[root]) / 2.0**64, side="right")
         free = np.array([names.index(name) for name in drawn] or [names.index("train")], np.uint8)[places]
-        splits[begin:end] = np.where(asked == _NONE, free, np.where(code == asked, asked, asked + len(names)))
+        stays = (np.arange(begin, end) < held) | (code == asked)
+        splits[begin:end] = np.where(asked == _NONE, free, np.where(stays, code, asked + len(names)))
     largest = max(int(np.max(sizes[begin:end])) for begin, end in _blocks(rows))
     for name in ("least.bin", "sizes.bin"):
         (folder / name).unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from loomtune_plugins.commands.prepare.counts import Counts
 from loomtune_plugins.commands.prepare.deciding import SPLITS
 from loomtune_plugins.commands.prepare.engines import Task
 from loomtune_plugins.commands.prepare.job import Work
-from loomtune_plugins.commands.prepare.manifest import told
+from loomtune_plugins.commands.prepare.manifest import accounted, told
 from loomtune_plugins.commands.prepare.parts import Generation
 from loomtune_plugins.commands.prepare.phases import Phases, without
 
@@ -24,8 +24,9 @@ Links = Mapping[str, Mapping[str, Any]]
 class Flow:
     """One preparation, from wherever its folder stands."""
 
-    def __init__(self, work: Work, phases: Phases) -> None:
-        self.work, self._phases = work, phases
+    def __init__(self, work: Work, phases: Phases, lost: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
+        """lost: is told what became of the rows where that is why preparing ends."""
+        self.work, self._phases, self._lost = work, phases, lost
 
     def run(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """(output files with their places in the work folder, the manifest)."""
@@ -35,11 +36,16 @@ class Flow:
             self._refine(number, links)
             if one.link:
                 links[one.link] = self._link(number)
-        self._refuse_empty(links)
+        account = self._account(links)
+        try:
+            self._refuse_empty(links, {split: of["rows"] for split, of in account["splits"].items()})
+        except UserError:
+            self._lost(account)
+            raise
         files = self._write()
         if self.work.data.fingerprint() != self.work.job.fingerprint:
             raise RunFailed("the inputs were changed while they were read: start the same command again")
-        return files, self._told(files, links)
+        return files, told(self.work, account, files)
 
     def _read(self) -> None:
         data = self.work.data
@@ -120,9 +126,11 @@ class Flow:
         written = self._phases.run("write", "files", tasks, lambda: {"files": self._phases.stats("files", len(tasks))})
         return [{**file, "place": f"files/{file['part']}"} for file in written["files"]]
 
-    def _told(self, files: Sequence[Mapping[str, Any]], links: Links) -> dict[str, Any]:
+    def _account(self, links: Links) -> dict[str, Any]:
         phases = [self._phases.result(f"rows-{number}") for number in range(len(self.work.passes) + 1)]
-        return told(self.work, phases[0]["records"], Counts.total(one["counts"] for one in phases), links, files)
+        parts = self._rows(len(self.work.passes)).parts
+        left = {split: sum(part["files"][f"rows-{split}"][0] for part in parts) for split in SPLITS}
+        return accounted(self.work, phases[0]["records"], Counts.total(one["counts"] for one in phases), links, left)
 
     def _refuse_many(self, number: int, rows: int) -> None:
         """Raises UserError where more rows come to a link than it takes."""
@@ -131,25 +139,33 @@ class Flow:
             what = f"stage={name} takes no more than {limit} rows, and there are {rows}"
             raise UserError.of(what, f"let stages before it drop more, or raise stage.{name}.limit")
 
-    def _refuse_empty(self, links: Links) -> None:
+    def _refuse_empty(self, links: Links, rows: Mapping[str, int]) -> None:
         """Raises UserError where a split that was asked for, or everything, is empty."""
-        parts = self._rows(len(self.work.passes)).parts
-        rows = {split: sum(part["files"][f"rows-{split}"][0] for part in parts) for split in SPLITS}
         whole = sum(rows.values())
         if not whole:
             raise UserError.of("no row is left", "see which stage dropped them: leave it out, or mend its settings")
         faults = []
         for name, found in links.items():
-            cure = f"give more rows or another seed, or set its share to 0 (`loomtune plugins stage={name}`)"
             among = f"all {whole} rows, in groups of up to {found.get('largest')} that hang together"
             if isinstance(self.work.stages[name], SplitStage):
-                empty = [split for split in found["names"] if not rows[split]]
-                faults += [Fault(f"stage={name}: {split} would have none of {among}", cure) for split in empty]
+                empty = [split for split in found["names"] if not rows.get(split)]
+                told = f"stage={name}: {{}} would have none of {among}"
+                faults += [Fault(told.format(split), _cure(name, split, found["asked"])) for split in empty]
         if faults:
             raise UserError(*faults)
 
     def _rows(self, number: int) -> Generation:
         return Generation.of(self.work.folder / f"rows-{number}")
+
+
+def _cure(name: str, split: str, asked: Mapping[str, float]) -> str:
+    """What fills a split. Training rows cannot be done without, as the others can."""
+    looked = f"`loomtune plugins stage={name}` lists its settings"
+    if split != "train":
+        return f"give more rows or another seed, or set its share to 0 ({looked})"
+    if len(asked) < 2:
+        return f"give training rows that are not alike to held-out ones, or let fewer count as alike ({looked})"
+    return f"give more rows or another seed, hold out less, or let fewer rows hang together ({looked})"
 
 
 def _each(number: int, generation: Generation) -> list[Task]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loomtune.errors import UserError
 from loomtune_plugins.commands.prepare.job import FILE, Job
-from loomtune_plugins.commands.prepare.manifest import NAME, intact, key_of
+from loomtune_plugins.commands.prepare.manifest import NAME, differences, intact, key_of
 from loomtune_plugins.commands.prepare.parts import sync, write_json
 
 WORK = ".work"
@@ -38,20 +38,34 @@ def locked(out: Path) -> Iterator[None]:
     """While this process prepares, no other does. Raises UserError where one is at it."""
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
+        lock = (out / WORK / _LOCK).open("a")
     except OSError as error:
         raise UserError.of(f"--out {out} cannot be written into: {error}", "name a folder of your own") from error
-    with (out / WORK / _LOCK).open("a") as file:
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError.of(f"{out} is being prepared by another process", "wait for it, or name another") from error
-        yield
+        try:
+            yield
+        finally:
+            _leave_nothing(out)
+
+
+def _leave_nothing(out: Path) -> None:
+    """Takes the folder of the work away where nothing was begun in it, or all is done."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in (out / WORK).iterdir()] == [_LOCK]:
+            (out / WORK / _LOCK).unlink()
+            (out / WORK).rmdir()
 
 
 def is_prepared(out: Path, job: Job) -> bool:
     """Whether the very same is there, whole. Raises UserError where something else was prepared there."""
     if (out / NAME).exists() and key_of(out) != job.key:
-        what = f"--out {out} holds what was prepared of other inputs, by other settings or by another version"
+        found = differences(out, job)
+        only = "only " if all(one.startswith("--") for one in found) else ""
+        what = f"--out {out} holds another preparation: it differs {only}in {'; '.join(found)}"
         raise UserError.of(what, "name another folder, or delete that one")
     return intact(out, job.key)
 
@@ -87,5 +101,5 @@ def publish(out: Path, folder: Path, files: Sequence[Mapping[str, Any]], manifes
 
 
 def tidy(out: Path) -> None:
-    """Takes the work away."""
-    shutil.rmtree(out / WORK)
+    """Takes the work away, as far as that may be: what is prepared counts without."""
+    shutil.rmtree(out / WORK, ignore_errors=True)

@@ -13,18 +13,19 @@ from loomtune.errors import RunFailed
 from loomtune_plugins.commands.prepare.counts import READ, Counts
 from loomtune_plugins.commands.prepare.deciding import SPLITS
 from loomtune_plugins.commands.prepare.job import FORMAT, Job, Work
+from loomtune_plugins.commands.prepare.losses import warnings
 from loomtune_plugins.commands.prepare.parts import read_json
 
 NAME = "manifest.json"
 _FILE = ("split", "name", "rows", "bytes", "sha256")
 
 
-def told(
-    work: Work, records: int, counts: Counts, links: Mapping[str, Mapping[str, Any]], files: Sequence[Mapping[str, Any]]
+def accounted(
+    work: Work, records: int, counts: Counts, links: Mapping[str, Mapping[str, Any]], left: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The whole manifest. Raises RunFailed where the numbers do not add up.
+    """What became of every row. Raises RunFailed where the numbers do not add up.
 
-    records: of the source. links: what was found of each link. files: split, name, rows, bytes, sha256 of the output.
+    records: of the source. links: what was found of each link. left: split to its rows at the end.
     """
     reading = counts.stages[READ]
     stages = [_stage(work, node, counts, links) for node in work.job.shown]
@@ -32,17 +33,26 @@ def told(
     for stage in stages:
         _agree(stage["in"], rows, f"stage={stage['name']} saw")
         rows = stage["out"]
-    written = [
-        {key: file[key] for key in ("split", "name", "rows", "bytes", "sha256") if key in file} for file in files
-    ]
-    _agree(sum(file.get("rows", 0) for file in files), rows, "the files hold")
+    _agree(sum(left.values()), rows, "there are")
+    splits = _splits(left, links)
+    return {
+        "read": {"records": records, "rows": _out(reading), "dropped": reading["dropped"]},
+        "stages": stages,
+        "splits": splits,
+        "warnings": warnings(stages, splits),
+    }
+
+
+def told(work: Work, account: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The whole manifest. files: split, name, rows, bytes, sha256 of the output. Raises RunFailed as above."""
+    written = [{key: file[key] for key in _FILE if key in file} for file in files]
+    left = sum(of["rows"] for of in account["splits"].values())
+    _agree(sum(file.get("rows", 0) for file in files), left, "the files hold")
     return {
         **_head(work.job),
         "versions": _versions(work),
         "inputs": list(work.job.inputs),
-        "read": {"records": records, "rows": _out(reading), "dropped": reading["dropped"]},
-        "stages": stages,
-        "splits": _splits(written, links),
+        **account,
         "files": [file for file in written if "split" in file],
         "dropped_files": [file for file in written if "split" not in file],
     }
@@ -82,16 +92,69 @@ def _stage(
     name = node["stage"]
     of = counts.stages.get(name, {"in": 0, "dropped": {}})
     found = {"found": links[name]} if isinstance(work.stages[name], LinkStage) else {}
-    return {"name": name, **node, "in": of["in"], "out": _out(of), "dropped": of["dropped"], **found}
+    more: dict[str, Any] = {key: of[key] for key in ("changed", "held") if key in of}
+    return {"name": name, **node, "in": of["in"], "out": _out(of), "dropped": of["dropped"], **more, **found}
 
 
-def _splits(files: Sequence[Mapping[str, Any]], links: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _splits(rows: Mapping[str, int], links: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of each split, and what share of those that were drawn was asked for and came of it."""
     asked: Mapping[str, float] = next((found["asked"] for found in links.values() if "asked" in found), {})
-    rows = {split: sum(file["rows"] for file in files if file.get("split") == split) for split in SPLITS}
     drawn, whole = sum(rows[split] for split in asked) or 1, sum(asked.values()) or 1.0
     shares = {split: {"asked": share / whole, "actual": rows[split] / drawn} for split, share in asked.items()}
-    return {split: {"rows": count, **shares.get(split, {})} for split, count in rows.items() if count}
+    kept = {split: rows[split] for split in SPLITS if rows[split] or split in asked}
+    return {split: {"rows": count, **shares.get(split, {})} for split, count in kept.items()}
+
+
+def differences(out: Path, job: Job) -> list[str]:
+    """In what a finished folder differs from a job, in the user's words."""
+    try:
+        other = read_json(out / NAME)
+        found = [*_differing(other, job)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ["its manifest, which cannot be read"]
+    return found or ["what it was read from"]
+
+
+def _differing(other: Mapping[str, Any], job: Job) -> Iterator[str]:
+    for what, there, here in (
+        ("the version of loomtune", other["loomtune"], __version__),
+        ("the format", other["format"], FORMAT),
+        ("data", other["data"]["name"], job.data["name"]),
+        ("seed", other["seed"], job.seed),
+        ("--licence", other["licence"], job.licence),
+        ("--dropped", bool(other["dropped_files"]), job.keep_dropped),
+        ("stage", [one["stage"] for one in other["stages"]], [one["stage"] for one in job.shown]),
+    ):
+        if there != here:
+            yield f"{what} (there {_plain(there)}, here {_plain(here)})"
+    yield from _inputs(other, job)
+    here = {one["stage"]: one for one in job.shown}
+    for one in other["stages"]:
+        yield from _settings(one, here.get(one["stage"], one))
+
+
+def _plain(value: Any) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, list) else repr(value) if isinstance(value, str) else str(value)
+
+
+def _inputs(other: Mapping[str, Any], job: Job) -> Iterator[str]:
+    there, here = ({(one["split"], one["name"]): one["digest"] for one in of} for of in (other["inputs"], job.inputs))
+    changed = [
+        f"{split} {name}" for split, name in sorted(there | here) if there.get((split, name)) != here.get((split, name))
+    ]
+    if changed:
+        yield f"inputs ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''})"
+    elif other["data"]["fingerprint"] != job.fingerprint:
+        yield "settings of data, by which the inputs are read"
+
+
+def _settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    name, one, other = there["stage"], there["settings"], here["settings"]
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key):
+            yield f"stage.{name}.{key} (there {one.get(key)}, here {other.get(key)})"
+    if there["fingerprint"] != here["fingerprint"]:
+        yield f"files that stage={name} reads"
 
 
 def _out(counted: Mapping[str, Any]) -> int:

@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
 def line_of(row: Row) -> bytes:
     """A row as a line of JSON. Raises RunFailed where a plugin made a row that JSON does not hold."""
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise RunFailed(f"{row.get('origin', 'a row')} is no row that JSON can hold: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from loomtune.contracts import Dropped, LinkStage, Row, RowStage, SplitStage
 from loomtune.contracts.data import identity
-from loomtune.errors import Fault, LoomtuneError, RunFailed
 from loomtune_plugins.commands.prepare.counts import Counts
 from loomtune_plugins.commands.prepare.deciding import SPLITS, Verdict, verdicts
 from loomtune_plugins.commands.prepare.equality import equals
 from loomtune_plugins.commands.prepare.job import Work
-from loomtune_plugins.commands.prepare.parts import STATS, Generation, Lines, line_of
+from loomtune_plugins.commands.prepare.judging import asked, judged
+from loomtune_plugins.commands.prepare.parts import STATS, Generation, Lines
 
 BATCH = 256
 """Rows that stages are asked about at a time; fixed, so that what models make of a batch is the same everywhere."""
@@ -75,16 +75,17 @@ class _Given:
         for place, line in zip(places, lines, strict=True):
             verdict: Verdict = self._verdicts[place - self._base]
             if verdict.reason:
-                made.drop(self._before, self._told(json.loads(line), verdict))
+                made.drop(self._before, *self._told(json.loads(line), verdict))
             else:
                 stay.append(line)
                 splits.append(verdict.split)
         return stay, splits
 
-    def _told(self, row: Row, verdict: Verdict) -> Dropped:
-        other = self._generation.row(verdict.like).get("origin", f"row {verdict.like + 1}")
+    def _told(self, row: Row, verdict: Verdict) -> tuple[Dropped, Row]:
+        other = self._generation.row(verdict.like)
         alike = "" if verdict.alike is None else f" ({verdict.alike:.4f})"
-        return Dropped(row.get("origin", ""), verdict.reason, f"{other}{alike}", row)
+        detail = f"{other.get('origin', f'row {verdict.like + 1}')}{alike}"
+        return Dropped(row.get("origin", ""), verdict.reason, detail, row), other
 
 
 class _Made:
@@ -100,46 +101,50 @@ class _Made:
         self._described: list[NDArray[Any]] = []
         self._digests: list[bytes] = []
 
-    def drop(self, stage: str, one: Dropped) -> None:
-        """Counts what goes no further."""
-        self.counts.dropped(stage, one)
+    def drop(self, stage: str, one: Dropped, other: Row | None = None) -> None:
+        """Counts what goes no further. other: the row that stays in its stead."""
+        self.counts.dropped(stage, one, other)
         self._refused.add(stage, one)
 
     def add(self, lines: list[bytes], splits: list[str]) -> None:
         """Takes some rows through the stages. splits: of each, where a link drew it."""
         if not lines:
             return
-        rows: list[Row] = [json.loads(line) for line in lines] if self._stages or self._link else []
         for name, stage in self._stages:
             assert isinstance(stage, RowStage)
-            self.counts.passed(name, len(rows))
-            rows, splits = self._judged(name, stage, rows, splits)
-        if self._stages:
-            lines = [line_of(row) for row in rows]
+            self.counts.passed(name, len(lines))
+            lines, splits = self._judged(name, stage, lines, splits)
         if self._link:
             self._lines["rows"].add(lines)
-            self._describe(self._link, rows)
+            self._describe(self._link, lines)
             return
         for line, split in zip(lines, splits or [""] * len(lines), strict=True):
             self._lines[f"rows-{split or self._split}"].add([line])
 
-    def _judged(self, name: str, stage: RowStage, rows: list[Row], splits: list[str]) -> tuple[list[Row], list[str]]:
-        stay, where = list[Row](), list[str]()
-        answers = _asked(name, rows, stage.apply)
-        for answer, split in itertools.zip_longest(answers, splits):
+    def _judged(
+        self, name: str, stage: RowStage, lines: list[bytes], splits: list[str]
+    ) -> tuple[list[bytes], list[str]]:
+        stay, where = list[bytes](), list[str]()
+        for before, (answer, line), split in itertools.zip_longest(lines, judged(name, stage, lines), splits):
             if isinstance(answer, Dropped):
                 self.drop(name, answer)
-            else:
-                stay.append(answer)
-                where += [split] if splits else []
+                self.counts.held(name, self._split, "dropped")
+                continue
+            if line != before:
+                self.counts.changed(name, json.loads(before), answer)
+                self.counts.held(name, self._split, "changed")
+            stay.append(line)
+            where += [split] if splits else []
         return stay, where
 
-    def _describe(self, link: LinkStage, rows: Sequence[Row]) -> None:
-        if rows:
-            self._described.append(np.asarray(_asked(self._name, rows, link.describe)))
+    def _describe(self, link: LinkStage, lines: Sequence[bytes]) -> None:
+        if not lines:
+            return
+        rows: list[Row] = [json.loads(line) for line in lines]
         if isinstance(link, SplitStage):
             key = str(self._seed).encode()
             self._digests += [hashlib.blake2b(identity(row), digest_size=8, key=key).digest() for row in rows]
+        self._described.append(np.asarray(asked(self._name, lines, link.describe, rows)))
 
     def close(self, buckets: int) -> None:
         """Writes what is not written yet, and what is told of it."""
@@ -155,30 +160,3 @@ class _Made:
         sizes = {name: [len(lines), lines.size] for name, lines in self._lines.items()}
         told = {"rows": sum(rows for rows, _ in sizes.values()), "files": sizes, "split": self._split}
         (self._folder / STATS).write_text(json.dumps({**told, "counts": self.counts.stages}))
-
-
-def _asked(name: str, rows: Sequence[Row], ask: Any) -> Sequence[Any]:
-    """A stage's answer about some rows. Raises RunFailed, naming the row, where it fails or answers for fewer."""
-    try:
-        return _answers(ask, rows)
-    except LoomtuneError:
-        raise
-    except Exception as error:  # a plugin may fail in any manner; no row may be lost to it without a word
-        culprit = next(_failing(ask, rows), rows[0])
-        told = f"stage={name} failed at {culprit.get('origin', 'a row')}: {type(error).__name__}: {error}"
-        raise RunFailed(str(Fault(told, f"tell the author of {name}, leave it out, or take that row away"))) from error
-
-
-def _failing(ask: Any, rows: Sequence[Row]) -> Iterator[Row]:
-    for row in rows:
-        try:
-            _answers(ask, [row])
-        except Exception:
-            yield row
-
-
-def _answers(ask: Any, rows: Sequence[Row]) -> Sequence[Any]:
-    answers: Sequence[Any] = ask(rows)
-    if len(answers) != len(rows):
-        raise ValueError(f"gave {len(answers)} answers about {len(rows)} rows")
-    return answers

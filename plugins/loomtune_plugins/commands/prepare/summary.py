@@ -55,7 +55,14 @@ class _Bars:
 
 
 def summary(manifest: Mapping[str, Any], out: Path) -> None:
-    """A table of what became of the rows, on stdout."""
+    """What became of the rows, on stdout, and where it is told in full."""
+    account(manifest)
+    told = escape(str(out / "manifest.json"))
+    Console().print(f"\n{told} tells more; data=prepared data.path={escape(str(out))} reads it", soft_wrap=True)
+
+
+def account(manifest: Mapping[str, Any]) -> None:
+    """A table of what became of the rows, and what somebody should look at."""
     table = Table(title=f"{manifest['read']['records']:,} records", title_justify="left", box=None, pad_edge=False)
     table.add_column("stage")
     for name in ("in", "dropped", "out"):
@@ -64,7 +71,8 @@ def summary(manifest: Mapping[str, Any], out: Path) -> None:
     read = manifest["read"]
     lost = sum(of["rows"] for of in read["dropped"].values())
     for one in ({"name": "read", "in": read["rows"] + lost, "out": read["rows"], **read}, *manifest["stages"]):
-        why = "; ".join(f"{count:,} {reason}" for reason, count in reasons(one))
+        changed = [f"changed: {one['changed']['rows']:,}"] if "changed" in one else []
+        why = "; ".join([*(f"{count:,} {reason}" for reason, count in reasons(one)), *changed])
         table.add_row(one["name"], f"{one['in']:,}", f"{one['in'] - one['out']:,}", f"{one['out']:,}", escape(why))
     console = Console()
     console.print(table)
@@ -79,5 +87,6 @@ def summary(manifest: Mapping[str, Any], out: Path) -> None:
                 f"{stage['name']}: {cut['keys']:,} keys are shared by very many rows; {cut['rows']:,} times a row was"
             )
             console.print(f"{told} compared with the first of them only", highlight=False)
-    told = escape(str(out / "manifest.json"))
-    console.print(f"\n{told} tells more; data=prepared data.path={escape(str(out))} reads it", soft_wrap=True)
+    for warning in manifest["warnings"]:
+        told = escape(f"warning: {warning['what']}\n    cure: {warning['cure']}")
+        console.print(told, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -121,10 +122,9 @@ def test_where_it_runs_changes_nothing(rows: Path, tmp_path: Path, monkeypatch: 
 def test_a_folder_of_another_preparation_is_left_alone(rows: Path, tmp_path: Path) -> None:
     run(rows, "--out", tmp_path / "out", "stage=[exact]")
     before = written(tmp_path / "out")
-    with pytest.raises(UserError, match="holds what was prepared of other inputs, by other settings"):
-        run(rows, "--out", tmp_path / "out", "stage=[exact]", "seed=1")
-    (tmp_path / "out" / ".work" / "lock").unlink()
-    (tmp_path / "out" / ".work").rmdir()
+    with pytest.raises(UserError, match=r"it differs in stage.exact.case \(there True, here False\)\n") as refused:
+        run(rows, "--out", tmp_path / "out", "stage=[exact]", "stage.exact.case=false")
+    assert "name another folder" in refused.value.faults[0].cure
     assert written(tmp_path / "out") == before
 
 
@@ -148,7 +148,7 @@ def test_work_of_other_settings_is_never_read(
     with monkeypatch.context() as patch:
         patch.setitem(engines.ENGINES, "local", lambda count: here(3))
         with pytest.raises(KeyboardInterrupt):
-            run(rows, "--out", tmp_path / "out", "stage=[exact]", "seed=1")
+            run(rows, "--out", tmp_path / "out", "stage=[exact]", "stage.exact.case=false")
     run(rows, "--out", tmp_path / "out", "stage=[exact]")
     run(rows, "--out", tmp_path / "fresh", "stage=[exact]")
     assert written(tmp_path / "out") == written(tmp_path / "fresh")
@@ -167,6 +167,118 @@ def test_inputs_that_change_while_they_are_read_are_told(
     with pytest.raises(RunFailed, match="the inputs were changed while they were read"):
         run(rows, "--out", tmp_path / "out", "stage=[exact]")
     assert written_names(tmp_path / "out") == [".work"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--licence", "CC0"], "differs only in --licence (there '', here 'CC0')"),
+        (["--dropped"], "differs only in --dropped (there False, here True)"),
+        (["--licence", "CC0", "stage=[exact,near]"], "--licence (there '', here 'CC0'); stage (there [exact], here ["),
+        (["data.prompt=completion"], "differs in settings of data, by which the inputs are read"),
+    ],
+)
+def test_what_differs_from_a_finished_folder_is_said(rows: Path, tmp_path: Path, more: list[str], told: str) -> None:
+    run(rows, "--out", tmp_path / "out", "stage=[exact]")
+    stages = [] if "stage" in more[-1] else ["stage=[exact]"]
+    with pytest.raises(UserError) as refused:
+        run(rows, "--out", tmp_path / "out", *stages, *more)
+    assert told in str(refused.value)
+
+
+def test_inputs_that_differ_from_a_finished_folder_are_named(rows: Path, tmp_path: Path) -> None:
+    run(rows, "--out", tmp_path / "out", "stage=[exact]")
+    write_rows(rows, ROWS[:50])
+    with pytest.raises(UserError, match=r"it differs in inputs \(train rows.jsonl\)"):
+        run(rows, "--out", tmp_path / "out", "stage=[exact]")
+
+
+def test_a_finished_folder_is_known_where_nothing_can_be_written(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(rows, "--out", tmp_path / "out", "stage=[exact]")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert run(rows, "--out", tmp_path / "out", "stage=[exact]") == 0
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_a_folder_whose_lock_cannot_be_written_is_refused(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".work" / "lock").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be written into"):
+        run(rows, "--out", tmp_path / "out", "stage=[exact]")
+
+
+@pytest.mark.parametrize("where", ["task", "main"])
+def test_a_full_disk_names_the_folder_and_the_cure(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("loomtune_plugins.commands.prepare.reading.line_of", full) if where == "task" else None
+    monkeypatch.setattr(folder, "publish", full) if where == "main" else None
+    with pytest.raises(RunFailed) as failed:
+        run(rows, "--out", tmp_path / "out", "stage=[exact]")
+    assert f"no room is left in {tmp_path / 'out'}:" in str(failed.value)
+    assert "cure: make room there; then the same command goes on" in str(failed.value)
+
+
+def test_many_losses_are_told_after_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = write_rows(tmp_path / "rows.jsonl", [*ROWS, *[ROWS[3]] * 60])
+    run(inputs, "--out", tmp_path / "out", "stage=[exact]")
+    (warning,) = read(tmp_path / "out")["warnings"]
+    assert warning["what"].startswith("stage=exact dropped 23.1% of its 260 rows, 60 of them for one row (rows.jsonl:4")
+    assert "--dropped" in warning["cure"]
+    assert f"warning: {warning['what']}"[:100] in capsys.readouterr().out
+
+
+def test_a_test_set_of_the_inputs_stays_whole_and_a_share_of_it_cannot_be_drawn(rows: Path, tmp_path: Path) -> None:
+    held = write_rows(tmp_path / "held.jsonl", [*ROWS[:20], *ROWS[:20]])
+    run(rows, f"data.test={held}", "--out", tmp_path / "out")
+    assert read(tmp_path / "out")["splits"]["test"]["rows"] == 40
+    with pytest.raises(UserError, match=r"'stage.split.test=0.3' would be without effect: the inputs have a test"):
+        run(rows, f"data.test={held}", "--out", tmp_path / "other", "stage.split.test=0.3")
+
+
+def test_the_table_is_shown_where_a_split_stays_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = write_rows(tmp_path / "rows.jsonl", [ROWS[0], *[{**ROWS[0], "completion": f"{n}"} for n in range(9)]])
+    with pytest.raises(UserError, match="would have none of all 10 rows"):
+        run(inputs, "--out", tmp_path / "out", "stage=[exact,split]")
+    said = capsys.readouterr().out
+    assert "largest group of rows that hang together: 10" in said
+    assert "exact" in said
+
+
+RECIPE = """# @package _global_
+defaults:
+  - override /data: files
+  - override /stage: [exact, split]
+data:
+  path: {path}
+stage:
+  exact:
+    case: false
+seed: 3
+"""
+
+
+def test_a_preparation_can_be_kept_as_yaml(rows: Path, tmp_path: Path) -> None:
+    recipes = tmp_path / "conf" / "recipe"
+    recipes.mkdir(parents=True)
+    (recipes / "mine.yaml").write_text(RECIPE.format(path=rows))
+    (recipes / "few.yaml").write_text("# @package _global_\nstage:\n  exact:\n    case: false\n")
+    run("--config-dir", tmp_path / "conf", "recipe=mine", "--out", tmp_path / "out")
+    typed = ("stage=[exact,split]", "stage.exact.case=false", "seed=3")
+    run(rows, "--out", tmp_path / "typed", *typed)
+    assert written(tmp_path / "out") == written(tmp_path / "typed")
+    run(rows, "--config-dir", tmp_path / "conf", "recipe=few", "--out", tmp_path / "few")
+    told = {stage["name"]: stage["settings"] for stage in read(tmp_path / "few")["stages"]}
+    assert list(told) == ["clean", "exact", "near", "split"]
+    assert told["exact"]["case"] is False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -220,7 +332,9 @@ def written_names(out: Path) -> list[str]:
     ("words", "told"),
     [
         (["optimizer.lr=1e-3"], "'optimizer.lr=1e-3' would be without effect: preparing trains nothing"),
-        (["objective=dpo", "recipe=sql_dpo"], "'recipe=sql_dpo' would be without effect"),
+        (["objective=dpo"], "'objective=dpo' would be without effect"),
+        (["recipe=sql_dpo"], "'recipe=sql_dpo' sets batch, evaluate, evaluator, loss, objective"),
+        (["stage=[exact]", "seed=7"], "'seed=7' would be without effect: no stage draws"),
         (["steps=4"], "'steps=4' would be without effect"),
         (["stage=[split,exact]"], "stage=split is followed by exact"),
         (["stage=[exact,near,splti]"], "no stage is called 'splti'. Did you mean 'split'"),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def generated(path: Path, size: int, seed: int = 0) -> Path:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Several files, so that there are several tasks."""
     folder = tmp_path_factory.mktemp("inputs")
-    return [str(generated(folder / f"{number}.jsonl", 100_000, number)) for number in range(4)]
+    return [str(generated(folder / f"{number}.jsonl", 25_000, number)) for number in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,24 @@ def until(there: Path, pattern: str, process: subprocess.Popen[str]) -> list[psu
 PLACES = ["rows-0/done.json", "equal-1/done.json", "decide-2/done.json", "files/done.json"]
 
 
-@pytest.mark.parametrize(
-    "place", [pytest.param(one, marks=pytest.mark.slow) if n != 1 else one for n, one in enumerate(PLACES)]
-)
+def test_killed_it_leaves_nobody_behind_and_another_goes_on(
+    inputs: list[str], tmp_path: Path, here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*inputs, "stage=[exact]"]
+    process = started(words, tmp_path / "out")
+    others = until(tmp_path / "out", ".work/*/rows-0/done.json", process)
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(others, timeout=20)[1]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setitem(engines.ENGINES, "local", lambda count: here())
+    for out in ("out", "whole"):
+        assert prepare([*words, "--out", str(tmp_path / out)]) == 0
+    assert written(tmp_path / "out") == written(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
 def test_killed_it_leaves_nobody_behind_and_goes_on_to_the_same_bytes(
     inputs: list[str], undisturbed: dict[str, bytes], tmp_path: Path, place: str
 ) -> None:
@@ -191,6 +206,7 @@ def above_imports(words: Sequence[str], large: Path, folder: Path) -> int:
     return peak([str(large), *words], folder / "out") - peak([str(small), *words], folder / "small")
 
 
+@pytest.mark.slow
 def test_memory_stays_where_it_is_while_the_input_grows(tmp_path: Path) -> None:
     large, text = tmp_path / "large.jsonl", " ".join(WORDS[:60])
     large.write_text("".join(f'{{"prompt": "{number}", "completion": "{text}"}}\n' for number in range(50_000)))

@@ -119,6 +119,26 @@ def test_a_split_that_would_stay_empty_is_refused(prepared: Callable[..., Any]) 
         prepared(range(100, 300), ("grouped", {"shares": {"train": 0.9, "test": 0.1}}))
 
 
+def test_where_training_rows_are_lacking_the_cure_is_one_that_can_be_taken(prepared: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="train would have none") as refused:
+        prepared({"train": [1, 2], "test": [1], "validation": [90]}, "grouped")
+    assert "give training rows that are not alike" in str(refused.value)
+    assert "share to 0" not in str(refused.value)
+
+
+def test_a_share_far_from_what_was_asked_is_told(prepared: Callable[..., Any]) -> None:
+    shares = {"shares": {"train": 0.9, "test": 0.1}}
+    telling = []
+    for seed in range(4):
+        manifest = prepared([*range(60), *range(100, 420, 8)], ("grouped", shares), seed=seed).manifest
+        actual = manifest["splits"]["test"]["actual"]
+        told = [one["what"] for one in manifest["warnings"] if one["what"].startswith("test has")]
+        assert bool(told) == (not 0.05 <= actual <= 0.2)
+        assert all(one.startswith(f"test has {actual:.1%} of the rows, and 10.0% was asked for") for one in told)
+        telling += told
+    assert telling
+
+
 def test_a_split_of_share_0_may_be_empty(prepared: Callable[..., Any]) -> None:
     done = prepared(range(0, 800, 8), ("grouped", {"shares": {"train": 0.9, "validation": 0.0, "test": 0.1}}))
     assert set(done.manifest["splits"]) == {"train", "test"}

@@ -139,14 +139,11 @@ def test_inputs_keep_splits_of_their_own_and_what_is_alike_to_them_goes(prepared
     of = {"train": [100, 8, *range(1000, 3000, 8)], "test": [9, 40], "validation": [41, 200]}
     done = prepared(of, "grouped", keep_dropped=True)
     assert done.points("test") == [9, 40]
-    assert done.points("validation") == [200]
+    assert done.points("validation") == [41, 200]
     assert 8 not in done.points()
     assert set(done.points()) == {100, *range(1000, 3000, 8)}
     told = [(row["origin"], row["reason"], row["detail"]) for row in done.rows("dropped")]
-    assert told == [
-        ("validation:1", "alike to a row of test", "test:2"),
-        ("train:2", "alike to a row of test", "test:1"),
-    ]
+    assert told == [("train:2", "alike to a row of test", "test:1")]
 
 
 def test_splits_that_inputs_lack_are_drawn_from_the_rest(prepared: Callable[..., Any]) -> None:
@@ -163,3 +160,19 @@ def test_of_duplicates_the_test_s_copy_stays(prepared: Callable[..., Any]) -> No
         "validation": [50, 90],
         "train": [],
     }
+
+
+def test_rows_that_inputs_held_out_stay_however_alike_they_are(prepared: Callable[..., Any]) -> None:
+    of = {"train": [1, 50, 60, 90], "validation": [50, 51, 2], "test": [1, 1, 2, 3]}
+    for stages in (["apart"], ["apart", "grouped"], [("apart", {"each": True})], ["grouped"]):
+        done = prepared(of, *stages)
+        assert done.points("test") == [1, 1, 2, 3]
+        assert done.points("validation") == [50, 51, 2]
+        assert done.points() == [60, 90]
+
+
+def test_the_row_that_swallowed_the_most_is_told(prepared: Callable[..., Any]) -> None:
+    (stage,) = prepared([5, 100, 5, 101, 5, 6, *range(200, 300, 8)], "apart").manifest["stages"]
+    assert stage["found"]["dropped"] == 4
+    assert (stage["found"]["most"]["origin"], stage["found"]["most"]["rows"]) == ("train:1", 3)
+    assert "point 5" in stage["found"]["most"]["excerpt"]
