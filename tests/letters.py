@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -107,18 +107,26 @@ def row(prompt: str = "ask", chosen: str = "good", rejected: str = "bad", **more
 
 @dataclass
 class Tide(Rows):
-    """Rows that stream. bad: numbers of those that cannot be read. halts: number of the one that never comes."""
+    """Rows that stream. bad: numbers of those that cannot be read. halts: number of the one that never comes.
+
+    seeks: seconds of work until the first row from a place on is found. mark: what a place is made of.
+    """
 
     window: int = 4
     bad: tuple[int, ...] = ()
     halts: int = -1
+    seeks: float = 0.0
+    mark: Callable[[int], Any] = int
 
     def stream(self, place: Any = None) -> Iterator[tuple[Row | Dropped, Any]]:
+        began = time.process_time()
+        while place and time.process_time() - began < self.seeks:
+            pass
         for number, one in enumerate(self.rows_of):
             if number == self.halts:
                 time.sleep(3600)
             if number >= int(place or 0):
-                yield Dropped(f"rows:{number}", "is ill") if number in self.bad else one, number + 1
+                yield Dropped(f"rows:{number}", "is ill") if number in self.bad else one, self.mark(number + 1)
 
 
 def beside() -> list[psutil.Process]:

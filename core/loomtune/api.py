@@ -20,7 +20,8 @@ from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
 from loomtune.plan import Finding, Plan
 from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, leaves
-from loomtune.tokenising import tokenise, warn
+from loomtune.tokenising import tokenise
+from loomtune.tokenising import warn as warn  # noqa: PLC0414 - commands warn by it too
 
 ALONE = ("sharding=single", "launcher=local", "launcher.procs=1")
 """How a run's model is opened to be measured or talked to, however it was trained."""

@@ -13,8 +13,9 @@ import torch
 
 from loomtune import checkpoint
 from loomtune.contracts import Batch, Evaluator, LossSums, Verdict
-from loomtune.errors import LeaseLost, Preempted, RunFailed
+from loomtune.errors import LeaseLost, LoomtuneError, Preempted, RunFailed, UserError
 from loomtune.lease import Lease
+from loomtune.loop import Loop
 from loomtune.run import Run
 from loomtune.samplers import Counted, Packed
 from loomtune.settings import EvaluateSettings
@@ -260,6 +261,44 @@ def test_an_attempt_that_was_superseded_ends_at_the_step_s_edge_and_commits_noth
         toy.train()
     assert len(toy.diary.steps) == 2
     assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("error", [Preempted("asked to leave"), UserError.of("bad rows", "mend them")])
+def test_rows_that_cannot_be_had_cost_no_step_that_was_trained(tmp_path: Path, error: LoomtuneError) -> None:
+    whole = trained(made(tmp_path / "whole"))
+    toy = made(tmp_path / "run")
+    toy.assembly.build_roles()
+    loop = Loop(toy.run, toy.assembly.keeper)
+    draw = loop.feed.draw
+
+    def dry() -> list[Any]:
+        if loop.feed.fetched == 4:
+            raise error
+        return draw()
+
+    loop.feed.draw = dry  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        loop.train()
+    latest = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert latest is not None and checkpoint.step_of(latest) == toy.run.step == 2
+    again = trained(made(tmp_path / "run"))
+    assert toy.diary.steps + again.diary.steps == whole.diary.steps and equal(again.weights(), whole.weights())
+
+
+def test_a_checkpoint_is_committed_by_whoever_waits_for_rows(tmp_path: Path) -> None:
+    toy = made(tmp_path, every=1)
+    toy.assembly.build_roles()
+    loop = Loop(toy.run, toy.assembly.keeper)
+    draw, found = loop.feed.draw, list[Path | None]()
+
+    def late() -> list[Any]:
+        assert not loop._agree()
+        found.append(checkpoint.latest(tmp_path / "checkpoints"))
+        return draw()
+
+    loop.feed.draw = late  # type: ignore[method-assign]
+    assert loop.train() == "completed"
+    assert [path and checkpoint.step_of(path) for path in found] == [None, 1, 2, 3]
 
 
 def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:

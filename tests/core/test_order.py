@@ -105,9 +105,6 @@ def test_a_tiny_source_is_gone_through_pass_after_pass_quickly(rows: int) -> Non
     began = time.perf_counter()
     seen = order.rows(0, order.before(2))
     assert time.perf_counter() - began < 2
-    few = seen[seen < rows][: 1_000_000 // rows * rows].reshape(-1, rows)
-    passes = np.sort(few, axis=1)
-    assert (passes == np.arange(rows)).mean() > 0.99 or rows > 1, "an epoch permutes its visits once more"
     counts = np.bincount(seen[seen < rows], minlength=rows)
     assert counts.sum() == 1_000_000 and counts.max() - counts.min() <= 1
 

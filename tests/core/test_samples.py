@@ -218,6 +218,24 @@ def test_a_tokenizer_of_another_model_is_refused_also_from_the_cache(tmp_path: P
         made(THREE, tmp_path, vocabulary=121)
 
 
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [("aba", "rows:2 is of a again, after rows of b"), ("a ", "rows:1 does not say of which source")],
+)
+def test_sources_that_break_their_promise_are_the_plugin_s_mistake(tmp_path: Path, sources: str, said: str) -> None:
+    found = [{"source": of} if of.strip() else {} for of in sources]
+    data = Rows([row(origin=f"rows:{number}", **of) for number, of in enumerate(found)])
+    data.mixes = True
+    with pytest.raises(UserError, match=rf"{said}.*\n.*a mistake of the data's plugin"):
+        made(data, tmp_path)
+
+
+def test_a_cache_that_is_a_file_is_told_with_what_names_another(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"File exists.*\n.*must be a folder .* name it by LOOMTUNE_CACHE"):
+        made(THREE, tmp_path / "file")
+
+
 def test_training_rows_there_must_be_but_a_validation_split_may_be_empty(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split train has no rows"):
         made([], tmp_path)

@@ -174,8 +174,27 @@ def test_the_number_of_processes_is_that_of_the_cores_or_what_the_environment_sa
 ) -> None:
     monkeypatch.delenv("LOOMTUNE_WORKERS", raising=False)
     assert crew.workers() == len(os.sched_getaffinity(0))
+    assert crew.workers(most=1) == 1, "unless the environment says more"
     monkeypatch.setenv("LOOMTUNE_WORKERS", "7")
-    assert crew.workers() == 7
+    assert crew.workers() == crew.workers(most=1) == 7
+
+
+@pytest.mark.parametrize("said", ["-3", "0", "abc", "nan"])
+def test_a_number_of_processes_that_is_none_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOMTUNE_WORKERS", said)
+    with pytest.raises(UserError, match=f"LOOMTUNE_WORKERS={said} is no number from 1"):
+        crew.workers()
+
+
+@pytest.mark.usefixtures("two")
+def test_what_is_larger_than_a_pipe_holds_up_no_row_before_the_others_listen() -> None:
+    objective = Pairs(version="v" * 10_000_000)
+    team = crew.Crew(source([], objective).encoder)
+    began = time.monotonic()
+    team._gather()
+    took = time.monotonic() - began
+    assert not team._members and took < 0.5, "a process takes longer to begin"
+    team.close()
 
 
 def test_a_small_split_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,12 +146,46 @@ def test_few_bad_rows_are_left_out_and_told_with_their_window(streams: Any) -> N
 
 
 def test_many_bad_rows_end_the_run_where_they_would_be_met_and_in_the_head_before_it(streams: Any) -> None:
-    stream = streams(Tide(ROWS, bad=(6,)))
-    assert len(stream.draw(0, 4)) == 4, "rows before them are learned"
-    with pytest.raises(UserError, match=r"1 of 4 rows of split train cannot be learned from:\n  rows:6: is ill"):
-        stream.draw(4, 1)
+    stream = streams(Tide(ROWS, bad=(5, 6)))
+    assert len(stream.draw(0, 3)) == 3, "rows before them are learned"
+    before = stream.state()
+    with pytest.raises(UserError, match=r"2 of 4 rows of split train cannot be learned from:\n  rows:5: is ill"):
+        stream.draw(3, 2)
+    assert stream.state() == before, "and it can be gone on from there"
     with pytest.raises(UserError, match="rows:2: is ill"):
-        streams(Tide(ROWS, version="2", bad=(2,)))
+        streams(Tide(ROWS, version="2", bad=(2, 3)))
+
+
+def test_a_run_that_bad_rows_ended_goes_on_without_them_as_the_cure_says(
+    streams: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, other = streams(Tide(ROWS, bad=(5, 6))), streams(Tide(ROWS, bad=(5, 6)))
+    drawn = prompts(stream.draw(0, 3))
+    with pytest.raises(UserError, match=r"LOOMTUNE_BAD_ROWS=0\.5 leaves them out"):
+        stream.draw(3, 2)
+    monkeypatch.setenv("LOOMTUNE_BAD_ROWS", "0.5")
+    other.set(stream.state())
+    assert sorted(drawn + prompts(other.draw(3, 5))) == [0, 1, 2, 3, 4, 7, 8, 9]
+    monkeypatch.setenv("LOOMTUNE_BAD_ROWS", "2 %")
+    with pytest.raises(UserError, match="LOOMTUNE_BAD_ROWS=2 % is no number from 0 to 1"):
+        streams(Tide(ROWS, version="2"))
+
+
+@pytest.mark.parametrize(("count", "window", "bad", "passes"), [
+    (140, 10000, 90, False), (140, 10000, 1, True), (140, 10000, 2, False), (50, 50, 1, True), (400, 300, 3, True),
+    (210, 200, 2, True),
+])  # fmt: skip
+def test_a_hundredth_of_the_rows_that_were_read_may_be_bad_and_one_always(
+    streams: Any, count: int, window: int, bad: int, passes: bool
+) -> None:
+    """The bad ones are the last: of a short window where it is the last of several."""
+    rows = [row(f"row {number}", "yes", "no") for number in range(count)]
+    data = Tide(rows, version=f"{bad}", window=window, bad=tuple(range(count - bad, count)))
+    if passes:
+        assert sorted(prompts(streams(data).draw(0, count - bad))) == list(range(count - bad))
+    else:
+        with pytest.raises(UserError, match=f"{bad} of {count} rows"):
+            streams(data)
 
 
 def test_a_tokenizer_that_is_too_large_is_found_in_any_window(streams: Any) -> None:
@@ -171,6 +205,20 @@ def test_whoever_waits_says_that_nothing_hangs_until_no_row_comes_for_too_long(
     assert stream.run.guards[0].waited > 5
 
 
+def test_what_takes_long_to_find_its_place_does_not_count_as_lost(
+    streams: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PULSE", 0.05)
+    monkeypatch.setenv("LOOMTUNE_TIMEOUT_MINUTES", str(1.5 / 60))
+    assert len(streams(Tide(ROWS, seeks=3.0)).draw(4, 1)) == 1
+
+
+def test_time_that_is_no_number_is_refused_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOMTUNE_TIMEOUT_MINUTES", "ten")
+    with pytest.raises(UserError, match="LOOMTUNE_TIMEOUT_MINUTES=ten is no number"):
+        streaming.patience()
+
+
 def test_a_request_to_stop_is_heard_while_rows_are_waited_for(streams: Any) -> None:
     stream = streams(Tide(ROWS, halts=6))
     stream.draw(0, 4)
@@ -183,16 +231,25 @@ def test_the_end_of_the_process_is_told(streams: Any) -> None:
     stream = streams(Tide(ROWS, halts=6))
     stream.draw(0, 1)
     stream._beside.process.kill()
-    with pytest.raises(UserError, match="the process that tokenises rows ahead has ended"):
+    with pytest.raises(UserError, match=r"rows ahead has ended\n.*the log may say why") as error:
         stream.draw(4, 1)
+    assert "TIMEOUT" not in str(error.value)
 
 
 def test_what_cannot_be_sent_to_another_process_is_told(streams: Any) -> None:
     class Local(Pairs):
         """Of no module: pickle cannot name it."""
 
-    with pytest.raises(UserError, match="cannot be sent to another process"):
+    with pytest.raises(UserError, match=r"cannot be sent to another process.*\n.*data.stream=false"):
         streams(Tide(ROWS), objective=Local()).draw(4, 1)
+    with pytest.raises(UserError, match=r"cannot be sent to another process.*\n.*data.stream=false"):
+        streaming.check_sent(Source(Tide(ROWS), Local(), Letters(), "train", 100, 4))
+    streaming.check_sent(Source(Tide(ROWS), Local(), Letters(), "train", 100))
+
+
+def test_a_place_that_json_cannot_hold_is_the_plugin_s_mistake(streams: Any) -> None:
+    with pytest.raises(UserError, match=r"JSON cannot hold.*\n.*mistake of the data's plugin"):
+        streams(Tide(ROWS, mark=lambda number: {number}))
 
 
 def test_windows_of_an_attempt_that_was_killed_are_not_read(streams: Any) -> None:

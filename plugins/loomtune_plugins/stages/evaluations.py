@@ -46,7 +46,11 @@ def _held_out(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{KEY}: {folder}/manifest.json is no manifest of prepared rows ({type(error).__name__}: {error})"
         raise UserError.of(what, "name the files that are meant rather than their folder") from error
-    return [path for split, path in named if split in HELD_OUT] or [path for _, path in named]
+    files = [path for split, path in named if split in HELD_OUT] or [path for _, path in named]
+    if missing := [path.name for path in files if not path.is_file()]:
+        what = f"{KEY}: {folder} lacks {', '.join(missing)}, which its manifest lists"
+        raise UserError.of(what, "prepare it again, or name the files that are meant")
+    return files
 
 
 def digest(files: Sequence[Path]) -> str:

@@ -87,6 +87,13 @@ def test_a_limit_counts_rows_wherever_reading_began(tmp_path: Path) -> None:
     every_place(data)
 
 
+def test_nothing_is_read_behind_the_limit(tmp_path: Path) -> None:
+    three(tmp_path)
+    data = files(tmp_path, limit=3)
+    (tmp_path / "c.jsonl").write_text("")
+    assert len(list(data.stream())) == 3, "an empty file would be refused"
+
+
 def test_files_before_the_place_are_not_opened_again(tmp_path: Path) -> None:
     three(tmp_path)
     data = files(tmp_path)

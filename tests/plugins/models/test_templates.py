@@ -184,6 +184,11 @@ def test_what_a_rendering_may_make_follows_what_it_was_given() -> None:
     assert len(ours(template, [{"role": "user", "content": "a" * 2_000_000}])) == 20_000_000
 
 
+def test_the_characters_that_a_loop_goes_through_are_paid_for_before_it_begins() -> None:
+    with pytest.raises(UserError, match="32 times what it was given"):
+        ours("{% for c in 'a' * 1000000 %}{% break %}{% endfor %}", ONE)
+
+
 @pytest.mark.parametrize("template", [
     "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ messages[0].content.rsplit(1, 2, 3) }}",
     "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "{% block b %}{{ self.b() }}{% endblock %}",

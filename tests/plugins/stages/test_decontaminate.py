@@ -157,6 +157,9 @@ def test_of_prepared_rows_those_count_that_are_held_out(tmp_path: Path) -> None:
     assert found(made, prompt="Go on.", completion=ANSWER) == ""
     (tmp_path / "all").mkdir()
     assert found(stage(prepared(tmp_path / "all", train=QUESTION)), prompt=QUESTION, completion="x")
+    (tmp_path / "out" / "test-00000.jsonl").unlink()
+    with pytest.raises(UserError, match=r"lacks test-00000\.jsonl, which its manifest lists"):
+        stage(tmp_path / "out")
     (tmp_path / "all" / "manifest.json").write_text("[]")
     with pytest.raises(UserError, match=r"manifest\.json is no manifest of prepared rows"):
         stage(tmp_path / "all")

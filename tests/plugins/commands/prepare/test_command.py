@@ -169,25 +169,20 @@ def test_inputs_that_change_while_they_are_read_are_told(
     assert written_names(tmp_path / "out") == [".work"]
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--licence", "CC0"], "differs only in --licence (there '', here 'CC0')"),
-        (["--dropped"], "differs only in --dropped (there False, here True)"),
-        (["--licence", "CC0", "stage=[exact,near]"], "--licence (there '', here 'CC0'); stage (there [exact], here ["),
-        (["data.prompt=completion"], "differs in settings of data, by which the inputs are read"),
-    ],
-)
-def test_what_differs_from_a_finished_folder_is_said(rows: Path, tmp_path: Path, more: list[str], told: str) -> None:
+def test_what_differs_from_a_finished_folder_is_said(rows: Path, tmp_path: Path) -> None:
     run(rows, "--out", tmp_path / "out", "stage=[exact]")
-    stages = [] if "stage" in more[-1] else ["stage=[exact]"]
-    with pytest.raises(UserError) as refused:
-        run(rows, "--out", tmp_path / "out", *stages, *more)
-    assert told in str(refused.value)
-
-
-def test_inputs_that_differ_from_a_finished_folder_are_named(rows: Path, tmp_path: Path) -> None:
-    run(rows, "--out", tmp_path / "out", "stage=[exact]")
+    for words, told in (
+        (["stage=[exact]", "--licence", "CC0"], "differs only in --licence (there '', here 'CC0')"),
+        (["stage=[exact]", "--dropped"], "differs only in --dropped (there False, here True)"),
+        (
+            ["stage=[clean]", "--licence", "CC0"],
+            "--licence (there '', here 'CC0'); stage (there [exact], here [clean])",
+        ),
+        (["stage=[exact]", "data.prompt=completion"], "differs in settings of data, by which the inputs are read"),
+    ):
+        with pytest.raises(UserError) as refused:
+            run(rows, "--out", tmp_path / "out", *words)
+        assert told in str(refused.value)
     write_rows(rows, ROWS[:50])
     with pytest.raises(UserError, match=r"it differs in inputs \(train rows.jsonl\)"):
         run(rows, "--out", tmp_path / "out", "stage=[exact]")
@@ -272,13 +267,11 @@ def test_a_preparation_can_be_kept_as_yaml(rows: Path, tmp_path: Path) -> None:
     (recipes / "mine.yaml").write_text(RECIPE.format(path=rows))
     (recipes / "few.yaml").write_text("# @package _global_\nstage:\n  exact:\n    case: false\n")
     run("--config-dir", tmp_path / "conf", "recipe=mine", "--out", tmp_path / "out")
-    typed = ("stage=[exact,split]", "stage.exact.case=false", "seed=3")
-    run(rows, "--out", tmp_path / "typed", *typed)
-    assert written(tmp_path / "out") == written(tmp_path / "typed")
-    run(rows, "--config-dir", tmp_path / "conf", "recipe=few", "--out", tmp_path / "few")
-    told = {stage["name"]: stage["settings"] for stage in read(tmp_path / "few")["stages"]}
-    assert list(told) == ["clean", "exact", "near", "split"]
-    assert told["exact"]["case"] is False
+    typed = [str(rows), "stage=[exact,split]", "stage.exact.case=false", "seed=3"]
+    assert read(tmp_path / "out")["key"] == composed(typed, "", False).key
+    usual = composed([str(rows), "recipe=few"], "", False, [str(tmp_path / "conf")]).stages
+    assert list(usual) == ["clean", "exact", "near", "split"]
+    assert usual["exact"]["case"] is False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
