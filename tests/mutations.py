@@ -127,8 +127,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "one order for all epochs",
         "every epoch visits the rows in the same order",
         "core/loomtune/order.py",
-        '"order", *named, number)',
-        '"order", *named)',
+        '"order", *named, n, times',
+        '"order", *named, times',
         ("tests/core/test_batching.py::test_epochs_and_seeds_have_orders_of_their_own",),
     ),
     Mutation(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from loomtune.contracts import LossSums, Role, RoleSpec, Rollout, Sampling
-from loomtune.errors import Preempted
+from loomtune.errors import Preempted, UserError
 from loomtune.testing import toy as toys
 from loomtune.world import World
 from toys import Plain, Toy, TwoNetworks, made
@@ -35,6 +36,12 @@ def test_the_engines_that_take_steps_are_those_of_trained_roles_each_once(tmp_pa
     assert run.policy is run.roles["policy"]
     run.roles["value"] = Role("value", policy, head="value")
     assert run.trained_engines() == [policy]
+
+
+def test_rows_that_stream_are_never_measured_as_if_their_head_were_all(tmp_path: Path) -> None:
+    run = built(tmp_path, data=SimpleNamespace(window=4)).run
+    with pytest.raises(UserError, match="training rows stream"):
+        run.batches("train")
 
 
 def test_terms_are_divided_by_their_weights_and_joined_by_engine(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ class DuplicateStage(LinkStage):
 
 
 class SplitStage(LinkStage):
-    """Puts rows into splits; those that are alike, directly or through others, are never in different ones."""
+    """Puts rows into splits; those that are alike, directly or through others, are never in different ones.
+
+    Rows that the inputs hold out keep their split; rows of none that are alike to one of them are dropped.
+    """
 
     @abstractmethod
     def shares(self) -> Mapping[str, float]:

@@ -53,6 +53,7 @@ def composed(words: Sequence[str], licence: str, keep_dropped: bool, config_dirs
             for name, digest in data.inputs(split).items()
         ],
         shown=[_shown(name, settings[name], stage) for name, stage in stages.items()],
+        versions=dict(sorted(pair for stage in stages.values() for pair in stage.versions().items())),
     )
 
 

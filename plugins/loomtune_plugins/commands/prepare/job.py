@@ -25,7 +25,7 @@ class Job:
     """Everything that decides what is prepared.
 
     data, stages: settings as a plan has them. shown: what the manifest tells of the stages, without paths.
-    fingerprint: of the data. inputs: what the manifest tells of them.
+    fingerprint: of the data. inputs: what the manifest tells of them. versions: of what the stages decide by.
     """
 
     data: Mapping[str, Any]
@@ -36,6 +36,7 @@ class Job:
     fingerprint: str
     inputs: Sequence[Mapping[str, Any]]
     shown: Sequence[Mapping[str, Any]]
+    versions: Mapping[str, str]
 
     @property
     def key(self) -> str:

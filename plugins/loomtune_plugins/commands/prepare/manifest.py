@@ -50,7 +50,7 @@ def told(work: Work, account: Mapping[str, Any], files: Sequence[Mapping[str, An
     _agree(sum(file.get("rows", 0) for file in files), left, "the files hold")
     return {
         **_head(work.job),
-        "versions": _versions(work),
+        "versions": dict(work.job.versions),
         "inputs": list(work.job.inputs),
         **account,
         "files": [file for file in written if "split" in file],
@@ -80,10 +80,6 @@ def _head(job: Job) -> dict[str, Any]:
     data = {"name": job.data["name"], "fingerprint": job.fingerprint}
     head = {"format": FORMAT, "key": job.key, "loomtune": __version__, "data": data, "seed": job.seed}
     return {**head, "licence": job.licence}
-
-
-def _versions(work: Work) -> dict[str, str]:
-    return dict(sorted((name, text) for stage in work.stages.values() for name, text in stage.versions().items()))
 
 
 def _stage(

@@ -202,7 +202,7 @@ def prepared(tmp_path: Path, small: None) -> Callable[..., Outcome]:
         of = points if isinstance(points, Mapping) else {"train": points}
         shown = [{"stage": name, "offer": name, "settings": dict(given), "fingerprint": ""} for name, given in chosen]
         data = {"name": "points", "points": {split: list(given) for split, given in of.items()}}
-        one = Job(data, settings, seed, "", keep_dropped, json.dumps(data["points"]), [], shown)
+        one = Job(data, settings, seed, "", keep_dropped, json.dumps(data["points"]), [], shown, {})
         place = folder or tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
         place.mkdir(exist_ok=True)
         (place / "job.json").write_text(json.dumps(asdict(one)))
