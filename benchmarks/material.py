@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from job import Job
 
 from loomtune import api
 from loomtune.catalogue import installed
-from loomtune.order import Order
+from loomtune.order import Order, Share
 
 SEED = 0
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,9 +68,9 @@ def texts() -> Iterator[str]:
 
 def shuffled(rows: Rows) -> Rows:
     """The rows laid out so that loomtune's own order of the first epoch visits them as the others do, in sequence."""
-    order, places = Order.whole(SEED, len(rows)), [dict[str, str]()] * len(rows)
-    for number, row in enumerate(rows):
-        places[order.row(number)] = row
+    order, places = Order(SEED, (Share("", len(rows), Fraction(len(rows))),)), [dict[str, str]()] * len(rows)
+    for place, row in zip(order.rows(0, len(rows)), rows, strict=True):
+        places[place] = row
     return places
 
 
