@@ -29,7 +29,10 @@ ALONE = ("sharding=single", "launcher=local", "launcher.procs=1")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended. status: completed, stopped, failed or preempted. metrics: the last, evaluations included."""
+    """How a run ended, or `submitted`. status: completed, stopped, failed or preempted.
+
+    metrics: the last, evaluations included.
+    """
 
     folder: Path
     status: str
@@ -107,7 +110,7 @@ def _tried(faults: list[Fault], work: Callable[..., Any], *arguments: Any) -> An
 def prepare(plan: Plan) -> Path:
     """The run's folder with everything that its ranks need: the frozen plan and the tokenised samples."""
     catalogue = installed()
-    folder = Path(plan.root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
+    folder = _folder(plan)
     plan = _same_run(folder, plan, catalogue)
     began = inputs.fingerprints(plan, catalogue)
     data: Data = plan.build(catalogue, "data")
@@ -122,6 +125,10 @@ def prepare(plan: Plan) -> Path:
     (folder / inputs.FILE).write_text(json.dumps(began, indent=1) + "\n")
     (folder / "result.json").unlink(missing_ok=True)
     return folder
+
+
+def _folder(plan: Plan) -> Path:
+    return Path(plan.root.run.dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plan.hash[:8]}").absolute()
 
 
 def _same_run(folder: Path, plan: Plan, catalogue: Catalogue) -> Plan:
@@ -147,26 +154,51 @@ def _differences(before: Plan, now: Plan) -> str:
 
 
 def launch(plan: Plan, folder: Path) -> Result:
-    """Starts the run's processes and waits. Raises RunFailed where they ended without a result."""
+    """Starts the run's processes, and waits unless its launcher is detached (status `submitted`).
+
+    Raises RunFailed where they ended without a result.
+    """
     launcher: Launcher = plan.build(installed(), "launcher")
-    launcher.submit(launcher.spec(folder, plan.processes))
-    if not (folder / "result.json").is_file():
+    launcher.submit(launcher.spec(folder, plan.processes, plan.overrides))
+    if launcher.detached:
+        return Result(folder, "submitted", 0, {}, None)
+    if (said := launcher.result(folder)) is None:
         raise RunFailed(f"the processes ended without a result; what was committed is in {folder / 'checkpoints'}")
-    return Result.of(folder)
+    return Result(folder, **said)
 
 
 def train(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Result:
     """Composes, checks, launches and trains; a `run.dir` that holds the same run goes on from its last checkpoint."""
-    plan = compose(overrides, config_dirs)
-    warn(check(plan))
-    return launch(plan, prepare(plan))
+    return started(compose(overrides, config_dirs))
+
+
+def started(plan: Plan) -> Result:
+    """Checks, prepares and launches a plan. What runs elsewhere is checked and prepared there, by itself."""
+    elsewhere = plan.build(installed(), "launcher").elsewhere
+    warn(check(plan, simulated=elsewhere))
+    return launch(plan, announced(plan) if elsewhere else prepare(plan))
+
+
+def announced(plan: Plan) -> Path:
+    """The folder that stands here for a run elsewhere: the plan, and its launcher's record, are all that it holds."""
+    if plan.config_dirs:
+        raise UserError.of("--config-dir names a folder of this machine", "put those configs into a plugin there")
+    folder = _folder(plan)
+    plan = _same_run(folder, plan, installed())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(plan.dump())
+    return folder
+
+
+def launched(folder: Path | str) -> Launcher:
+    """The launcher that a run was started by, to be asked for its status, its logs, or to end it."""
+    launcher: Launcher = Plan.load(Path(folder)).build(installed(), "launcher")
+    return launcher
 
 
 def resume(folder: Path | str, overrides: Sequence[str] = ()) -> Result:
     """Goes on with a run, under other values of the keys that may change (`settings.NOT_PART_OF_THE_MATHS`)."""
-    plan = resumed(Path(folder), overrides)
-    warn(check(plan))
-    return launch(plan, prepare(plan))
+    return started(resumed(Path(folder), overrides))
 
 
 def resumed(folder: Path, overrides: Sequence[str]) -> Plan:

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
-from loomtune.errors import UserError
-from loomtune_launchers import torchrun
+from loomtune_launchers import jobs, torchrun
 from loomtune_launchers.settings import LocalSettings
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
@@ -29,23 +28,21 @@ class Local(Launcher):
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings
-        procs = settings.procs
-        if procs != "auto" and not (isinstance(procs, int) and procs >= 1):
-            raise UserError.of(
-                f"launcher.procs={procs} is no number of processes", "set launcher.procs=auto or 1, 2, ..."
-            )
+        jobs.processes_a_node(settings, 1)
 
     def processes(self, many: bool) -> int:
-        procs = self.settings.procs
-        if isinstance(procs, int):
-            return procs
-        return (_gpus() or min(2, os.cpu_count() or 1)) if many else 1
+        return jobs.processes_a_node(self.settings, (_gpus() or min(2, os.cpu_count() or 1)) if many else 1)
 
-    def spec(self, run: Path, processes: int) -> JobSpec:
+    def spec(self, run: Path, processes: int, typed: Sequence[str] = ()) -> JobSpec:
         settings = self.settings
-        threads = settings.threads or os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // processes)
-        own = {"OMP_NUM_THREADS": str(threads), **settings.environment}
-        return JobSpec(run=run, procs=processes, environment=own, grace=settings.grace, restarts=settings.restarts)
+        return JobSpec(
+            run=run,
+            arguments=(str(run),),
+            procs=processes,
+            environment=jobs.threads(settings, processes, os.cpu_count()),
+            grace=settings.grace,
+            restarts=settings.restarts,
+        )
 
     def render(self, spec: JobSpec) -> Submission:
         return Submission(commands=(torchrun.command(spec),), environment=dict(spec.environment))
@@ -53,17 +50,14 @@ class Local(Launcher):
     def submit(self, spec: JobSpec) -> str:
         (command,) = self.render(spec).commands
         child = subprocess.Popen(command, env=torchrun.environment(spec), preexec_fn=_die_with_parent)  # noqa: PLW1509
-        (spec.run / "launcher.json").write_text(json.dumps({"launcher": "local", "pid": child.pid}) + "\n")
+        jobs.note(spec.run, "local", pid=child.pid)
         _follow(child, spec.grace)
         return str(child.pid)
 
     def status(self, run: Path) -> JobStatus:
-        result = run / "result.json"
-        if result.is_file():
-            return JobStatus(json.loads(result.read_text())["status"])
-        return JobStatus("running" if _alive(_pid(run)) else "failed", f"process {_pid(run)}")
+        return jobs.ended(run) or JobStatus("running" if _alive(_pid(run)) else "failed", f"process {_pid(run)}")
 
-    def logs(self, run: Path) -> Iterator[str]:
+    def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         for path in sorted((run / "logs").rglob("*")):
             if path.is_file():
                 yield from path.read_text(errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""Settings of the launchers."""
+"""Settings that launchers share; each launcher adds its own in a file beside it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from loomtune.settings import option
 
 
 @dataclass
-class LocalSettings:
-    """This machine."""
+class GroupSettings:
+    """The processes of a node."""
 
     procs: Union[int, str] = option(  # noqa: UP007 - OmegaConf 2.3 knows no `int | str`
-        "auto", "processes; `auto`: one for each GPU, or on a CPU one for every core up to 2"
+        "auto", "processes on each node; `auto`: one for each GPU, or on a CPU one for every core up to 2"
     )
     threads: int = option(
         0, "CPU threads of each process; 0: OMP_NUM_THREADS where it is set, else the cores shared out evenly"
@@ -21,3 +21,17 @@ class LocalSettings:
     restarts: int = option(0, "how often the processes are started again after a failure, from the last checkpoint")
     grace: int = option(30, "seconds between a polite and a hard end")
     environment: dict[str, str] = option({}, "further environment variables of the processes")
+
+
+@dataclass
+class LocalSettings(GroupSettings):
+    """This machine."""
+
+
+@dataclass
+class NodesSettings(GroupSettings):
+    """Several nodes."""
+
+    nodes: Union[int, str] = option(  # noqa: UP007
+        1, "nodes; `least:most` starts with as many as come, and goes on where some are lost"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from loomtune.contracts import JobSpec
 
@@ -12,26 +13,38 @@ SCRUBBED = ("TORCHELASTIC_", "PET_", "SLURM_", "MASTER_", "GROUP_", "ROLE_", "LO
 SCRUBBED_NAMES = ("RANK", "WORLD_SIZE")
 """What an outer launcher left in the environment, which torchrun or the ranks would take for theirs."""
 
+REPLACEABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""torch 2.13: without this a replaced process cannot join again and restarts mostly fail."""
 
-def command(spec: JobSpec) -> tuple[str, ...]:
-    """Starts the job's ranks on one machine. One process needs no rendezvous: it is started by itself."""
-    worker = ("-m", spec.module, str(spec.run))
-    if spec.procs == 1 and spec.nodes == (1, 1) and not spec.restarts:
-        return (sys.executable, *worker)
-    group = ("--standalone", f"--nproc-per-node={spec.procs}", f"--max-restarts={spec.restarts}")
-    patience = (f"--shutdown-timeout={spec.grace}",)
-    others = ",".join(f"{rank}:3" for rank in range(1, spec.procs))
-    quiet = (f"--redirects={others}",) if others else ()
-    return (
-        sys.executable,
-        "-m",
-        "loomtune_launchers.agent",
-        str(spec.run / "logs"),
-        *group,
-        *patience,
-        *quiet,
-        *worker,
-    )
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the agents of several nodes find each other.
+
+    endpoint: host and port of one of them. attempt: the same on all, and of this start alone.
+    """
+
+    endpoint: str
+    attempt: str
+
+
+def command(spec: JobSpec, meeting: Meeting | None = None, python: str = sys.executable) -> tuple[str, ...]:
+    """What a node runs. One process alone needs no rendezvous: it is started by itself."""
+    worker = ("-m", spec.module, *spec.arguments)
+    if meeting is None and spec.procs == 1 and spec.nodes == (1, 1) and not spec.restarts:
+        return (python, *worker)
+    attempt = meeting.attempt if meeting else "auto"
+    return (python, "-m", "loomtune_launchers.agent", str(spec.run), attempt, *arguments(spec, meeting), *worker)
+
+
+def arguments(spec: JobSpec, meeting: Meeting | None) -> tuple[str, ...]:
+    """torchrun's own, which stand before the module. meeting: None for a group on one node."""
+    group = [f"--nproc-per-node={spec.procs}", f"--max-restarts={spec.restarts}", f"--shutdown-timeout={spec.grace}"]
+    if meeting is None:
+        return ("--standalone", *group)
+    least, most = spec.nodes
+    met = (f"--rdzv-endpoint={meeting.endpoint}", f"--rdzv-id={meeting.attempt}", "--rdzv-backend=c10d")
+    return (f"--nnodes={least}:{most}", *met, *group)
 
 
 def environment(spec: JobSpec, outer: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -41,5 +54,4 @@ def environment(spec: JobSpec, outer: Mapping[str, str] | None = None) -> dict[s
         for name, value in (os.environ if outer is None else outer).items()
         if not name.startswith(SCRUBBED) and name not in SCRUBBED_NAMES
     }
-    # torch 2.13: without this a replaced process cannot join again and restarts mostly fail.
-    return {**kept, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **spec.environment}
+    return {**kept, **REPLACEABLE, **spec.environment}

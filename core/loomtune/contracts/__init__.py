@@ -7,7 +7,7 @@ from loomtune.contracts.evaluator import Evaluator
 from loomtune.contracts.exporter import Exporter, Trained
 from loomtune.contracts.guard import Guard, Judgement, Verdict
 from loomtune.contracts.kernel import Kernel
-from loomtune.contracts.launcher import JobSpec, JobStatus, Launcher, Submission
+from loomtune.contracts.launcher import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.contracts.loss import DistributionLoss, Loss, Pairs
 from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
@@ -53,6 +53,7 @@ __all__ = [
     "Placement",
     "Reader",
     "Record",
+    "Resources",
     "Reward",
     "Role",
     "RoleSpec",
