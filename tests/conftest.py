@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out tests marked `slow` where no `-m` asks for them, and says which belong on the same worker.
+    """Leaves out tests marked `slow` or `lab` where no `-m` asks for them, and says which belong on the same worker.
 
     Those that share processes, so that there is one set of these; the others file by file.
     """
@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("worlds" if shares else item.nodeid.partition("::")[0]))
     if config.getoption("markexpr"):
         return
-    left_out = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=left_out)
+    left_out = {item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("lab")}
+    config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
-from loomtune_launchers import jobs, torchrun
+from loomtune.errors import UserError
+from loomtune_launchers import jobs, orphans, ranklogs, torchrun
+from loomtune_launchers.pipes import Pipes
 from loomtune_launchers.settings import LocalSettings
-
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 SLACK = 5
 """Seconds beyond the grace in which torchrun may clear away what it had to kill."""
+
+CANCELLED = "cancelled"
 
 
 class Local(Launcher):
@@ -49,25 +56,69 @@ class Local(Launcher):
 
     def submit(self, spec: JobSpec) -> str:
         (command,) = self.render(spec).commands
-        child = subprocess.Popen(command, env=torchrun.environment(spec), preexec_fn=_die_with_parent)  # noqa: PLW1509
-        jobs.note(spec.run, "local", pid=child.pid)
-        _follow(child, spec.grace)
+        (spec.run / CANCELLED).unlink(missing_ok=True)
+        environment = torchrun.environment(spec)
+        if alone := "loomtune_launchers.agent" not in command:
+            environment[orphans.PARENT] = str(os.getpid())
+        with _logged(spec.run) if alone else _spoken() as (streams, listen):
+            child = subprocess.Popen(command, env=environment, preexec_fn=_bound, **streams)  # noqa: PLW1509
+            listen()  # only now: a child must not be forked beside threads
+            jobs.note(spec.run, "local", pid=child.pid, host=socket.gethostname(), began=_began(child.pid))
+            _follow(child, spec.grace)
         return str(child.pid)
 
     def status(self, run: Path) -> JobStatus:
-        return jobs.ended(run) or JobStatus("running" if _alive(_pid(run)) else "failed", f"process {_pid(run)}")
+        ended = jobs.ended(run)
+        if ended and not (run / jobs.RECORD).is_file():
+            return ended
+        said = jobs.noted(run, "local")
+        where = f"process {said['pid']} on {said['host']}"
+        if _alive(said):
+            return JobStatus("running", where)
+        if (run / CANCELLED).exists() and (ended is None or ended.state == "preempted"):
+            return JobStatus("cancelled", ended.detail if ended else where)
+        return ended or JobStatus("failed" if _here(said) else "unknown", where)
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
-        for path in sorted((run / "logs").rglob("*")):
-            if path.is_file():
-                yield from path.read_text(errors="replace").splitlines()
+        said = jobs.noted(run, "local")
+        return ranklogs.merged(run, follow, lambda: not _alive(said))
 
     def cancel(self, run: Path) -> None:
-        pid = _pid(run)
+        said = jobs.noted(run, "local")
+        if not _here(said):
+            raise UserError.of(f"{run} was started on {said['host']}", "cancel it there")
+        (run / CANCELLED).touch()
         for number in (signal.SIGTERM, signal.SIGKILL):  # the ranks of a killed torchrun end with it
-            if _alive(pid):
-                os.kill(pid, number)
-                _await_end(pid, self.settings.grace + SLACK)
+            if _alive(said):
+                os.kill(said["pid"], number)
+                _await_end(said, self.settings.grace + SLACK)
+
+
+Streams = tuple[dict[str, Any], Callable[[], None]]
+"""Where a child writes to, and what begins to read it."""
+
+
+@contextmanager
+def _spoken() -> Iterator[Streams]:
+    """The child speaks for itself: an agent keeps what its ranks say."""
+    yield {}, lambda: None
+
+
+@contextmanager
+def _logged(run: Path) -> Iterator[Streams]:
+    """What a single process says is kept as that of several, but on a terminal: there it draws."""
+    if sys.stdout.isatty() or sys.stderr.isatty():
+        yield {}, lambda: None
+        return
+    here = Path(tempfile.mkdtemp(prefix="loomtune-"))
+    pipes = Pipes(here)
+    out, err = pipes.rank(0, ranklogs.begin(run) / "0" / ranklogs.FILE, echo=True)
+    try:
+        with Path(out).open("wb", buffering=0) as stdout, Path(err).open("wb", buffering=0) as stderr:
+            yield {"stdout": stdout, "stderr": stderr}, pipes.start
+    finally:
+        pipes.finish()
+        shutil.rmtree(here, ignore_errors=True)
 
 
 def _follow(child: subprocess.Popen[bytes], grace: int) -> None:
@@ -86,18 +137,20 @@ def _follow(child: subprocess.Popen[bytes], grace: int) -> None:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        child.wait()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     finally:
+        with suppress(ProcessLookupError, PermissionError):  # what it started in its group, while the number is its own
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
         hard.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
-    """In the child, before it becomes torchrun: ends it when we end, however that happens."""
+def _bound() -> None:
+    """In the child, before it becomes torchrun: it ends when we end, however that happens."""
     os.setpgid(0, 0)  # a terminal's Ctrl-C comes to us alone; we hand it on once
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    orphans.die_with_parent()
 
 
 def _gpus() -> int:
@@ -107,20 +160,27 @@ def _gpus() -> int:
     return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
 
 
-def _pid(run: Path) -> int:
-    path = run / "launcher.json"
-    return int(json.loads(path.read_text())["pid"]) if path.is_file() else 0
+def _here(said: dict[str, Any]) -> bool:
+    return bool(said["host"] == socket.gethostname())
 
 
-def _await_end(pid: int, seconds: int) -> None:
-    until = time.monotonic() + seconds
-    while _alive(pid) and time.monotonic() < until:
-        time.sleep(0.1)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
+def _alive(said: dict[str, Any]) -> bool:
+    """Whether the process that was written down runs; its number may long be another's."""
+    if not _here(said):
         return False
-    return pid > 0
+    with suppress(psutil.Error):
+        process = psutil.Process(said["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - said["began"]) < 1
+    return False
+
+
+def _began(pid: int) -> float:
+    with suppress(psutil.Error):
+        return float(psutil.Process(pid).create_time())
+    return 0.0
+
+
+def _await_end(said: dict[str, Any], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while _alive(said) and time.monotonic() < until:
+        time.sleep(0.1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from loomtune.contracts import JobSpec
 
 SCRUBBED = ("TORCHELASTIC_", "PET_", "SLURM_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-SCRUBBED_NAMES = ("RANK", "WORLD_SIZE")
+SCRUBBED_NAMES = ("RANK", "WORLD_SIZE", "LOOMTUNE_PARENT", "LOOMTUNE_JOB", "LOOMTUNE_HEARTBEATS")
 """What an outer launcher left in the environment, which torchrun or the ranks would take for theirs."""
 
 REPLACEABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -22,10 +22,14 @@ class Meeting:
     """Where the agents of several nodes find each other.
 
     endpoint: host and port of one of them. attempt: the same on all, and of this start alone.
+    hosts: whether it is this node's; None: torch compares names. address: by which the others reach this node; empty:
+    its host's name.
     """
 
     endpoint: str
     attempt: str
+    hosts: bool | None = None
+    address: str = ""
 
 
 def command(spec: JobSpec, meeting: Meeting | None = None, python: str = sys.executable) -> tuple[str, ...]:
@@ -43,7 +47,9 @@ def arguments(spec: JobSpec, meeting: Meeting | None) -> tuple[str, ...]:
     if meeting is None:
         return ("--standalone", *group)
     least, most = spec.nodes
-    met = (f"--rdzv-endpoint={meeting.endpoint}", f"--rdzv-id={meeting.attempt}", "--rdzv-backend=c10d")
+    met = [f"--rdzv-endpoint={meeting.endpoint}", f"--rdzv-id={meeting.attempt}", "--rdzv-backend=c10d"]
+    met += [f"--rdzv-conf=is_host={str(meeting.hosts).lower()}"] if meeting.hosts is not None else []
+    met += [f"--local-addr={meeting.address}"] if meeting.address else []
     return (f"--nnodes={least}:{most}", *met, *group)
 
 

@@ -51,8 +51,9 @@ class JobSpec:
 class Submission:
     """What a launcher would run, made without side effects; `--dry-run` shows it.
 
-    commands: run here, one after the other. files: what is written before, by path within the run's folder.
-    environment: of the commands, beside the scrubbed outer one. input: what the commands read.
+    commands: run here, in this order or, where each is a node's, all at once. input: what they read.
+    files: what is written before, by path within the run's folder. environment: of the commands, beside the scrubbed
+    outer one.
     """
 
     commands: tuple[tuple[str, ...], ...]

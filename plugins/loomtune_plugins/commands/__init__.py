@@ -20,6 +20,8 @@ def commands() -> Sequence[Command]:
         Command("chat", f"{HERE}.chat:chat", "talk to a run's model in the terminal"),
         Command("export", f"{HERE}.ended:export", "write a run's model, or its adapter, as others open it"),
         Command("report", f"{HERE}.ended:report", "write RUN/report.html anew from the run's files"),
+        Command("compare", f"{HERE}.compare.command:compare", "lay runs, or a sweep's, beside each other"),
         Command("plugins", f"{HERE}.plugins:plugins", "list what can be chosen, who brought it, and its settings"),
         Command("matrix", f"{HERE}.matrix:matrix", "show which objectives, adapters and shardings go together"),
+        Command("doctor", f"{HERE}.doctor.command:doctor", "ask every node whether a large run would go well there"),
     )

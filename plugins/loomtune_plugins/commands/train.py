@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from loomtune_plugins.commands.words import parser, read
 
 if TYPE_CHECKING:
     from loomtune.api import Result
+    from loomtune.contracts import Launcher, Submission
 
 
 def train(words: Sequence[str]) -> int:
@@ -25,8 +27,14 @@ def train(words: Sequence[str]) -> int:
     )
     elsewhere = "with --dry-run: as on N processes elsewhere, without asking for files"
     asked.add_argument("--world", type=int, metavar="N", help=elsewhere)
+    several = (
+        "a run for each combination of values: objective=sft,dpo seed=0,1,2; hydra.* keys say how (docs/sweeps.md)"
+    )
+    asked.add_argument("-m", "--multirun", action="store_true", help=several)
     asked.add_argument("--config-dir", action="append", default=[], help="a folder of your own Hydra configs")
     options = read(asked, words)
+    if options.multirun:
+        return _sweep(options)
     if options.dry_run:
         return _dry_run(options)
     if options.world is not None:
@@ -37,14 +45,29 @@ def train(words: Sequence[str]) -> int:
 
 
 def resume(words: Sequence[str]) -> int:
-    """Goes on with a run."""
+    """Goes on with a run, or with a sweep."""
     options = read(parser("resume", run=True), words)
+    if (Path(options.folder) / "sweep.json").is_file():
+        from loomtune_plugins.commands.sweeps.command import again
+
+        return again(Path(options.folder), options.overrides)
     from loomtune import api
 
     return _ended(api.resume(options.folder, options.overrides))
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from loomtune_plugins.commands.sweeps.command import shown, sweep
+
+    if options.world is not None:
+        raise UserError.of("--world is for a dry run of one run", "leave it out, or leave -m out")
+    return (shown if options.dry_run else sweep)(options.overrides, options.config_dir)
+
+
 def _ended(result: Result) -> int:
+    if result.status == "submitted":
+        run = shlex.quote(str(result.folder))
+        print(f"loomtune: submitted; follow it by `loomtune logs -f {run}` and `loomtune status {run}`")
     if result.status == "failed" or result.error:
         print(f"loomtune: the run {result.status} at step {result.step}: {result.error}", file=sys.stderr)
         return 1
@@ -68,7 +91,18 @@ def _dry_run(options: argparse.Namespace) -> int:
         if not plan.build(installed(), "model").at_hand():
             print("not asked: whether the model can be laid out so, because its config is not at hand")
         return 0
-    launcher = plan.build(installed(), "launcher")
-    for command in launcher.render(launcher.spec(Path("RUN"), plan.processes)).commands:
-        print(f"would run: {' '.join(command)}")
+    launcher: Launcher = plan.build(installed(), "launcher")
+    _show(launcher.render(launcher.spec(Path("RUN"), plan.processes, plan.overrides)))
     return 0
+
+
+def _show(submission: Submission) -> None:
+    """What would be written, and run, quoted as a shell would take it."""
+    for name, text in submission.files.items():
+        print(f"would write: RUN/{name}", *text.splitlines(), sep="\n    ")
+    for name, value in submission.environment.items():
+        print(f"would set: {name}={shlex.quote(value)}")
+    for command in submission.commands:
+        print(f"would run: {shlex.join(command)}")
+    for line in submission.input.splitlines():
+        print(f"would send: {line}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from loomtune.run import Run
 
 GRACE = 60.0
+HEARTBEATS = "LOOMTUNE_HEARTBEATS"
+"""Names a folder of this node, where an agent watches over its ranks."""
 
 
 class Stall(Guard):
@@ -26,6 +31,9 @@ class Stall(Guard):
     Where no step was judged for `seconds` it writes the stacks of all threads to `RUN/logs/stall-<rank>.txt` and to
     stderr and ends the process with status 1, so that the launcher notices. Guards hear of steps only: an evaluation or
     a checkpoint between two steps must fit into the time, so be generous.
+
+    Where an agent watches over the node's ranks it gets the signs of life and ends them all, the stacks of all at hand;
+    this process then waits a minute longer. It writes its stacks for the agent on SIGUSR2, whatever it hangs in.
     """
 
     def __init__(self, settings: StallSettings) -> None:
@@ -35,18 +43,21 @@ class Stall(Guard):
         self._over = threading.Event()
         self._last = 0.0
         self._file: TextIO | None = None
+        self._beats: Beats | None = None
 
     def started(self, run: Run) -> None:
         """Begins to watch."""
         path = run.folder / "logs" / f"stall-{run.world.rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w")
-        self._progress()
+        if folder := os.environ.get(HEARTBEATS):
+            self._beats = Beats(Path(folder), run.world.rank, self._seconds)
+        self._progress(getattr(run, "step", 0))
         threading.Thread(target=self._watch, args=(path, self._file), daemon=True, name="loomtune-stall").start()
 
     def judge(self, step: int, loss: float, gradient_norm: float) -> Judgement:
         """Takes the call for a sign of life; never objects."""
-        self._progress()
+        self._progress(step)
         return Judgement(Verdict.CONTINUE)
 
     def waits(self) -> None:
@@ -57,20 +68,29 @@ class Stall(Guard):
         """Ends the watch; the file goes with it, for there was nothing to write."""
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
+        if self._beats is not None:
+            self._beats.close()
         if self._file is not None:
             self._file.close()
             Path(self._file.name).unlink(missing_ok=True)
 
-    def _progress(self) -> None:
+    @property
+    def _allowed(self) -> float:
+        """Seconds of silence after which this process ends itself."""
+        return self._seconds + (GRACE if self._beats else 0.0)
+
+    def _progress(self, step: int | None = None) -> None:
         self._last = time.monotonic()
+        if self._beats is not None:
+            self._beats.beat(step, self._last)
         if self._file is not None:
             # A call that hangs with the interpreter's lock held stops our thread too; this timer needs no lock.
-            faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True, file=self._file)
+            faulthandler.dump_traceback_later(self._allowed + GRACE, exit=True, file=self._file)
 
     def _watch(self, path: Path, file: TextIO) -> None:
-        while not self._over.wait(max(0.0, self._last + self._seconds - time.monotonic())):
+        while not self._over.wait(max(0.0, self._last + self._allowed - time.monotonic())):
             idle = time.monotonic() - self._last
-            if idle >= self._seconds:
+            if idle >= self._allowed:
                 self._end(path, file, idle)
 
     def _end(self, path: Path, file: TextIO, idle: float) -> None:
@@ -80,3 +100,28 @@ class Stall(Guard):
             faulthandler.dump_traceback(stream, all_threads=True)
             stream.flush()
         os._exit(1)
+
+
+class Beats:
+    """Signs of life in the node's folder: `<rank>` says when the last was, after which step, and how long silence may
+    last; `<rank>.stacks` gets the stacks of all threads on SIGUSR2, which needs no lock of the interpreter."""
+
+    def __init__(self, folder: Path, rank: int, seconds: float) -> None:
+        self._path, self._seconds, self._step = folder / str(rank), seconds, 0
+        self._stacks = (folder / f"{rank}.stacks").open("w")
+        faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
+
+    def beat(self, step: int | None, when: float) -> None:
+        """when: by CLOCK_MONOTONIC, which all processes of a node share. step: None for the same as before."""
+        self._step = self._step if step is None else step
+        new = self._path.with_suffix(".new")
+        with suppress(OSError):  # a full disk there is no reason to end a run
+            new.write_text(json.dumps({"beat": when, "seconds": self._seconds, "step": self._step}))
+            new.rename(self._path)
+
+    def close(self) -> None:
+        """No more is to be expected of this process."""
+        self._path.unlink(missing_ok=True)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        faulthandler.unregister(signal.SIGUSR2)
+        self._stacks.close()

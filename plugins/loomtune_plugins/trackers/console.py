@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
 from loomtune.errors import UserError
-from loomtune_plugins.trackers.measured import BEFORE, Measured, before_and_after, by_step
-from loomtune_plugins.trackers.metrics import read
+from loomtune_plugins.lines import read
+from loomtune_plugins.measured import BEFORE, Measured, before_and_after, by_step
 from loomtune_plugins.trackers.settings import ConsoleSettings
 from loomtune_plugins.trackers.trained import lines
 

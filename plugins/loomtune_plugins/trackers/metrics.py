@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-NAME = "metrics.jsonl"
+from loomtune_plugins.lines import NAME, read, whole
+
+__all__ = ["NAME", "MetricsLog", "read"]
 
 
 class MetricsLog:
@@ -48,7 +50,7 @@ class MetricsLog:
     def cut(self, step: int) -> None:
         """Keeps the whole lines up to a step and drops later ones and a torn end; -1 empties the file. Atomic."""
         self.close()
-        kept = [line for line, record in _lines(self.path) if record.get("step", 0) <= step]
+        kept = [line for line, record in whole(self.path) if record.get("step", 0) <= step]
         draft = self.path.with_suffix(".jsonl.new")
         with draft.open("wb") as file:
             file.writelines(kept)
@@ -75,11 +77,6 @@ class MetricsLog:
         return self._file
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's folder, in order; none where there is no file."""
-    return [record for _, record in _lines(folder / NAME)]
-
-
 def _line(record: Mapping[str, Any]) -> bytes:
     """JSON has no NaN and no infinity: they become null, and `nonfinite` names them."""
     values = {key: value for key, value in record.items() if key != "nonfinite"}
@@ -88,16 +85,3 @@ def _line(record: Mapping[str, Any]) -> bytes:
     odd += [key for key in record.get("nonfinite", ()) if plain.get(key) is None]
     plain |= dict.fromkeys(odd)
     return (json.dumps({**plain, "nonfinite": odd} if odd else plain, allow_nan=False) + "\n").encode()
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each whole line with what it says. A line without its end, or that is no JSON object, is left out."""
-    if not path.is_file():
-        return
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if line.endswith(b"\n") and isinstance(record, dict):
-            yield line, record

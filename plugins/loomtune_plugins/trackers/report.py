@@ -13,10 +13,10 @@ import yaml
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
 from loomtune.errors import UserError
-from loomtune_plugins.trackers import page
-from loomtune_plugins.trackers.charts import bars, curves
-from loomtune_plugins.trackers.measured import BEFORE, OF_THE_LOOP, before_and_after, by_step, evaluations
-from loomtune_plugins.trackers.metrics import read
+from loomtune_plugins import page
+from loomtune_plugins.charts import bars, curves
+from loomtune_plugins.lines import read
+from loomtune_plugins.measured import BEFORE, OF_THE_LOOP, before_and_after, by_step, evaluations
 from loomtune_plugins.trackers.secrets import without_secrets
 from loomtune_plugins.trackers.settings import ReportSettings
 

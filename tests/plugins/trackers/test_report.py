@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loomtune.errors import UserError
-from loomtune_plugins.trackers.charts import smoothed, thinned
+from loomtune_plugins.charts import smoothed, thinned
 from loomtune_plugins.trackers.jsonl import Jsonl
 from loomtune_plugins.trackers.report import Report
 from loomtune_plugins.trackers.settings import JsonlSettings, ReportSettings

@@ -1,4 +1,4 @@
-"""The parts of report.html, as text. Whatever comes from a run is escaped here."""
+"""The parts of reports and comparisons, as text. Whatever comes from a run is escaped here."""
 
 from __future__ import annotations
 

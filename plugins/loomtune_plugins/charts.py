@@ -1,4 +1,4 @@
-"""Charts of report.html, as SVG that stands in a page by itself."""
+"""Charts of reports and comparisons, as SVG that stands in a page by itself."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from loomtune_plugins.trackers.measured import Measured
+from loomtune_plugins.measured import Measured
 
 LINE, FAINT, GROUND = "#2f6fde", "#b9cdf3", "#98a2b3"
 _SMOOTH_FROM = 40
 """Curves with more points than this also get a smooth line: single steps are noisy."""
+_LEGEND, _WIDE = 14, 20
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 Point = tuple[float, float]
 
@@ -33,6 +34,40 @@ def curves(lines: Sequence[Mapping[str, Any]], shown: Mapping[str, str], points:
 def bars(measured: Sequence[Measured]) -> list[tuple[str, str]]:
     """(caption, svg) of each evaluation's metric: before and after, each in a chart of its own, for units differ."""
     return [(entry.name, _bars(entry)) for entry in measured if entry.before is not None or entry.after is not None]
+
+
+def together(name: str, runs: Mapping[str, Sequence[Point]], points: int = 400) -> str:
+    """One metric of several runs over the steps. runs: label to (step, value) pairs; of many, no legend is drawn."""
+    with _axes(f"together-{name}", 7.4, 3.6) as (axes, drawing):
+        for number, (label, values) in enumerate(runs.items()):
+            drawn = thinned(values, points)
+            steps, level = [step for step, _ in drawn], [value for _, value in drawn]
+            level = smoothed(level) if len(level) > _SMOOTH_FROM else level
+            marker = "." if len(drawn) < 3 else ""
+            axes.plot(steps, level, label=label, linewidth=1.3, marker=marker, color=f"C{number % 10}")
+        axes.grid(axis="y", color="#eceef2", linewidth=0.8)
+        axes.set_xlabel("step", color=GROUND)
+        if len(runs) <= _LEGEND:
+            axes.legend(frameon=False, fontsize=7)
+    return _svg(drawing)
+
+
+def against(name: str, values: Sequence[tuple[Any, float]]) -> str:
+    """What each value of a setting came to. Numbers lie on an axis, by their logarithm where they span much."""
+    at = [value for value, _ in values]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in at)
+    with _axes(f"against-{name}", 3.6, 2.2) as (axes, drawing):
+        order = dict.fromkeys(map(str, at))
+        xs = at if numbers else [list(order).index(str(value)) for value in at]
+        axes.plot(xs, [value for _, value in values], linestyle="", marker="o", markersize=4, color=LINE, alpha=0.8)
+        if not numbers:
+            axes.set_xticks(range(len(order)), list(order), rotation=20 if len(order) > 4 else 0)
+            axes.margins(x=0.2)
+        elif min(at) > 0 and max(at) / min(at) >= _WIDE:
+            axes.set_xscale("log")
+        axes.grid(axis="y", color="#eceef2", linewidth=0.8)
+        axes.set_xlabel(name, color=GROUND)
+    return _svg(drawing)
 
 
 def thinned(values: Sequence[Point], points: int) -> list[Point]:

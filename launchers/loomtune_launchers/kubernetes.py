@@ -1,0 +1,188 @@
+"""Kubernetes: a TrainJob or a JobSet, made by kubectl and the cluster's own from then on."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
+from loomtune.errors import UserError
+from loomtune_launchers import elsewhere, jobs, kubernetes_manifests
+from loomtune_launchers.kubernetes_faults import KINDS, faults
+from loomtune_launchers.kubernetes_manifests import NODE
+from loomtune_launchers.kubernetes_settings import KubernetesSettings
+
+FILE = "job.yaml"
+
+MOST = 128
+"""Arguments, and variables, of a TrainJob."""
+
+POLL = 2.0
+"""Seconds between questions to the cluster."""
+
+
+class Kubernetes(Launcher):
+    """Hands the run to a cluster that sees nothing of this machine."""
+
+    detached = True
+    elsewhere = True
+
+    def __init__(self, settings: KubernetesSettings) -> None:
+        self.settings = settings
+        if found := list(faults(settings)):
+            raise UserError(*found)
+        jobs.processes_a_node(settings, 1)
+        elsewhere.check_environment([*settings.environment, *settings.secrets])
+        for key, least in {"nodes": 1, "restarts": 0, "requeues": 0, "time": 0, "gpus": 0, "cpus": 0}.items():
+            elsewhere.number(key, getattr(settings, key), least)
+        self._folder(elsewhere.job_name(settings.job, Path("run")))
+
+    def processes(self, many: bool) -> int:
+        return self.settings.nodes * jobs.processes_a_node(self.settings, max(1, self.settings.gpus) if many else 1)
+
+    def spec(self, run: Path, processes: int, typed: Sequence[str] = ()) -> JobSpec:
+        settings = self.settings
+        name = elsewhere.job_name(settings.job, run)
+        procs = max(1, processes // settings.nodes)
+        return JobSpec(
+            run=run,
+            module=elsewhere.MODULE,
+            arguments=elsewhere.arguments(typed, self._folder(name)),
+            name=name,
+            nodes=(settings.nodes, settings.nodes),
+            procs=procs,
+            environment=elsewhere.environment(settings, settings.cpus),
+            resources=Resources(gpus=settings.gpus, cpus=settings.cpus, memory=settings.memory),
+            seconds=settings.time,
+            grace=settings.grace,
+            restarts=settings.restarts,
+            requeues=settings.requeues,
+        )
+
+    def render(self, spec: JobSpec) -> Submission:
+        manifest = kubernetes_manifests.manifest(spec, self.settings, self._folder(spec.name))
+        _within(manifest)
+        create = self._kubectl("create", "-f", str(spec.run / FILE))
+        return Submission(commands=(create,), files={FILE: kubernetes_manifests.text(manifest)})
+
+    def submit(self, spec: JobSpec) -> str:
+        submission = self.render(spec)
+        self._make_way(spec.run)
+        elsewhere.write(spec, submission)
+        for command in submission.commands:
+            elsewhere.call(command)
+        jobs.note(spec.run, "kubernetes", job=spec.name, kind=self.settings.kind)
+        return spec.name
+
+    def status(self, run: Path) -> JobStatus:
+        found = self._found(run)
+        if found is None:
+            if (run / elsewhere.CANCELLED).exists():
+                return JobStatus("cancelled")
+            return JobStatus("unknown", "the cluster has no such job, or no more")
+        state, detail = _state(found)
+        if state in ("pending", "running"):
+            return JobStatus(state, detail)
+        return elsewhere.standing(self.result(run), state, detail)
+
+    def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
+        if not follow:
+            yield from sorted(self._said(run, "--tail=-1"))
+            return
+        last, heard = "", set[str]()
+        while self.status(run).state in ("pending", "running"):
+            for line in self._said(run, "--tail=-1", "-f", *([f"--since-time={last}Z"] if last else [])):
+                if line not in heard:  # a stream that is opened anew begins with the last second
+                    yield line
+                if line[:19] > last:
+                    last, heard = line[:19], set()
+                heard.add(line)
+            time.sleep(POLL)
+
+    def cancel(self, run: Path) -> None:
+        (run / elsewhere.CANCELLED).touch()
+        self._delete(run)
+
+    def result(self, run: Path) -> dict[str, Any] | None:
+        job = jobs.noted(run, "kubernetes")["job"]
+        first = f"batch.kubernetes.io/job-completion-index=0,{_pods(job)}"
+        words = self._kubectl("logs", "--selector", first, f"--container={NODE}", "--tail=100")
+        return elsewhere.result(elsewhere.call(words, check=False).stdout.splitlines())
+
+    def _folder(self, name: str) -> str:
+        """The run's folder in the pods. Raises UserError where nothing would be left of it."""
+        settings = self.settings
+        kept = (settings.mount,) if settings.volume else ()
+        folder = elsewhere.run_dir(settings.run_dir, kept, name)
+        if not folder:
+            cure = "set launcher.volume to a PersistentVolumeClaim, or launcher.run_dir to where the runtime mounts one"
+            raise UserError.of("nothing that the run writes would be kept", cure)
+        return folder
+
+    def _make_way(self, run: Path) -> None:
+        """Takes away the ended job that this run was before. Raises UserError where it goes on."""
+        if not (run / jobs.RECORD).is_file() or (found := self._found(run)) is None:
+            return
+        if _state(found)[0] in ("pending", "running"):
+            raise UserError.of(f"the job of {run} goes on", f"wait for it, or end it: loomtune cancel {run}")
+        self._delete(run)
+
+    def _delete(self, run: Path) -> None:
+        """Every pod is told to stop, and has its grace; none is left when this ends."""
+        said = jobs.noted(run, "kubernetes")
+        words = ("delete", KINDS[said["kind"]], said["job"], "--ignore-not-found", "--cascade=foreground", "--wait")
+        elsewhere.call(self._kubectl(*words))
+
+    def _found(self, run: Path) -> dict[str, Any] | None:
+        """The job as the cluster has it; None where it has none."""
+        said = jobs.noted(run, "kubernetes")
+        words = self._kubectl("get", KINDS[said["kind"]], said["job"], "--ignore-not-found", "-o", "json")
+        text = elsewhere.call(words).stdout
+        found: dict[str, Any] | None = json.loads(text) if text.strip() else None
+        return found
+
+    def _said(self, run: Path, *how: str) -> Iterator[str]:
+        """Lines of all pods, `<time> <pod> <text>`."""
+        job = jobs.noted(run, "kubernetes")["job"]
+        which = ("--selector", _pods(job), f"--container={NODE}", f"--max-log-requests={self.settings.nodes}")
+        for line in elsewhere.lines(self._kubectl("logs", *which, "--prefix", "--timestamps", *how)):
+            if parts := re.fullmatch(r"\[pod/(\S+?)/\S+\] (\S+) ?(.*)", line):
+                pod, stamp, text = parts.groups()
+                yield f"{stamp} {pod.removeprefix(job + '-').rpartition('-')[0]} {text}"
+
+    def _kubectl(self, *words: str) -> tuple[str, ...]:
+        settings = self.settings
+        context = (f"--context={settings.context}",) if settings.context else ()
+        namespace = (f"--namespace={settings.namespace}",) if settings.namespace else ()
+        return ("kubectl", *context, *namespace, *words)
+
+
+def _pods(job: str) -> str:
+    """The label of the job's pods: a TrainJob's are those of the JobSet of its name."""
+    return f"jobset.sigs.k8s.io/jobset-name={job},jobset.sigs.k8s.io/replicatedjob-name={NODE}"
+
+
+def _state(found: dict[str, Any]) -> tuple[str, str]:
+    """How a TrainJob or a JobSet stands, and what it says of that."""
+    status = found.get("status", {})
+    for condition in status.get("conditions", ()):
+        if condition["status"] == "True" and condition["type"] in ("Complete", "Completed", "Failed"):
+            state = "failed" if condition["type"] == "Failed" else "completed"
+            return state, condition.get("message", "")
+    parts = [*status.get("jobsStatus", ()), *status.get("replicatedJobsStatus", ())]
+    ready = any(part["ready"] for part in parts if part["name"].endswith(NODE))
+    again = f"start {status['restarts'] + 1}" if status.get("restarts") else ""
+    return ("running" if ready else "pending"), again
+
+
+def _within(manifest: dict[str, Any]) -> None:
+    """Raises UserError where a TrainJob takes no more."""
+    trainer = manifest["spec"].get("trainer", {})
+    for what, key in (("arguments", "args"), ("variables", "env")):
+        if (count := len(trainer.get(key, ()))) > MOST:
+            cure = "set launcher.kind=jobset" + (", or put settings into a recipe" if key == "args" else "")
+            raise UserError.of(f"{count} {what} are more than the {MOST} that a TrainJob takes", cure)

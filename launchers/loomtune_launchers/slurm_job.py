@@ -1,0 +1,141 @@
+"""What the batch script becomes: it starts the nodes, hears of the time limit, and decides what follows the run's end.
+
+`python -m loomtune_launchers.slurm_job RUN`, or `--item-of TABLE` in an array, where the table lists the runs' folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loomtune.errors import Preempted, UserError
+from loomtune_launchers import jobs
+from loomtune_launchers.slurm_queue import Job
+
+NODE_COMMAND = "slurm.json"
+"""In the run's folder: what starts the nodes, as a list, so that no value passes through the batch script's shell."""
+
+CANCELLED = "cancelled"
+"""In the run's folder: the run was ended by its owner, and nothing may start it again."""
+
+STOP = "stop"
+"""In the run's folder: ranks are asked to save and leave. Whoever hears it takes it away."""
+
+PORTS = (15000, 15000)
+"""Rendezvous ports, as (first, how many): below those that Linux hands out, and another one for each job."""
+
+PATIENCE = 60.0
+"""Seconds in which the nodes of a job must answer, or one of them counts as lost."""
+
+GONE = 300.0
+"""Seconds after a requeue in which Slurm is expected to end this process."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serves the run of this job; gives the job's exit code."""
+    if arguments[0] == "--item-of":
+        table = json.loads(Path(arguments[1]).read_text())
+        return Batch(Path(table[int(os.environ["SLURM_ARRAY_TASK_ID"])]), os.environ).serve()
+    return Batch(Path(arguments[0]), os.environ).serve()
+
+
+class Batch:
+    """One start of a job. said: what Slurm says of it, as variables."""
+
+    def __init__(self, run: Path, said: Mapping[str, str]) -> None:
+        self.run = run
+        self.said = said
+        self.spec = jobs.read((run / jobs.FILE).read_text())
+        item = said.get("SLURM_ARRAY_TASK_ID")  # an array bears the number of one of its items
+        self.job = Job(f"{said['SLURM_ARRAY_JOB_ID']}_{item}" if item else said["SLURM_JOB_ID"])
+        self.starts = int(said.get("SLURM_RESTART_COUNT") or 0)
+
+    def serve(self) -> int:
+        """Runs the nodes to their end, and decides what that means."""
+        if (self.run / CANCELLED).exists():
+            return _told("the run was cancelled", 1)
+        for name in ("result.json", STOP):  # of an earlier start; this one's are to be told from them
+            (self.run / name).unlink(missing_ok=True)
+        if self.starts >= self.spec.requeues:
+            self.job.stay_ended()
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._leave)
+        code = subprocess.run([*self.command(), *self.meeting()], check=False).returncode
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        return self.after(code)
+
+    def command(self) -> list[str]:
+        """What starts the nodes, but for where they meet."""
+        found: list[str] = json.loads((self.run / NODE_COMMAND).read_text())
+        return found
+
+    def meeting(self) -> list[str]:
+        """Endpoint, name of the attempt, and how many nodes came: of this start alone, and the same on all nodes."""
+        first, count = PORTS
+        expand = ["scontrol", "show", "hostnames", self.said["SLURM_JOB_NODELIST"]]
+        head = subprocess.run(expand, check=True, capture_output=True, text=True).stdout.split()[0]
+        port = first + int(self.said["SLURM_JOB_ID"]) % count
+        return [f"{head}:{port}", f"{self.job.number}-{self.starts}", self.said["SLURM_JOB_NUM_NODES"]]
+
+    def after(self, code: int) -> int:
+        """Queues the job again where that is called for. Gives its exit code. code: srun's."""
+        result = self._result()
+        if result.get("status") in ("completed", "stopped"):
+            return int(result["error"] is not None)
+        asked = result.get("status") == "preempted"
+        code = Preempted.exit_code if asked else code or 1
+        if code == UserError.exit_code or (self.run / CANCELLED).exists() or self.job.state()[0] != "RUNNING":
+            return code  # a job that is ending already has been decided about: by Slurm, or by who cancelled it
+        why = "the run was asked to leave" if asked else self._innocent()
+        if not why:
+            return code
+        if self.starts >= self.spec.requeues:
+            return _told(f"{why}, and launcher.requeues={self.spec.requeues} is used up", code)
+        if not self.job.requeue():
+            return _told(f"{why}, and Slurm refuses to queue the job again", code)
+        _told(f"{why}; the job is queued again, {self.starts + 1} of {self.spec.requeues} times", code)
+        time.sleep(GONE)
+        return code
+
+    def _innocent(self) -> str:
+        """What ended a run that did not end by itself; empty where nothing is known that did."""
+        if self.job.preempted():
+            return "the job was preempted"
+        return "" if self._answer() else "a node was lost"
+
+    def _answer(self) -> bool:
+        """Whether every node of the job still starts something."""
+        try:
+            asked = subprocess.run(
+                ["srun", "--overlap", "--ntasks-per-node=1", "true"], check=False, timeout=PATIENCE, capture_output=True
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return asked.returncode == 0
+
+    def _leave(self, number: int, frame: object) -> None:
+        """Asks the ranks to save and leave."""
+        _told(f"heard {signal.Signals(number).name}; the run is asked to save and leave", 0)
+        (self.run / STOP).touch()
+
+    def _result(self) -> dict[str, Any]:
+        path = self.run / "result.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+
+def _told(what: str, code: int) -> int:
+    print(f"loomtune: {what}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""What Slurm is asked and told about a job, by its own commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loomtune.errors import UserError
+
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
+NO_ANSWER = "UNKNOWN"
+
+PATIENCE = 120.0
+"""Seconds that a command of Slurm may take."""
+
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+"""Which cluster is meant. The other SLURM_* of a job that we are in would be taken for options of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job or an item of an array (`12`, `12_3`), and the cluster that it is on where that is not the default."""
+
+    number: str
+    cluster: str = ""
+
+    @classmethod
+    def parse(cls, parsable: str) -> Job:
+        """Of what `sbatch --parsable` printed."""
+        number, _, cluster = parsable.strip().partition(";")
+        assert number.isdigit(), f"sbatch printed {parsable!r}"
+        return cls(number, cluster)
+
+    def item(self, number: int) -> Job:
+        """An item of this array."""
+        return Job(f"{self.number}_{number}", self.cluster)
+
+    def _on(self) -> list[str]:
+        return [f"--clusters={self.cluster}"] if self.cluster else []
+
+    def state(self) -> tuple[str, str]:
+        """Slurm's word for it and the reason; ("", "") where it knows no such job, or no longer.
+
+        ("UNKNOWN", why) where the controller does not answer.
+        """
+        queue = ["squeue", *self._on(), "--noheader", "--array", "--states=all", f"--jobs={self.number}"]
+        asked = _done([*queue, "--format=%T|%r"])
+        if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
+            return NO_ANSWER, asked.stderr.strip() if asked else "squeue does not answer"
+        said = asked.stdout.strip() if not asked.returncode else ""
+        if not said:
+            records = ["sacct", *self._on(), "--noheader", "--parsable2", "--allocations", f"--jobs={self.number}"]
+            said = _asked([*records, "--format=State,Reason"])
+        state, _, reason = said.splitlines()[-1].partition("|") if said else ("", "", "")
+        return state.partition(" ")[0], reason  # sacct: `CANCELLED by 0`
+
+    def active(self) -> bool:
+        """Whether it waits, runs, or has processes that are being ended, or nobody can tell."""
+        return self.state()[0] in (*WAITING, *RUNNING, NO_ANSWER)
+
+    def preempted(self) -> bool:
+        """Whether a job of more weight has asked it to leave."""
+        said = _asked(["squeue", *self._on(), "--noheader", f"--jobs={self.number}", "--Format=PreemptTime:40"])
+        return said[:1].isdigit()
+
+    def requeue(self) -> bool:
+        """Queues it again, which ends what of it runs; False where Slurm refuses."""
+        return _called(["scontrol", *self._on(), "requeue", self.number])
+
+    def stay_ended(self) -> None:
+        """Tells Slurm not to queue it again by itself, as it does after a preemption or a lost node."""
+        _called(["scontrol", *self._on(), "update", f"JobId={self.number}", "Requeue=0"])
+
+    def cancel(self) -> None:
+        """Ends it: SIGTERM, and after Slurm's `KillWait` SIGKILL."""
+        _called(["scancel", *self._on(), self.number])
+
+
+def environment(outer: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of a command of Slurm: ours, but nothing of a job that we may be in."""
+    found = os.environ if outer is None else outer
+    return {name: value for name, value in found.items() if not name.startswith("SLURM_") or name in KEPT}
+
+
+def run(command: list[str], environment: Mapping[str, str]) -> str:
+    """What a command prints. Raises UserError with what Slurm said where it fails, or is not here."""
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        what = f"there is no command `{command[0]}` here"
+        raise UserError.of(what, "start the run where Slurm's commands are, such as a login node") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError.of(f"{command[0]} refused the job: {said}", "change the setting of launcher.* that it names")
+    return done.stdout
+
+
+def _asked(command: list[str]) -> str:
+    """What a command answers; nothing where it fails, as for a job that is forgotten."""
+    done = _done(command)
+    return done.stdout.strip() if done and not done.returncode else ""
+
+
+def _called(command: list[str]) -> bool:
+    done = _done(command)
+    return done is not None and not done.returncode
+
+
+def _done(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment())
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,189 @@
+"""Hosts that ssh reaches: an agent on each, all followed to the end from here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
+from loomtune.errors import RunFailed, UserError
+from loomtune_launchers import jobs, ranklogs
+from loomtune_launchers.remote import LAST, SLACK
+from loomtune_launchers.ssh_group import Asked, Group, say
+from loomtune_launchers.ssh_hosts import chosen, parse, slots
+from loomtune_launchers.ssh_settings import SshSettings
+
+LEAST_PATIENCE = 2
+
+CANCELLED = "cancelled"
+"""The file in a run's folder that ends it, and forbids that it starts again."""
+
+
+class Ssh(Launcher):
+    """Runs in the foreground; nothing outlives it, here or there."""
+
+    def __init__(self, settings: SshSettings) -> None:
+        self.settings = settings
+        jobs.processes_a_node(settings, 1)
+        for host in settings.hosts:
+            parse(host)
+        if settings.patience < LEAST_PATIENCE:
+            said = f"launcher.patience={settings.patience} is shorter than a connection may pause"
+            raise UserError.of(said, f"set at least {LEAST_PATIENCE} seconds; 30 is usual")
+        if not 0 <= settings.port < 2**16:
+            raise UserError.of(f"launcher.port={settings.port} is no port", "set 0 for a free one, or 1 to 65535")
+
+    def processes(self, many: bool) -> int:
+        hosts = chosen(self.settings)
+        given = 0 if self.settings.procs != "auto" else slots(hosts) if many else 1
+        if self.settings.procs == "auto" and not given:
+            said = "how many processes a host is to run is not known from here"
+            raise UserError.of(said, "set launcher.procs=8, say: one for each GPU, or write slots=8 in the hostfile")
+        return len(hosts) * jobs.processes_a_node(self.settings, given)
+
+    def spec(self, run: Path, processes: int, typed: Sequence[str] = ()) -> JobSpec:
+        settings, hosts = self.settings, chosen(self.settings)
+        return JobSpec(
+            run=run,
+            arguments=(str(run),),
+            nodes=(len(hosts), len(hosts)),
+            procs=max(1, processes // len(hosts)),
+            environment=jobs.threads(settings, processes // len(hosts), None),
+            grace=settings.grace,
+            restarts=settings.restarts,
+            requeues=settings.requeues,
+        )
+
+    def render(self, spec: JobSpec) -> Submission:
+        order = self._order(spec, "ATTEMPT")
+        go = {"endpoint": f"{order['address']}:{order['port'] or 'FREE-PORT'}", "attempt": "ATTEMPT"}
+        return Submission(
+            commands=tuple(self._command(host.options) for host in chosen(self.settings)),
+            files={jobs.FILE: jobs.text(spec)},
+            input=f"{json.dumps(order)}\ngo {json.dumps(go)}\n",
+        )
+
+    def submit(self, spec: JobSpec) -> str:
+        forbidden = spec.run / CANCELLED
+        forbidden.unlink(missing_ok=True)
+        with Asked(forbidden.exists) as asked:
+            for left in range(spec.requeues, -1, -1):
+                group, attempt = self._attempt(spec, asked)
+                if not left or asked.times or _settled(spec.run) != "preempted":
+                    break
+                say(f"the run was asked to leave, but not from here; it starts again, {left} more times at most")
+                (spec.run / "result.json").unlink()
+        if group.cause:
+            _tell(spec.run, group)
+        return attempt
+
+    def status(self, run: Path) -> JobStatus:
+        said = jobs.noted(run, "ssh")
+        where = f"process {said['pid']} on {said['host']}"
+        if ended := jobs.ended(run):
+            return ended
+        if (run / CANCELLED).exists() and said["over"]:
+            return JobStatus("cancelled", where)
+        if said["host"] != socket.gethostname():
+            return JobStatus("failed", "no result") if said["over"] else JobStatus("unknown", f"{where}: ask there")
+        return JobStatus("running" if _lives(said) else "failed", where)
+
+    def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
+        return ranklogs.merged(run, follow, lambda: self.status(run).state not in ("running", "unknown"))
+
+    def cancel(self, run: Path) -> None:
+        said = jobs.noted(run, "ssh")
+        (run / CANCELLED).touch()  # the launcher looks for it too, so that a run can be ended from any host
+        here = said["host"] == socket.gethostname()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if here and _lives(said):
+                os.kill(said["pid"], number)
+            if _over(run, here, self.settings.grace + 2 * SLACK + LAST):
+                return
+        raise RunFailed(f"the launcher, process {said['pid']} on {said['host']}, has not ended; end it there")
+
+    def _command(self, host: tuple[str, ...]) -> tuple[str, ...]:
+        """What runs here for a host; ssh takes the first of several values of an option, so the user's go before."""
+        settings, python = self.settings, self.settings.python or sys.executable
+        patient = (f"ConnectTimeout={settings.patience}", f"ServerAliveInterval={max(1, settings.patience // 3)}")
+        ours = [part for option in patient for part in ("-o", option)]
+        there = f"exec {shlex.quote(python)} -m loomtune_launchers.remote"
+        return ("ssh", "-T", "-o", "BatchMode=yes", *settings.options, *ours, *host, there)
+
+    def _order(self, spec: JobSpec, attempt: str) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "attempt": attempt,
+            "run": str(spec.run),
+            "folder": settings.folder or str(Path.cwd()),
+            "address": settings.address or chosen(settings)[0].name,
+            "port": settings.port,
+            "patience": settings.patience,
+            "job": json.loads(jobs.text(spec)),
+        }
+
+    def _attempt(self, spec: JobSpec, asked: Asked) -> tuple[Group, str]:
+        """One start of all hosts, followed to their end."""
+        run, hosts, submission = spec.run, chosen(self.settings), self.render(spec)
+        attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        record = {"attempt": attempt, "hosts": [host.written for host in hosts], **_this_process()}
+        jobs.note(run, "ssh", **record, over=False)
+        for name, text in submission.files.items():
+            (run / name).write_text(text)
+        order = self._order(spec, attempt)
+        group = Group(self.settings.patience, asked, lambda: _settled(run) not in ("", "failed"))
+        try:
+            group.start(hosts, submission.commands, json.dumps(order))
+            if group.meet(submission.commands, order):
+                group.follow(spec.grace)
+        finally:
+            group.close()
+            jobs.note(run, "ssh", **record, over=True)
+        return group, attempt
+
+
+def _this_process() -> dict[str, Any]:
+    me = psutil.Process()
+    return {"pid": me.pid, "began": me.create_time(), "host": socket.gethostname()}
+
+
+def _lives(said: dict[str, Any]) -> bool:
+    """Whether the process that was written down runs on this host; its number may be another's by now."""
+    with suppress(psutil.Error):
+        return not said["over"] and bool(psutil.Process(said["pid"]).create_time() == said["began"])
+    return False
+
+
+def _over(run: Path, here: bool, seconds: float) -> bool:
+    """Whether the launcher ends within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        said = jobs.noted(run, "ssh")
+        if said["over"] or (here and not _lives(said)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _settled(run: Path) -> str:
+    """How the run says that it ended; empty where it has not."""
+    said = jobs.ended(run)
+    return said.state if said else ""
+
+
+def _tell(run: Path, group: Group) -> None:
+    """Names the host that ended first. Raises RunFailed where nothing else says how the run ended."""
+    if not _settled(run):
+        raise RunFailed("\n    ".join([group.cause, *group.tail]))
+    say(group.cause)

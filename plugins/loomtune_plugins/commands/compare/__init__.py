@@ -1,0 +1,1 @@
+"""`loomtune compare`: runs beside each other, whatever made them."""

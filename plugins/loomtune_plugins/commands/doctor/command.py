@@ -1,0 +1,203 @@
+"""`loomtune doctor`: the words, the start through a launcher, and what is printed. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loomtune.catalogue import installed
+from loomtune.contracts import JobSpec, Launcher
+from loomtune.errors import LoomtuneError, UserError
+from loomtune_plugins.commands.doctor import report
+from loomtune_plugins.commands.doctor.findings import FAULT, Finding
+from loomtune_plugins.commands.doctor.shown import shown
+from loomtune_plugins.commands.words import parser, read
+
+MODULE = "loomtune_plugins.commands.doctor.rank"
+SHARE = 0.7
+"""Of the time, what ranks get from their own start on: the rest is for starting them."""
+
+LAST_CALL = "last_call_timeout=60"
+"""How long torchrun's rendezvous waits for nodes once the first is there; then it begins with those that came."""
+
+PAUSE = 1.0
+STUBBORN = 60.0
+"""Seconds after which a launcher that was asked to end is left to itself."""
+
+TAIL = 15
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Prints the table, or the JSON. Gives 1 where there are faults."""
+    options = _options(words)
+    from loomtune import api
+
+    plan = api.compose(options.overrides)
+    launcher: Launcher = plan.build(installed(), "launcher")
+    folder = _folder(plan.root.run.dir, options.out)
+    spec = _examination(launcher, launcher.spec(folder, launcher.processes(many=True), plan.overrides), options)
+    if launcher.elsewhere:
+        return _elsewhere(launcher, spec, options)
+    return _concluded(folder, _carried_out(launcher, spec, options), json_wanted=options.json)
+
+
+def _options(words: Sequence[str]) -> argparse.Namespace:
+    asked = parser("doctor")
+    asked.add_argument("--json", action="store_true", help="print doctor.json instead of the table")
+    asked.add_argument("--quick", action="store_true", help="shorter measurements of fewer sizes")
+    asked.add_argument("--out", metavar="DIR", help="the folder to examine and to leave doctor.json in; "
+                       "default: doctor-<time> beside run.dir, or in runs/")  # fmt: skip
+    asked.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds until it ends, whatever hangs")
+    asked.add_argument("--wait", type=float, default=3600, metavar="S", help="seconds in a scheduler's queue before")
+    return read(asked, words)
+
+
+def _folder(run: str | None, out: str | None) -> Path:
+    """On the file system that the run will use. Raises UserError where there is a run."""
+    kept = Path(run) if run else Path("runs/run")
+    beside = kept if kept.is_mount() else kept.parent
+    folder = (Path(out) if out else beside / f"doctor-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    if folder.is_file() or (folder / "run.yaml").exists():
+        raise UserError.of(f"--out {folder} is no folder for an examination", "name an empty or a new folder")
+    return folder
+
+
+def _examination(launcher: Launcher, spec: JobSpec, options: argparse.Namespace) -> JobSpec:
+    """The job of the run, but with ranks that examine.
+
+    Where the launcher itself starts the nodes' agents, torchrun may begin without those that do not come, so that ranks
+    can say who is missing; a scheduler has its nodes before it starts anything, and might take fewer.
+    """
+    words = [f"seconds={options.timeout * SHARE:.0f}", f"nodes={spec.nodes[1]}", f"procs={spec.procs}"]
+    words += [*(["quick"] if options.quick else []), *([] if launcher.elsewhere else ["quiet"])]
+    spec = replace(spec, module=MODULE, arguments=(str(spec.run), *words), name="doctor", restarts=0, requeues=0)
+    if launcher.detached or launcher.elsewhere or spec.nodes[1] == 1:
+        return spec
+    return replace(spec, nodes=(1, spec.nodes[1]), environment={**spec.environment, "PET_RDZV_CONF": LAST_CALL})
+
+
+def _carried_out(launcher: Launcher, spec: JobSpec, options: argparse.Namespace) -> list[Finding]:
+    """Starts it and waits for its end; what went wrong with that."""
+    spec.run.mkdir(parents=True, exist_ok=True)
+    for name in (report.FILE, "result.json"):
+        (spec.run / name).unlink(missing_ok=True)
+    try:
+        if launcher.detached:
+            launcher.submit(spec)
+            return _awaited(launcher, spec.run, options)
+        with _bounded(launcher, spec.run, options) as late:
+            launcher.submit(spec)
+        return late
+    except UserError:
+        raise
+    except LoomtuneError as error:
+        return [Finding(FAULT, f"the launcher gave up: {error}", "start again when that is mended")]
+
+
+@contextmanager
+def _bounded(launcher: Launcher, folder: Path, options: argparse.Namespace) -> Iterator[list[Finding]]:
+    """Ends the job when its time is over; the list then says so. A launcher that does not even end is left behind."""
+    late: list[Finding] = []
+
+    def cancel() -> None:
+        late.append(_late(options.timeout))
+        stubborn.start()
+        with suppress(Exception):  # nothing can be said that `late` does not say
+            launcher.cancel(folder)
+
+    def leave() -> None:
+        code = _concluded(folder, late, json_wanted=options.json)
+        sys.stdout.flush()
+        os._exit(code)
+
+    hard, stubborn = threading.Timer(options.timeout, cancel), threading.Timer(STUBBORN, leave)
+    hard.daemon = stubborn.daemon = True
+    hard.start()
+    try:
+        yield late
+    finally:
+        hard.cancel()
+        stubborn.cancel()
+
+
+def _awaited(launcher: Launcher, folder: Path, options: argparse.Namespace) -> list[Finding]:
+    """Waits for the end of a job that the engine has; ends it when its time is over."""
+    queued, began = time.monotonic(), 0.0
+    while not (folder / report.FILE).is_file():
+        status, now = launcher.status(folder), time.monotonic()
+        if status.state not in ("pending", "running", "unknown"):
+            return []
+        if status.state == "running":
+            began = began or now
+        if now > (began + options.timeout if began else queued + options.wait):
+            launcher.cancel(folder)
+            where = f"it is {status.state}: {status.detail}"
+            return [
+                _late(options.timeout) if began else Finding(FAULT, f"the job did not start, {where}", "ask its queue")
+            ]
+        time.sleep(PAUSE)
+    return []
+
+
+def _late(seconds: float) -> Finding:
+    return Finding(
+        FAULT, f"it was not over within {seconds:.0f} s and was ended", "see what hangs above, or raise --timeout"
+    )
+
+
+def _concluded(folder: Path, found: Sequence[Finding], *, json_wanted: bool) -> int:
+    """Prints the answer of the ranks, and what only the launching process knows."""
+    said = _said(folder)
+    if said is None:
+        print("\n".join(_tail(folder)), file=sys.stderr)
+        found = [*found, _nobody(folder)]
+    said = report.concluded(said or {"nodes": {}, "size": 0}, found)
+    print(json.dumps(said, indent=1) if json_wanted else "\n".join(shown(said)))
+    print(f"loomtune doctor: {folder / report.FILE}", file=sys.stderr)
+    return 0 if said["sound"] else 1
+
+
+def _said(folder: Path) -> dict[str, Any] | None:
+    """What rank 0 wrote; a network file system may show it late."""
+    for _ in range(5):
+        with suppress(FileNotFoundError):
+            said: dict[str, Any] = json.loads((folder / report.FILE).read_text())
+            return said
+        time.sleep(PAUSE)
+    return None
+
+
+def _nobody(folder: Path) -> Finding:
+    """No answer: the ranks' own error, if one was left, says most."""
+    error = ""
+    with suppress(OSError, ValueError, KeyError):
+        error = f": {json.loads((folder / 'result.json').read_text())['error']}"
+    cure = "read the logs above; every node must import loomtune, see this folder, and reach the first node's port"
+    return Finding(FAULT, f"no rank gave an answer in {folder}{error}", cure)
+
+
+def _tail(folder: Path) -> Iterator[str]:
+    """The last that ranks printed."""
+    for path in sorted((folder / "logs").rglob("*.log"))[:8]:
+        yield from path.read_text(errors="replace").splitlines()[-TAIL:]
+
+
+def _elsewhere(launcher: Launcher, spec: JobSpec, options: argparse.Namespace) -> int:
+    """Where this machine's files are not seen, rank 0 prints the table itself, and the logs bring it here."""
+    with _bounded(launcher, spec.run, options) as late:
+        spec.run.mkdir(parents=True, exist_ok=True)
+        launcher.submit(spec)
+        for line in launcher.logs(spec.run, follow=True):
+            print(line, flush=True)
+    for finding in late:
+        print(f"{finding.level}: {finding.what}\n    cure: {finding.cure}", file=sys.stderr)
+    return int(bool(late) or launcher.status(spec.run).state != "completed")

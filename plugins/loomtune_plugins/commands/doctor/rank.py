@@ -1,0 +1,105 @@
+"""Each rank: `torchrun ... -m loomtune_plugins.commands.doctor.rank DIR [quick] [seconds=N] [nodes=N procs=N]`.
+
+By words, not by options: torchrun takes what looks like the beginning of an option of its own for that. nodes, procs: how
+many
+were asked for, where torchrun may have started with fewer. `quiet`: somebody else shows the answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from loomtune_plugins.commands.doctor import report
+from loomtune_plugins.commands.doctor.board import Board, met
+from loomtune_plugins.commands.doctor.phases import Patient, examine
+from loomtune_plugins.commands.doctor.shown import shown
+
+DEFAULT_SECONDS = 600
+HARD = 20
+"""Seconds after its time at which a rank ends, whatever it waits for."""
+
+COMING = 120
+"""Seconds at most that rank 0 waits for the others: a slow file system gives libraries to some much later."""
+
+
+class Asked(Exception):
+    """This rank was told to end."""
+
+
+def main(words: list[str]) -> int:
+    """Examines; rank 0 writes DIR/doctor.json. Gives 1 on rank 0 where something is wrong, and where rank 0 is lost."""
+    _die_with_parent()
+    folder, asked = Path(words[0]).absolute(), dict(word.partition("=")[::2] for word in words[1:])
+    seconds = float(asked.get("seconds") or DEFAULT_SECONDS)
+    one = Patient(
+        rank=int(os.environ.get("RANK", "0")),
+        size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        folder=folder,
+        quick="quick" in asked,
+        until=time.monotonic() + seconds,
+    )
+    _bound(seconds + HARD)
+    signal.signal(signal.SIGTERM, _told)
+    try:
+        _examine(one, min(COMING, seconds / 4))
+    except (Asked, TimeoutError) as error:
+        print(f"loomtune doctor: rank {one.rank}: {error}", file=sys.stderr, flush=True)
+        if one.rank or not one.nodes:
+            return 1
+        one.troubles.append({"phase": "the examination", "ranks": [0], "error": str(error)})
+    if one.rank:
+        return 0
+    expected = {name: int(asked[name]) for name in ("nodes", "procs") if asked.get(name)}
+    said = report.made(one.answers, one.troubles, size=one.size, expected=expected)
+    return _written(said, folder, quiet="quiet" in asked)
+
+
+def _examine(one: Patient, coming: float) -> None:
+    ours, of_group = met(one.rank, one.size, max(10.0, coming))
+    board = Board(ours, one.rank)
+    examine(one, board, of_group, coming)
+    board.post("left", True)
+    if one.rank == 0:
+        board.gather("left", one.ranks, 3)  # our end takes the store with it
+
+
+def _written(said: dict[str, Any], folder: Path, *, quiet: bool) -> int:
+    try:
+        report.write(said, folder)
+    except OSError as error:
+        print(f"loomtune doctor: {folder} cannot be written to: {error}", file=sys.stderr, flush=True)
+        quiet = False
+    if not quiet:
+        print("\n".join(shown(said)), flush=True)
+    return 0 if said["sound"] or quiet else 1
+
+
+def _told(number: int, frame: object) -> NoReturn:
+    raise Asked(f"ended by signal {number}, probably because another rank ended")
+
+
+def _bound(seconds: float) -> None:
+    """Ends this process at that time, whatever it waits for."""
+    hard = threading.Timer(seconds, os._exit, (1,))
+    hard.daemon = True
+    hard.start()
+
+
+def _die_with_parent() -> None:
+    """Ends with torchrun, however that ends: its ranks live in sessions of their own."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # threads of gloo, or of a step that hangs, would keep the interpreter

@@ -1,0 +1,155 @@
+"""A sweep: every batch of items that its sweeper asks for is checked as a whole, then run; what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loomtune import api
+from loomtune.catalogue import installed
+from loomtune.contracts import Launcher
+from loomtune.errors import LoomtuneError, RunFailed
+from loomtune_plugins.commands.sweeps.crew import Asked, Crew, tell
+from loomtune_plugins.commands.sweeps.goal import Goal
+from loomtune_plugins.commands.sweeps.items import DONE, Item
+from loomtune_plugins.commands.sweeps.processes import Job, Process, Running
+
+Answer = float | Exception | None
+"""What a sweeper is told of an item: its value, none where it has none, or how it failed."""
+
+
+@dataclass(slots=True)
+class Sweep:
+    """A folder of items.
+
+    retries: whether items that failed before are tried again; not where a sweeper learns from what it was told, which
+    would then ask for others. places: the environment of an item in each of the places that there are at a time.
+    lock: an open file, held until the last of the items has gone.
+    """
+
+    folder: Path
+    goal: Goal
+    asked: Asked
+    lock: int
+    config_dirs: tuple[str, ...] = ()
+    retries: bool = True
+    places: Sequence[dict[str, str]] = ({},)
+    prune_after: int = 0
+    items: dict[str, Item] = field(default_factory=dict)
+
+    def __call__(self, batch: Sequence[Sequence[str]]) -> list[Answer]:
+        """Runs the items of a batch that are not done yet. Raises Preempted where the sweep was asked to leave."""
+        items = [self._item(overrides) for overrides in batch]
+        waiting = list({item.name: item for item in items if item.status == "waiting"}.values())
+        self._check(waiting)
+        tell(f"{len(waiting)} of {len(items)} items are to be run")
+        crew = Crew(self._start, len(self.places), self.asked, self.prune_after)
+        crew.curves |= {name: item.curve() for name, item in self.items.items() if item.status in DONE}
+        ready = [item for item in waiting if item.plan]
+        begun = self._handed_over(ready)
+        under_way = {running.item.name for running in begun}
+        crew.run([item for item in ready if item.name not in under_way], begun)
+        return [_answer(item) for item in items]
+
+    def _item(self, overrides: Sequence[str]) -> Item:
+        item = Item.found(self.folder, overrides, self.goal)
+        if item.name in self.items:
+            return self.items[item.name]
+        if item.status == "failed" and self.retries:
+            item = Item(self.folder, tuple(overrides), self.goal)
+        self.items[item.name] = item
+        self.note()
+        return item
+
+    def note(self) -> None:
+        """Writes down which items there are, for whoever compares them."""
+        path = self.folder / "sweep.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        known |= {"metric": self.goal.metric, "mode": self.goal.mode, "items": list(self.items)}
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps(known, indent=1) + "\n")
+        draft.replace(path)
+
+    def _check(self, items: Sequence[Item]) -> None:
+        """Composes all before the first starts: one with faults has failed, which is said at once."""
+        warned: list[str] = []
+        for item in items:
+            if self.asked.times:
+                return
+            try:
+                warned += composed(item, self.config_dirs)
+            except Exception as error:
+                said = str(error) if isinstance(error, LoomtuneError) else f"{type(error).__name__}: {error}"
+                item.ended("failed", said)
+                tell(f"{item.name} cannot run: {item.told()}\n{said}")
+        for line in dict.fromkeys(warned):
+            tell(line)
+
+    def _start(self, item: Item, place: int) -> Running:
+        assert item.plan is not None
+        launcher: Launcher = item.plan.build(installed(), "launcher")
+        if not launcher.detached:
+            return Process(item, self.config_dirs, self._environment(item, place), self.lock)
+        plan = api.compose(item.words(), self.config_dirs)
+        api.launch(plan, api.announced(plan) if launcher.elsewhere else api.prepare(plan))
+        return Job(item, launcher)
+
+    def _environment(self, item: Item, place: int) -> dict[str, str]:
+        """Several at a time share the cores out among them, where nobody else has."""
+        assert item.plan is not None
+        alone = len(self.places) == 1 or "OMP_NUM_THREADS" in os.environ
+        processes = max(1, item.plan.processes) * len(self.places)
+        threads = {} if alone else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+        return threads | self.places[place]
+
+    def _handed_over(self, items: Sequence[Item]) -> list[Running]:
+        """Items that an engine has: since an earlier start of the sweep, or now, as one job of several."""
+        begun: list[Running] = []
+        fresh: dict[str, list[Item]] = {}
+        for item in items:
+            assert item.plan is not None
+            launcher: Launcher = item.plan.build(installed(), "launcher")
+            if launcher.detached and (item.folder / "run.yaml").is_file() and _under_way(launcher, item.folder):
+                begun.append(Job(item, launcher))
+            elif type(launcher).submit_all is not Launcher.submit_all:
+                fresh.setdefault(json.dumps(item.plan.chosen("launcher"), sort_keys=True), []).append(item)
+        return [*begun, *(running for group in fresh.values() for running in self._submitted(group))]
+
+    def _submitted(self, items: Sequence[Item]) -> list[Running]:
+        """One array of the items; none where the launcher has no such thing after all."""
+        plans = [api.compose(item.words(), self.config_dirs) for item in items]
+        launcher: Launcher = plans[0].build(installed(), "launcher")
+        specs = [launcher.spec(api.prepare(plan), plan.processes, plan.overrides) for plan in plans]
+        if launcher.submit_all(specs, len(self.places)) is None:
+            return []
+        for item in items:
+            item.status = "running"
+            item.write()
+        tell(f"{len(items)} items are one job, {len(self.places)} at a time")
+        return [Job(item, launcher) for item in items]
+
+
+def composed(item: Item, config_dirs: Sequence[str]) -> list[str]:
+    """Gives the item its plan, and what is doubtful about it. Raises UserError of its faults."""
+    plan = api.compose(item.words(), config_dirs)
+    launcher: Launcher = plan.build(installed(), "launcher")
+    found = api.check(plan, simulated=launcher.elsewhere)
+    item.plan = plan
+    return [f"{finding.what}\n    cure: {finding.cure}" for finding in found]
+
+
+def _under_way(launcher: Launcher, folder: Path) -> bool:
+    try:
+        return launcher.status(folder).state in ("pending", "running")
+    except LoomtuneError:
+        return False  # it was prepared, and never submitted
+
+
+def _answer(item: Item) -> Answer:
+    return item.value if item.status in DONE else RunFailed(f"{item.name}: {item.error}")
+
+
+Task = Callable[[Sequence[Sequence[str]]], list[Answer]]
