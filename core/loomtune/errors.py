@@ -46,6 +46,10 @@ class RunFailed(LoomtuneError):
     """The run began and could not go on; what was committed before is intact."""
 
 
+class PeerLost(RunFailed):
+    """Another process is gone, hangs or cannot be reached; what was committed before is intact."""
+
+
 class CheckpointError(LoomtuneError):
     """A checkpoint could not be written or is not what its manifest says."""
 

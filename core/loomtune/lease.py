@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -33,6 +34,19 @@ class Lease:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "lease", json.dumps(holder) + "\n")
         return cls(folder, attempt)
+
+    def shows(self, seconds: float) -> bool:
+        """Whether the lease is seen here; a shared folder may take some seconds to show it."""
+        until = time.monotonic() + seconds
+        while not (held := self._held()) and time.monotonic() < until:
+            time.sleep(0.2)
+        return held
+
+    def _held(self) -> bool:
+        with suppress(LeaseLost, OSError):
+            self.check()
+            return True
+        return False
 
     def check(self) -> None:
         """Raises LeaseLost where another attempt has taken over, naming it, or where the lease is gone."""

@@ -6,19 +6,46 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import psutil
+
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+_AGENTS = ("torch.distributed.run", "torchrun", "loomtune_launchers.agent")
+"""What the command lines of torchrun's agents have in them."""
+
+TOGETHER = 2.0
+"""Seconds within which signals are one: a scheduler tells every process, and torchrun tells its ranks again."""
 
 
 class StopRequest:
-    """A flag that a signal raises; ranks agree on it at a step's edge. A second signal ends the process at once."""
+    """A flag that a signal or a file raises; ranks agree on it at a step's edge. A second signal leaves at once.
+
+    file: set on the one rank that looks for it.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.requested = False
+        self.file: Path | None = None
+        self._asked, self._ordered = False, 0.0
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to leave. The file has done its work once it was seen, and is taken away."""
+        if self.file and self.file.exists():
+            self._asked = True
+            self.file.unlink(missing_ok=True)
+        return self._asked
+
+    @requested.setter
+    def requested(self, asked: bool) -> None:
+        self._asked = asked
 
     def listen(self) -> None:
         """Takes over the signals of this process."""
@@ -26,9 +53,11 @@ class StopRequest:
             signal.signal(number, self._heard)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number != signal.SIGUSR1:
-            os._exit(1)  # what was committed is intact
-        self.requested = True
+        self._asked, now = True, time.monotonic()
+        if number != signal.SIGUSR1:  # which only warns
+            self._ordered = self._ordered or now
+            if now - self._ordered > TOGETHER:
+                os._exit(1)  # what was committed is intact
 
 
 def end(code: int) -> NoReturn:
@@ -43,10 +72,36 @@ def end(code: int) -> NoReturn:
 
 
 def die_with_parent() -> None:
-    """Asks Linux to end this process when its parent ends: torchrun's ranks live in sessions of their own."""
+    """Asks Linux to end this process when its parent ends: torchrun's ranks live in sessions of their own.
+
+    LOOMTUNE_PARENT is the process that started this one, if need be through a wrapper; where it is no ancestor any
+    more, it ended before we asked. A parent in another space of process ids is 0.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = int(os.environ.get("LOOMTUNE_PARENT") or os.getppid())
     ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
+    if os.getppid() not in (parent, 0) and parent not in (process.pid for process in psutil.Process().parents()):
         os._exit(1)
+
+
+def end_stuck_agent(seconds: float = 10.0) -> None:
+    """Ends the torchrun above this process, and so this process, where it does nothing at all for so many seconds.
+
+    torch 2.13: an agent that is cut off from its rendezvous waits in the store for an answer, whatever `read_timeout`
+    says, until TCP gives up after a quarter of an hour. One that is well wakes up ten times a second.
+    """
+    with suppress(psutil.Error):
+        agent = psutil.Process(int(os.environ.get("LOOMTUNE_PARENT") or os.getppid()))
+        if any(name in " ".join(agent.cmdline()) for name in _AGENTS) and not _moves(agent, seconds):
+            said = "loomtune: torchrun on this host hangs, cut off from its rendezvous; it is ended"
+            print(said, file=sys.stderr, flush=True)  # noqa: T201
+            agent.kill()
+
+
+def _moves(process: psutil.Process, seconds: float) -> bool:
+    """Whether its main thread runs within so many seconds."""
+    until, before = time.monotonic() + seconds, process.num_ctx_switches()
+    while (still := process.num_ctx_switches() == before) and time.monotonic() < until:
+        time.sleep(0.2)
+    return not still

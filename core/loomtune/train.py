@@ -17,7 +17,7 @@ from typing import Any
 from loomtune.errors import Fault, UserError
 from loomtune.plan import Plan
 from loomtune.signals import die_with_parent, end
-from loomtune.worker import execute, guarded
+from loomtune.worker import execute, guarded, record
 
 KEY = "loomtune/plan"
 PATIENCE = timedelta(hours=2)
@@ -25,6 +25,9 @@ PATIENCE = timedelta(hours=2)
 
 GRACE = timedelta(minutes=1)
 """How long rank 0 waits for ranks that start late, where there is only a mistake to tell them."""
+
+_FRAGILE = """loomtune: torchrun's restarts mostly fail in torch 2.13, and no node can join again, unless
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set where torchrun is started, on every host"""
 
 
 def main() -> None:
@@ -43,8 +46,9 @@ def _train(overrides: list[str]) -> Any:
         _hand_out(store, overrides, size)
     answer = json.loads(store.get(KEY))
     if "faults" in answer:
-        _leave_together(store, rank, size)
-        raise UserError(*(Fault(*fault) for fault in answer["faults"]))
+        error = UserError(*(Fault(*fault) for fault in answer["faults"]))
+        _leave_together(store, rank, size, error)
+        raise error
     return execute(Plan.parse(answer["plan"]), Path(answer["folder"]))
 
 
@@ -56,10 +60,11 @@ def _hand_out(store: Any, overrides: list[str], size: int) -> None:
         store.set(KEY, json.dumps({"faults": [(fault.what, fault.cure) for fault in error.faults]}))
 
 
-def _leave_together(store: Any, rank: int, size: int) -> None:
+def _leave_together(store: Any, rank: int, size: int, error: UserError) -> None:
     """Rank 0 alone says what is wrong, once the others have heard: its end would take the store with it."""
     store.set(f"{KEY}/heard/{rank}", "")
     if rank:
+        record(error)  # each node's torchrun tells it
         sys.exit(UserError.exit_code)
     with suppress(Exception):  # a rank that never came is its launcher's concern
         store.wait([f"{KEY}/heard/{other}" for other in range(size)], GRACE)
@@ -90,7 +95,11 @@ def _store(rank: int, size: int) -> Any:
 
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, size, is_master=rank == 0 and not shared, timeout=PATIENCE)
+    if rank == 0 and shared and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        print(_FRAGILE, file=sys.stderr, flush=True)  # noqa: T201
+    # The process group, too, has rank 0 serve this port where torchrun does not: several tenants share one server.
+    serves = rank == 0 and not shared
+    store = dist.TCPStore(host, port, size, is_master=serves, timeout=PATIENCE, multi_tenant=True)
     return dist.PrefixStore(f"loomtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 

@@ -15,12 +15,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, SignalException, SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher.api import LaunchConfig
@@ -99,7 +100,7 @@ class Group(LogsSpecs):
         assert self._pipes is not None
         for local, rank in enumerate(self._local):
             self.pids[rank] = pids[local]
-            self._pipes.watch(pids[local], lambda when, rank=rank: self._ends.setdefault(rank, when))
+            self._pipes.watch(pids[local], partial(self._ends.setdefault, rank))
         ranks = [watchdog.Rank(rank, pid, self.attempt / str(rank), self._here) for rank, pid in self.pids.items()]
         self._watchdog = watchdog.Watchdog(ranks, self._stalled)
 
@@ -114,7 +115,7 @@ class Group(LogsSpecs):
         """The first failure that is known. codes: exit codes by rank of those that failed."""
         ended = {rank: self._ends.get(rank, time.time()) for rank in codes}
         for rank, code in codes.items():
-            ours = -code in (signal.SIGTERM, signal.SIGKILL) and ended[rank] > min(ended.values())
+            ours = -code in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL) and ended[rank] > min(ended.values())
             if not (ours or self._ended_all):
                 failures.write(self.attempt / str(rank), failures.how(code), ended[rank])
         failures.settle(self.nodes)
@@ -148,10 +149,10 @@ class NodeAgent(LocalElasticAgent):
         self.preempted, self._leaving = False, 0.0
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self._group.nodes = worker_group.group_world_size
+        self._group.nodes = worker_group.group_world_size or 1
         self._group.attempt = self._agreed(worker_group)
         self._leaving = 0.0
-        pids = super()._start_workers(worker_group)
+        pids: dict[int, Any] = super()._start_workers(worker_group)
         self._group.started(pids)
         return pids
 
@@ -159,21 +160,26 @@ class NodeAgent(LocalElasticAgent):
         super()._stop_workers(worker_group)
         self._group.close()
 
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        """Asks the ranks by SIGUSR1, which may come twice: a scheduler sends SIGTERM to ranks and agents alike, and a
+        second SIGTERM is an order to leave at once."""
+        super()._shutdown(signal.SIGUSR1 if death_sig == signal.SIGTERM else death_sig, timeout)
+
     def _agreed(self, worker_group: WorkerGroup) -> Path:
         """The folder of this attempt: the first name that is free, chosen on the first node for all of them."""
-        several = worker_group.group_world_size > 1
-        if worker_group.group_rank == 0:
+        store: Any = worker_group.store
+        first: Any = worker_group.group_rank == 0
+        if first:
             folder = ranklogs.begin(self._group.run, self._attempt)
-            if several:
-                worker_group.store.set("loomtune/attempt", folder.name)
+            store.set("loomtune/attempt", folder.name)
             return folder
-        return self._group.run / "logs" / worker_group.store.get("loomtune/attempt").decode()
+        return self._group.run / "logs" / str(store.get("loomtune/attempt").decode())
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if (left := self._left_as_asked()) is not None:
             everyone = dict.fromkeys(worker.global_rank for worker in worker_group.workers)
             return RunResult(left, return_values=everyone)
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
             if set(codes.values()) & set(FINAL):
@@ -185,7 +191,7 @@ class NodeAgent(LocalElasticAgent):
     def _left_as_asked(self) -> WorkerState | None:
         """Whether ranks have left as they were asked. Torch would take the first for a failure, end rank 0 while it
         writes, and start all of them again."""
-        assert self._pcontext is not None
+        assert isinstance(self._pcontext, SubprocessContext)
         codes = {handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()}
         if Preempted.exit_code not in codes or codes - {Preempted.exit_code, 0, None}:
             return None
@@ -223,7 +229,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _node(group: Group, attempt: str, arguments: list[str]) -> int:
-    words = parse_args(["--log-dir", os.devnull, *arguments])
+    words: Any = parse_args(["--log-dir", os.devnull, *arguments])  # type: ignore[no-untyped-call]
     if words.standalone:
         words.rdzv_backend, words.rdzv_endpoint, words.rdzv_id = "c10d", "localhost:0", str(uuid.uuid4())
     words.master_port = words.master_port or 29500

@@ -87,9 +87,9 @@ def number(key: str, value: int, least: int = 0) -> int:
     return value
 
 
-def environment(settings: GroupSettings, cores: float = 0) -> dict[str, str]:
+def environment(settings: GroupSettings, cores: int = 0) -> dict[str, str]:
     """Of every process there. cores: of each, 0 where they are not known."""
-    shared = settings.threads or int(cores)
+    shared = settings.threads or cores
     return {
         **torchrun.REPLACEABLE,
         "PYTHONUNBUFFERED": "1",
@@ -100,15 +100,18 @@ def environment(settings: GroupSettings, cores: float = 0) -> dict[str, str]:
 
 
 def command(spec: JobSpec, folder: str, python: str, meeting: str) -> tuple[str, ...]:
-    """What each node runs, where `PET_*` says which it is. meeting: HOST:PORT of the first, for restarts alone.
+    """What each node runs, where `PET_*` says which it is.
 
-    Nodes that are fixed meet without restarts only: torch 2.13's static rendezvous does not meet a second time.
+    meeting: HOST:PORT of the first, for restarts; empty: `PET_*` says that too. Without restarts the nodes' ranks are
+    given; with them they are not, because torch 2.13's static rendezvous does not meet a second time.
     """
     group = ["--tee=3", f"--shutdown-timeout={spec.grace}"]
     if spec.restarts:
-        group += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", f"--rdzv-id={spec.name}"]
-        group += [f"--max-restarts={spec.restarts}"]
-    return (python, "-m", there.__name__, folder, *group, "-m", spec.module, *spec.arguments)
+        group += ["--rdzv-backend=c10d", f"--rdzv-id={spec.name}", f"--max-restarts={spec.restarts}"]
+        group += [f"--rdzv-endpoint={meeting}"] if meeting else []
+    # torchrun fills in templates in what ranks are given: `$$` and `${local_rank}`.
+    literal = (word.replace("$", "$$") for word in spec.arguments)
+    return (python, "-m", there.__name__, folder, *group, "-m", spec.module, *literal)
 
 
 def write(spec: JobSpec, submission: Submission) -> None:
@@ -120,14 +123,13 @@ def write(spec: JobSpec, submission: Submission) -> None:
 
 
 def call(words: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a tool to its end. Raises UserError where it is not there, or, with `check`, where it fails: what it said."""
+    """Runs a tool to its end. Raises UserError where it is not there or, with `check`, fails: what it said."""
     _find(words[0])
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     if check and done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise UserError.of(
-            f"`{' '.join(words[:4])} ...` failed: {' '.join(said[-3:])}", f"mend that: {words[0]} says it"
-        )
+        what = f"`{' '.join(words[:4])} ...` failed: {' '.join(said[-3:])}"
+        raise UserError.of(what, f"mend what {words[0]} says")
     return done
 
 

@@ -104,6 +104,7 @@ class Kubernetes(Launcher):
             time.sleep(POLL)
 
     def cancel(self, run: Path) -> None:
+        jobs.noted(run, "kubernetes")
         (run / elsewhere.CANCELLED).touch()
         self._delete(run)
 

@@ -34,12 +34,8 @@ class KubernetesSettings(GroupSettings):
     gpu_resource: str = option("nvidia.com/gpu", "what the cluster calls a GPU")
     cpus: int = option(0, "cores of each process; 0: nothing is asked for")
     memory: str = option("", "memory of each pod, as `64Gi`; empty: nothing is asked for")
-    shm: str = option(
-        "8Gi", "the most that /dev/shm holds, for NCCL and data loaders; empty: as the image has it"
-    )
-    volume: str = option(
-        "", "PersistentVolumeClaim of the run (ReadWriteMany where nodes > 1), and of its data"
-    )
+    shm: str = option("8Gi", "the most that /dev/shm holds, for NCCL and data loaders; empty: as the image has it")
+    volume: str = option("", "PersistentVolumeClaim of the run (ReadWriteMany where nodes > 1), and of its data")
     mount: str = option("/loomtune", "where `volume` is mounted")
     run_dir: str = option("", "the run's folder in the pods; empty: MOUNT/runs/<job>")
     runtime: str = option("", "a TrainJob's runtime; empty: torch-distributed")

@@ -170,7 +170,7 @@ def _alive(said: dict[str, Any]) -> bool:
         return False
     with suppress(psutil.Error):
         process = psutil.Process(said["pid"])
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - said["began"]) < 1
+        return bool(process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - said["began"]) < 1)
     return False
 
 

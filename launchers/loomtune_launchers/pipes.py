@@ -114,7 +114,7 @@ class Pipes:
         """Begins to read, once all ranks have their pipes."""
         self._thread.start()
 
-    def watch(self, pid: int, ended: Callable[[float], None]) -> None:
+    def watch(self, pid: int, ended: Callable[[float], object]) -> None:
         """Tells when a process ends, at once, so that the first of several is known."""
         with suppress(OSError, AttributeError):  # Linux 5.3 and later
             self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, ended)
@@ -124,9 +124,10 @@ class Pipes:
         os.close(self._wake)
         if self._thread.ident is not None:  # otherwise nothing was ever started
             self._thread.join()
-        for fd in list(self._selector.get_map()):
-            os.close(fd)
+        keys = list(self._selector.get_map().values())
         self._selector.close()
+        for key in keys:
+            os.close(key.fd)
 
     def _run(self) -> None:
         while self._heard(QUIET):
@@ -135,7 +136,7 @@ class Pipes:
                 if stream.heard < silent:
                     stream.flush(self._host)
         until = time.monotonic() + _DRAINED
-        while any([_read(stream, self._host) for stream in self._streams]) and time.monotonic() < until:
+        while any(_read(stream, self._host) for stream in self._streams) and time.monotonic() < until:
             pass
         for stream in self._streams:
             stream.flush(self._host)

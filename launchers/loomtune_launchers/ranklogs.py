@@ -121,8 +121,8 @@ class Tail:
     def _record(self, line: str) -> Record:
         parts = line.split(" ", 3)
         if len(parts) == 4 and parts[2] in "oOeE":
-            self._stamp, self._host = parts[:2]
-            return Record(*parts[:1], self._rank, *parts[1:])
+            self._stamp, self._host, stream, text = parts
+            return Record(self._stamp, self._rank, self._host, stream, text)
         return Record(self._stamp, self._rank, self._host, "o", line)  # not ours, but somebody wrote it
 
 

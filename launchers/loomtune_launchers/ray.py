@@ -17,9 +17,9 @@ import psutil
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import RunFailed, UserError
 from loomtune_launchers import jobs, ranklogs, ray_group, torchrun
+from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.ray_group import SLACK, TICK, Group
 from loomtune_launchers.ray_settings import RaySettings
-from loomtune_launchers.ssh_group import Asked, say
 
 PLACEMENT = "ray.json"
 """What is asked of Ray, in the run's folder."""

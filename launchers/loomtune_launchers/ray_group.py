@@ -15,8 +15,8 @@ from typing import Any
 from loomtune.contracts import JobSpec
 from loomtune.errors import Preempted, UserError
 from loomtune_launchers import jobs, torchrun
+from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.ray_node import Node
-from loomtune_launchers.ssh_group import Asked, say
 
 NAMESPACE = "loomtune"
 
@@ -79,14 +79,15 @@ def placed(spec: JobSpec, plan: dict[str, Any], patience: float, asked: Asked) -
 
 
 def _ready(group: Any, seconds: float, asked: Asked) -> bool:
-    until = time.monotonic() + seconds
+    began = time.monotonic()
     told = False
     while not group.wait(TICK):
+        waited = time.monotonic() - began
         if asked.times:
             raise Preempted("asked to leave before there was room on the cluster; nothing was started")
-        if time.monotonic() > until:
+        if waited > seconds:
             return False
-        if not told:
+        if waited > BRIEF and not told:
             say(f"waiting up to {seconds:g} s for room on the cluster")
             told = True
     return True

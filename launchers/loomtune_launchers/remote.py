@@ -181,12 +181,16 @@ def _version(distribution: str) -> str:
 
 def _attempt(run: Path, expected: str) -> str:
     """The attempt that the run's folder speaks of: another one, or none, where it is not the launcher's folder."""
-    found, until = "", time.monotonic() + VISIBLE
-    while found != expected and time.monotonic() < until:
-        with suppress(OSError, ValueError):
-            found = json.loads((run / jobs.RECORD).read_text()).get("attempt", "")
-        time.sleep(0 if found == expected else 0.5)
+    until = time.monotonic() + VISIBLE
+    while (found := _record(run)) != expected and time.monotonic() < until:
+        time.sleep(0.5)
     return found
+
+
+def _record(run: Path) -> str:
+    with suppress(OSError, ValueError):
+        return str(json.loads((run / jobs.RECORD).read_text()).get("attempt"))
+    return ""
 
 
 def _resolves(address: str) -> bool:

@@ -21,9 +21,16 @@ FILE = "task.yaml"
 RUN = """\
 export PET_NNODES="$SKYPILOT_NUM_NODES" PET_NODE_RANK="$SKYPILOT_NODE_RANK" PET_NPROC_PER_NODE={procs}
 export PET_MASTER_ADDR="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)" PET_MASTER_PORT={port}
-exec {python} -m {module}
+{meeting}exec {python} -m {module}
 """
 """What each machine runs. What users set is in `LOOMTUNE_JOB`: nothing of it is here for a shell to read."""
+
+MEETING = """\
+export PET_RDZV_ENDPOINT="$PET_MASTER_ADDR:$PET_MASTER_PORT"
+export PET_RDZV_CONF="is_host=$([ "$PET_NODE_RANK" = 0 ] && echo true || echo false)"
+export PET_LOCAL_ADDR="$(echo "$SKYPILOT_NODE_IPS" | sed -n "$((PET_NODE_RANK + 1))p")"
+"""
+"""Where restarts meet: by addresses, for a cloud's machines may not know each other's names."""
 
 STATES = {
     **dict.fromkeys(("INIT", "PENDING", "SETTING_UP", "SUBMITTED", "STARTING", "RECOVERING"), "pending"),
@@ -73,10 +80,9 @@ class SkyPilot(Launcher):
     def render(self, spec: JobSpec) -> Submission:
         settings = self.settings
         secrets = [word for name in settings.secrets for word in ("--secret", name)]
-        if settings.managed:
-            words = ("sky", "jobs", "launch", "--name", spec.name)
-        else:
-            words = ("sky", "launch", "--cluster", spec.name, *(["--down"] if settings.down else []))
+        down = ["--down"] if settings.down else []
+        single = ["sky", "launch", "--cluster", spec.name, *down]
+        words = ["sky", "jobs", "launch", "--name", spec.name] if settings.managed else single
         command = (*words, "--yes", "--detach-run", *secrets, str(spec.run / FILE))
         return Submission(commands=(command,), files={FILE: _text(self._task(spec))})
 
@@ -106,8 +112,8 @@ class SkyPilot(Launcher):
         yield from elsewhere.lines((*self._logs(run), *([] if follow else ["--no-follow"])))
 
     def cancel(self, run: Path) -> None:
-        (run / elsewhere.CANCELLED).touch()
         said = jobs.noted(run, "skypilot")
+        (run / elsewhere.CANCELLED).touch()
         if said["managed"]:
             elsewhere.call(("sky", "jobs", "cancel", "--name", said["job"], "--yes"))
         elif self.settings.down:  # its processes end with its machines
@@ -125,10 +131,13 @@ class SkyPilot(Launcher):
             **_given(settings, "infra", "accelerators", "cpus", "memory", "use_spot", "disk_size", "image_id"),
             **({"job_recovery": {"recover_on_exit_codes": [75]}} if settings.managed else {}),
         }
-        # Where the restarts meet stands in a variable that the script makes, so the module fills it in.
-        command = elsewhere.command(spec, self._folder(spec.name), settings.python, there.MEETING)
+        command = elsewhere.command(spec, self._folder(spec.name), settings.python, "")
         script = RUN.format(
-            procs=spec.procs, port=elsewhere.PORT, python=shlex.quote(settings.python), module=there.__name__
+            procs=spec.procs,
+            port=elsewhere.PORT,
+            meeting=MEETING if spec.restarts else "",
+            python=shlex.quote(settings.python),
+            module=there.__name__,
         )
         return {
             "name": spec.name,
@@ -136,17 +145,19 @@ class SkyPilot(Launcher):
             **({"resources": resources} if resources else {}),
             **_given(settings, "workdir", "file_mounts", "volumes", "setup"),
             "envs": {there.PACKED: there.pack(command[3:], spec.environment)},
-            "run": script,
+            "run": _Script(script),
         }
 
     def _folder(self, name: str) -> str:
         """The run's folder there. Raises UserError where it would go with the machines, or each had its own."""
         settings = self.settings
-        kept = [*settings.volumes, *(path for path, what in settings.file_mounts.items() if not isinstance(what, str))]
+        kept = [*settings.volumes, *(path for path, what in settings.file_mounts.items() if _mounted(what))]
         folder = elsewhere.run_dir(settings.run_dir, kept, name)
         if not kept and (settings.nodes > 1 or settings.managed or settings.down):
             what = "what the run writes would be lost with the machines, and each machine would have its own"
-            cure = "set launcher.volumes or a bucket in launcher.file_mounts; one machine that stays: launcher.down=false"
+            cure = (
+                "set launcher.volumes or a bucket in launcher.file_mounts; one machine that stays: launcher.down=false"
+            )
             raise UserError.of(what, cure)
         return folder or f"runs/{name}"
 
@@ -160,15 +171,31 @@ class SkyPilot(Launcher):
         words = ("sky", "jobs", "queue", "--all") if said["managed"] else ("sky", "queue", said["job"])
         printed = elsewhere.call((*words, "--output", "json")).stdout
         start = re.search(r"^[\[{]", printed, re.MULTILINE)
-        table = json.loads(printed[start.start() :]) if start else []
-        records = table if said["managed"] else table.get(said["job"], []) if table else []
+        table = json.loads(printed[start.start() :]) if start else {}
+        records = table.get(said["job"], []) if isinstance(table, dict) else table
         mine = [record for record in records if record["job_name"] == said["job"]]
         return max(mine, key=lambda record: int(record["job_id"]), default=None)
 
 
+class _Script(str):
+    """Shown line by line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML of which scripts can be read."""
+
+
+_Dumper.add_representer(_Script, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+
+
 def _text(task: dict[str, Any]) -> str:
-    said: str = yaml.safe_dump(task, sort_keys=False, width=1 << 20, allow_unicode=False)
+    said: str = yaml.dump(task, Dumper=_Dumper, sort_keys=False, width=1 << 20, allow_unicode=False)
     return said
+
+
+def _mounted(what: Any) -> bool:
+    """True for a bucket that is written to; all else is a copy."""
+    return isinstance(what, dict) and str(what.get("mode", "MOUNT")).upper() != "COPY"
 
 
 def _given(settings: SkyPilotSettings, *keys: str) -> dict[str, Any]:

@@ -106,10 +106,10 @@ class Slurm(Launcher):
         said = f"job {job.number}: {state.lower()}{f' ({reason})' if reason not in ('', 'None') else ''}"
         if state in WAITING:
             return JobStatus("pending", said)
-        over = ended is not None and ended.state != "preempted"
-        if state in RUNNING and not over:
+        done = ended is not None and ended.state in ("completed", "stopped")
+        if state in RUNNING and not done:  # what failed or was preempted may still be queued again
             return JobStatus("running", said)
-        if not over and (_cancelled(run) or state == "CANCELLED"):
+        if not done and (_cancelled(run) or state == "CANCELLED"):
             return JobStatus("cancelled", said)
         if ended is not None:
             return ended

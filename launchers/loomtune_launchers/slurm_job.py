@@ -17,7 +17,7 @@ from typing import Any
 
 from loomtune.errors import Preempted, UserError
 from loomtune_launchers import jobs
-from loomtune_launchers.slurm_queue import Job
+from loomtune_launchers.slurm_queue import NO_ANSWER, Job
 
 NODE_COMMAND = "slurm.json"
 """In the run's folder: what starts the nodes, as a list, so that no value passes through the batch script's shell."""
@@ -35,7 +35,7 @@ PATIENCE = 60.0
 """Seconds in which the nodes of a job must answer, or one of them counts as lost."""
 
 GONE = 300.0
-"""Seconds after a requeue in which Slurm is expected to end this process."""
+"""Seconds in which a controller that is away is expected back, and Slurm to end this process after a requeue."""
 
 
 def main(arguments: list[str]) -> int:
@@ -90,9 +90,9 @@ class Batch:
         result = self._result()
         if result.get("status") in ("completed", "stopped"):
             return int(result["error"] is not None)
-        asked = result.get("status") == "preempted"
+        asked = result.get("status") == "preempted" or code == Preempted.exit_code
         code = Preempted.exit_code if asked else code or 1
-        if code == UserError.exit_code or (self.run / CANCELLED).exists() or self.job.state()[0] != "RUNNING":
+        if code == UserError.exit_code or (self.run / CANCELLED).exists() or self._state() != "RUNNING":
             return code  # a job that is ending already has been decided about: by Slurm, or by who cancelled it
         why = "the run was asked to leave" if asked else self._innocent()
         if not why:
@@ -104,6 +104,13 @@ class Batch:
         _told(f"{why}; the job is queued again, {self.starts + 1} of {self.spec.requeues} times", code)
         time.sleep(GONE)
         return code
+
+    def _state(self) -> str:
+        """Slurm's word for this job; a controller that is away for a moment is waited for."""
+        until = time.monotonic() + GONE
+        while (state := self.job.state()[0]) == NO_ANSWER and time.monotonic() < until:
+            time.sleep(10)
+        return state
 
     def _innocent(self) -> str:
         """What ended a run that did not end by itself; empty where nothing is known that did."""

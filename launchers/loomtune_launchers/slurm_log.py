@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,9 +17,9 @@ EVERY = 3.0
 
 def lines(run: Path, output: Path, active: Callable[[], bool] | None) -> Iterator[str]:
     """The script's lines, then the ranks' in order of time. active: follow both while it says so."""
-    own = _Tail(output)
+    own = _Own(run, output)
     if active is None:
-        yield from own.new()
+        yield from own.lines(last=True)
         yield from ranklogs.merged(run)
         return
     asked = Seldom(active)
@@ -28,12 +29,11 @@ def lines(run: Path, output: Path, active: Callable[[], bool] | None) -> Iterato
         ended = False
         while not ended:
             time.sleep(ranklogs.EVERY)
-            yield from own.new()
             while not ended and not ranks.empty():
                 line = ranks.get()
                 ended = line is None
                 yield from [] if line is None else [line]
-        yield from own.new()
+            yield from own.lines(last=ended)
     finally:
         asked.left = True
 
@@ -59,16 +59,35 @@ def _read(run: Path, over: Callable[[], bool], into: queue.SimpleQueue[str | Non
         into.put(None)
 
 
-class _Tail:
-    """Whole lines of the script's file, each given once."""
+class _Own:
+    """Lines of the script's file without those of rank 0, which an agent repeats there for whoever looks at it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+    def __init__(self, run: Path, output: Path) -> None:
+        self._run, self._path, self._offset = run, output, 0
+        self._waiting: list[str] = []
+        self._repeated: Counter[str] = Counter()
+        self._tails: dict[Path, ranklogs.Tail] = {}
 
-    def new(self) -> Iterator[str]:
-        if self._path.is_file():
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                for line in file:
-                    self._offset += len(line)
-                    yield line.decode(errors="replace").rstrip("\n")
+    def lines(self, last: bool) -> Iterator[str]:
+        """Those that have come up to the last call, so that rank 0's own file has had time; or all that there are."""
+        new = self._new()
+        waiting, self._waiting = [*self._waiting, *(new if last else [])], [] if last else new
+        for attempt in ranklogs.attempts(self._run):
+            path = attempt / "0" / ranklogs.FILE
+            if path.is_file():
+                tail = self._tails.setdefault(path, ranklogs.Tail(path))
+                self._repeated.update(record.text for record in tail)
+        for line in waiting:
+            if self._repeated[line] > 0:
+                self._repeated[line] -= 1
+            else:
+                yield line
+
+    def _new(self) -> list[str]:
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            found = file.readlines()
+        self._offset += sum(map(len, found))
+        return [line.decode(errors="replace").rstrip("\n") for line in found]

@@ -30,7 +30,7 @@ class Job:
     @classmethod
     def parse(cls, parsable: str) -> Job:
         """Of what `sbatch --parsable` printed."""
-        number, _, cluster = parsable.strip().partition(";")
+        number, _, cluster = parsable.strip().rpartition("\n")[2].partition(";")
         assert number.isdigit(), f"sbatch printed {parsable!r}"
         return cls(number, cluster)
 
@@ -46,20 +46,24 @@ class Job:
 
         ("UNKNOWN", why) where the controller does not answer.
         """
+        return self._states()[-1]
+
+    def active(self) -> bool:
+        """Whether it, or an item of it, waits, runs, or is being ended, or nobody can tell."""
+        return any(state in (*WAITING, *RUNNING, NO_ANSWER) for state, _ in self._states())
+
+    def _states(self) -> list[tuple[str, str]]:
+        """Of every item where it is an array, and else of one."""
         queue = ["squeue", *self._on(), "--noheader", "--array", "--states=all", f"--jobs={self.number}"]
         asked = _done([*queue, "--format=%T|%r"])
         if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
-            return NO_ANSWER, asked.stderr.strip() if asked else "squeue does not answer"
+            return [(NO_ANSWER, asked.stderr.strip() if asked else "squeue does not answer")]
         said = asked.stdout.strip() if not asked.returncode else ""
         if not said:
             records = ["sacct", *self._on(), "--noheader", "--parsable2", "--allocations", f"--jobs={self.number}"]
             said = _asked([*records, "--format=State,Reason"])
-        state, _, reason = said.splitlines()[-1].partition("|") if said else ("", "", "")
-        return state.partition(" ")[0], reason  # sacct: `CANCELLED by 0`
-
-    def active(self) -> bool:
-        """Whether it waits, runs, or has processes that are being ended, or nobody can tell."""
-        return self.state()[0] in (*WAITING, *RUNNING, NO_ANSWER)
+        lines = [line.partition("|") for line in said.splitlines() or [""]]
+        return [(state.partition(" ")[0], reason) for state, _, reason in lines]  # sacct: `CANCELLED by 0`
 
     def preempted(self) -> bool:
         """Whether a job of more weight has asked it to leave."""

@@ -19,8 +19,9 @@ import psutil
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import RunFailed, UserError
 from loomtune_launchers import jobs, ranklogs
+from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.remote import LAST, SLACK
-from loomtune_launchers.ssh_group import Asked, Group, say
+from loomtune_launchers.ssh_group import Group
 from loomtune_launchers.ssh_hosts import chosen, parse, slots
 from loomtune_launchers.ssh_settings import SshSettings
 
@@ -89,15 +90,17 @@ class Ssh(Launcher):
         return attempt
 
     def status(self, run: Path) -> JobStatus:
+        ended = jobs.ended(run)
+        if ended and not (run / jobs.RECORD).is_file():
+            return ended
         said = jobs.noted(run, "ssh")
         where = f"process {said['pid']} on {said['host']}"
-        if ended := jobs.ended(run):
-            return ended
-        if (run / CANCELLED).exists() and said["over"]:
-            return JobStatus("cancelled", where)
-        if said["host"] != socket.gethostname():
-            return JobStatus("failed", "no result") if said["over"] else JobStatus("unknown", f"{where}: ask there")
-        return JobStatus("running" if _lives(said) else "failed", where)
+        if _lives(said):
+            return JobStatus("running", where)
+        if (run / CANCELLED).exists() and (ended is None or ended.state == "preempted"):
+            return JobStatus("cancelled", ended.detail if ended else where)
+        known = said["over"] or said["host"] == socket.gethostname()
+        return ended or JobStatus("failed" if known else "unknown", where)
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         return ranklogs.merged(run, follow, lambda: self.status(run).state not in ("running", "unknown"))
@@ -161,7 +164,9 @@ def _this_process() -> dict[str, Any]:
 def _lives(said: dict[str, Any]) -> bool:
     """Whether the process that was written down runs on this host; its number may be another's by now."""
     with suppress(psutil.Error):
-        return not said["over"] and bool(psutil.Process(said["pid"]).create_time() == said["began"])
+        process = psutil.Process(said["pid"])
+        same = bool(process.create_time() == said["began"] and process.status() != psutil.STATUS_ZOMBIE)
+        return same and not said["over"]
     return False
 
 

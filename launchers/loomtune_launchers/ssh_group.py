@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
-from types import FrameType
 from typing import Any
 
 from loomtune.errors import UserError
 from loomtune_launchers import ssh_faults
+from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.remote import LAST, SLACK, beat_every
 from loomtune_launchers.ssh_hosts import LOOPBACK, Host
 from loomtune_launchers.ssh_link import Link
@@ -23,37 +19,8 @@ TICK = 0.2
 STARTING = 30
 """Seconds beyond patience, which bounds connecting, for Python to start there: from a shared disk that may be long."""
 
-SETTLE = 3
+SETTLE = 5
 """Seconds in which the others may end by themselves when one has failed, and say why in their own words."""
-
-
-class Asked(AbstractContextManager["Asked"]):
-    """How often this process was asked to end: by a signal, or by what `also` says, which counts once."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def __init__(self, also: Callable[[], bool]) -> None:
-        self._also = also
-        self._heard = 0
-        self._before: dict[int, Any] = {}
-
-    @property
-    def times(self) -> int:
-        """0: not yet."""
-        return max(self._heard, int(self._also()))
-
-    def __enter__(self) -> Asked:
-        if threading.current_thread() is threading.main_thread():
-            heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup
-            self._before = {number: signal.signal(number, self._hear) for number in heard}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._heard += 1
 
 
 class Group:
@@ -166,7 +133,7 @@ class Group:
             self._stop_at = min(self._stop_at, time.monotonic() + grace + SLACK)
         elif not self.cause and not self._told:
             self.cause, self.tail = _cause(link, self.patience), list(link.tail)
-            self._stop_at = min(self._stop_at, time.monotonic() + SETTLE)
+            self._stop_at = min(self._stop_at, time.monotonic() + (0 if gone else SETTLE))
 
 
 def _cause(link: Link, patience: float) -> str:
@@ -174,11 +141,5 @@ def _cause(link: Link, patience: float) -> str:
     if link.lost:
         return f"nothing was heard of {host} for {patience:g} s"
     if link.code == 255:
-        return f"the connection to {host} was lost"
+        return f"the connection to {host} was lost, or what ran there was killed"
     return f"{host} ended first, with exit code {link.code}"
-
-
-def say(text: str) -> None:
-    """A line of ours on the terminal."""
-    with suppress(OSError):  # the terminal may have been closed; the run goes on, or ends in order
-        print(f"loomtune: {text}", file=sys.stderr, flush=True)  # noqa: T201

@@ -176,14 +176,11 @@ def _kernel(pid: int) -> str:
 
 def flight_recorder(beats: Path) -> dict[str, str]:
     """What makes NCCL keep a record of its collectives, and write it when its pipe is written to, or at a time-out."""
-    trace = str(beats / TRACE)
-    files = dict.fromkeys(("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"), trace)
     return {
         "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": str(beats / TRACE),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": f"{trace}.pipe.",
-        **files,
+        "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": str(beats / f"{TRACE}.pipe."),
     }
 
 

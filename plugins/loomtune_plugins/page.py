@@ -29,6 +29,7 @@ figcaption { font-weight: 600; font-size: 14px; margin-bottom: 4px; overflow-wra
 figure svg { width: 100%; height: auto; display: block; }
 summary { font-size: 17px; font-weight: 600; margin: 40px 0 12px; cursor: pointer; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 13px; }
+th { padding: 6px 16px; text-align: left; color: var(--soft); font-weight: 600; }
 td { padding: 6px 16px; border-top: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 tr:first-child td { border-top: 0; }
 td:first-child { color: var(--soft); width: 40%; }

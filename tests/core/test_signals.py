@@ -70,13 +70,21 @@ def test_a_signal_asks_and_does_not_end(number: signal.Signals) -> None:
 
 
 def test_a_second_signal_ends_the_process_but_a_repeated_warning_does_not() -> None:
-    with python(LISTENING) as process:
+    with python("import loomtune.signals; loomtune.signals.TOGETHER = 0.0\n" + LISTENING) as process:
         said(process, ask=False)
-        for _ in range(2):
-            process.send_signal(signal.SIGUSR1)
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            process.send_signal(number)
             assert said(process) == "True"
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 1
+
+
+def test_what_a_scheduler_and_torchrun_say_at_once_is_one_request() -> None:
+    with python("import loomtune.signals; loomtune.signals.TOGETHER = 60.0\n" + LISTENING) as process:
+        said(process, ask=False)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            process.send_signal(number)
+            assert said(process) == "True"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loomtune.contracts import JobSpec
+from loomtune.contracts import JobSpec, JobStatus
 from loomtune.errors import UserError
-from loomtune_launchers import local
+from loomtune_launchers import jobs, local, ranklogs
 from loomtune_launchers.local import Local
 from loomtune_launchers.settings import LocalSettings
 
@@ -85,18 +86,37 @@ def test_rendering_is_pure_and_is_what_is_run(tmp_path: Path) -> None:
 
 
 def test_the_status_is_that_of_the_result_and_before_it_of_the_process(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="was not started by launcher=local"):
+        launcher().status(tmp_path)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        began = psutil.Process(process.pid).create_time()
+        jobs.note(tmp_path, "local", pid=process.pid, host=socket.gethostname(), began=began)
+        assert launcher().status(tmp_path).state == "running"
+        process.kill()
     assert launcher().status(tmp_path).state == "failed"
-    (tmp_path / "launcher.json").write_text(json.dumps({"pid": os.getpid()}))
-    assert launcher().status(tmp_path).state == "running"
-    (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
-    assert launcher().status(tmp_path).state == "completed"
+    ended(tmp_path, "completed")
+    assert launcher().status(tmp_path) == JobStatus("completed", "step 3")
 
 
-def test_logs_are_all_ranks_lines(tmp_path: Path) -> None:
-    for rank in "01":
-        (tmp_path / "logs" / "attempt" / rank).mkdir(parents=True)
-        (tmp_path / "logs" / "attempt" / rank / "stderr.log").write_text(f"rank {rank}\n")
-    assert list(launcher().logs(tmp_path)) == ["rank 0", "rank 1"]
+def ended(run: Path, status: str) -> None:
+    (run / "result.json").write_text(json.dumps({"status": status, "step": 3, "metrics": {}, "error": None}))
+
+
+def test_the_status_of_a_run_by_hand_is_that_of_its_result(tmp_path: Path) -> None:
+    ended(tmp_path, "stopped")
+    assert launcher().status(tmp_path).state == "stopped"
+
+
+def test_a_process_that_has_the_number_by_chance_is_not_the_run_s(tmp_path: Path) -> None:
+    jobs.note(tmp_path, "local", pid=os.getpid(), host=socket.gethostname(), began=1.0)
+    assert launcher().status(tmp_path).state == "failed"
+
+
+def test_nothing_is_known_of_the_processes_of_another_machine(tmp_path: Path) -> None:
+    jobs.note(tmp_path, "local", pid=os.getpid(), host="elsewhere", began=1.0)
+    assert launcher().status(tmp_path).state == "unknown"
+    with pytest.raises(UserError, match="cancel it there"):
+        launcher().cancel(tmp_path)
 
 
 WORKER = """
@@ -105,13 +125,16 @@ from pathlib import Path
 from loomtune.signals import die_with_parent
 die_with_parent()
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
+print("here", flush=True)
 def asked(number, frame):
+    print("asked", flush=True)
     with (folder / f"asked.{rank}").open("a") as file:
         file.write(f"{number}\\n")
     if (folder / "leaves").exists():
         (folder / f"left.{rank}").touch()
         os._exit(0)
 signal.signal(signal.SIGTERM, asked)
+signal.signal(signal.SIGUSR1, asked)
 (folder / f"pid.{rank}.new").write_text(str(os.getpid()))
 (folder / f"pid.{rank}.new").rename(folder / f"pid.{rank}")
 while True:
@@ -121,10 +144,12 @@ while True:
 LAUNCH = """
 import sys
 from pathlib import Path
-from loomtune.contracts import JobSpec
+from loomtune.contracts import JobSpec, JobStatus
 from loomtune_launchers.local import Local
 from loomtune_launchers.settings import LocalSettings
-job = JobSpec(run=Path(sys.argv[1]), module="patient_rank", procs=int(sys.argv[2]), grace=int(sys.argv[3]))
+run = Path(sys.argv[1])
+named = {"procs": int(sys.argv[2]), "grace": int(sys.argv[3])}
+job = JobSpec(run=run, arguments=(str(run),), module="patient_rank", **named)
 Local(LocalSettings()).submit(job)
 """
 
@@ -178,7 +203,8 @@ def test_a_polite_signal_reaches_each_rank_once_and_is_waited_for(procs: int, tm
     with launched(tmp_path, procs) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
-    assert [path.read_text() for path in sorted(tmp_path.glob("asked.?"))] == [f"{signal.SIGTERM.value}\n"] * procs
+    number = signal.SIGTERM if procs == 1 else signal.SIGUSR1  # from an agent the one that may come twice
+    assert [path.read_text() for path in sorted(tmp_path.glob("asked.?"))] == [f"{number.value}\n"] * procs
     assert len(list(tmp_path.glob("left.?"))) == procs
     assert "stopping; up to 30 s for a last checkpoint" in (tmp_path / "log").read_text()
 
@@ -200,6 +226,7 @@ def test_a_cancelled_run_is_asked_to_end(tmp_path: Path) -> None:
         launcher().cancel(tmp_path)
         assert process.wait(PATIENCE) == 0
     assert (tmp_path / "left.0").exists()
+    assert launcher().status(tmp_path).state == "cancelled" and (tmp_path / "cancelled").exists()
     launcher().cancel(tmp_path)
 
 
@@ -210,15 +237,45 @@ def test_a_cancelled_run_that_does_not_end_is_ended(tmp_path: Path) -> None:
     assert (tmp_path / "asked.0").exists()
 
 
-def test_what_is_submitted_has_the_job_s_environment_and_not_the_outer_job_s(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("procs", [1, 2])
+def test_what_is_submitted_has_the_job_s_environment_literally_and_not_the_outer_job_s(
+    procs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "telling.py").write_text(
-        "import json, os, sys; open(sys.argv[1] + '/told', 'w').write(json.dumps(dict(os.environ)))"
+        "import json, os, sys\n"
+        "if os.environ.get('RANK', '0') == '0':\n"
+        "    open(sys.argv[1] + '/told', 'w').write(json.dumps([dict(os.environ), sys.argv[2:]]))"
     )
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    launcher().submit(JobSpec(run=tmp_path, module="telling", environment={"WARP": "weft"}))
-    told = json.loads((tmp_path / "told").read_text())
-    assert told["WARP"] == "weft" and "RANK" not in told
+    (tmp_path / "cancelled").touch()
+    hostile = "'\"$(touch /tmp/never)`id`\n$HOME\\; \u00e9 \t#"
+    job = {"run": tmp_path, "arguments": (str(tmp_path), hostile), "module": "telling"}
+    launcher().submit(JobSpec(**job, procs=procs, environment={"WARP": hostile}))
+    told, words = json.loads((tmp_path / "told").read_text())
+    assert told["WARP"] == hostile and words == [hostile] and told.get("RANK") != "3"
+    assert not (tmp_path / "cancelled").exists(), "a new start takes it away"
     assert json.loads((tmp_path / "launcher.json").read_text())["launcher"] == "local"
+
+
+def test_what_a_single_process_says_is_kept_where_no_terminal_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talking.py").write_text("import sys; print('warp'); print('weft', file=sys.stderr, end='')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    launcher().submit(JobSpec(run=tmp_path, arguments=(), module="talking"))
+    heard = capfd.readouterr()
+    assert (heard.out, heard.err) == ("warp\n", "weft")
+    assert sorted(line.split(" | ")[1] for line in launcher().logs(tmp_path)) == ["warp", "weft"]
+    assert [path.name for path in ranklogs.attempts(tmp_path)[0].iterdir()] == ["0"]
+
+
+def test_logs_are_followed_until_the_process_has_ended(tmp_path: Path) -> None:
+    (tmp_path / "leaves").touch()
+    with launched(tmp_path, 1) as (process, _):
+        with pytest.raises(UserError):
+            launcher().logs(tmp_path / "other")
+        lines = launcher().logs(tmp_path, follow=True)
+        assert next(lines).endswith("| here")
+        process.send_signal(signal.SIGTERM)
+        assert [line.split(" | ")[1] for line in lines] == ["asked"]

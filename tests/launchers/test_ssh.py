@@ -21,7 +21,7 @@ import pytest
 
 from loomtune.contracts import JobSpec
 from loomtune.errors import RunFailed, UserError
-from loomtune_launchers import jobs
+from loomtune_launchers import jobs, remote
 from loomtune_launchers.ssh import CANCELLED, Ssh
 from loomtune_launchers.ssh_settings import SshSettings
 
@@ -47,6 +47,7 @@ from dataclasses import asdict
 from pathlib import Path
 from loomtune_launchers import jobs, remote, torchrun
 host, version, remote.VISIBLE = sys.argv[1], importlib.metadata.version, 0
+remote.LAST = float(os.environ.get("LAST", "0.5"))
 if host == "blind":
     jobs.RECORD = "nothing"
 if host == "old":
@@ -87,9 +88,11 @@ LAUNCH = """
 import json, sys
 from pathlib import Path
 from loomtune.errors import LoomtuneError
+from loomtune_launchers import ssh_group
 from loomtune_launchers.ssh import Ssh
 from loomtune_launchers.ssh_settings import SshSettings
 from loomtune.contracts import JobSpec
+ssh_group.SETTLE, ssh_group.LAST = 0.2, 0.5
 settings = SshSettings(**json.loads(sys.argv[2]))
 hosts = len(settings.hosts)
 job = JobSpec(run=Path(sys.argv[1]), module="patient_agent", arguments=(sys.argv[1],), nodes=(hosts, hosts),
@@ -126,7 +129,7 @@ def launcher(*hosts: str, **settings: object) -> Ssh:
 @contextmanager
 def launched(run: Path, *hosts: str, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
     """A launcher in a process of its own, whose agents have started, unless it has ended."""
-    said = json.dumps({"hosts": hosts, "address": "localhost.localdomain", **settings})
+    said = json.dumps({"hosts": hosts, "address": "192.0.2.1", **settings})
     with (run / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", LAUNCH, str(run), said], stdout=log, stderr=log)
     try:
@@ -149,7 +152,7 @@ def wait(until: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 
 def there(run: Path) -> list[int]:
-    """Processes of the other sides that live: of each host the agent, the side itself, and a child in its own session."""
+    """Processes of the other sides that live: of each host the agent, the side, a child in its own session."""
     pids = [int(pid) for path in run.glob("pids.*") for pid in path.read_text().split()]
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
@@ -170,9 +173,9 @@ def test_all_hosts_meet_at_the_first_and_what_they_say_is_heard(run: Path) -> No
         assert process.wait(PATIENCE) == 0, log(run)
     one, other = (json.loads((run / f"met.{host}").read_text()) for host in ("one", "talking"))
     assert one["hosts"] and not other["hosts"]
-    assert one["endpoint"] == other["endpoint"] and one["endpoint"].startswith("localhost.localdomain:")
+    assert one["endpoint"] == other["endpoint"] and one["endpoint"].startswith("192.0.2.1:")
     assert one["attempt"] == other["attempt"] == json.loads((run / "launcher.json").read_text())["attempt"]
-    assert (one["address"], other["address"]) == ("localhost.localdomain", "10.0.0.2")
+    assert (one["address"], other["address"]) == ("192.0.2.1", "10.0.0.2")
     assert {"this is one", "warning of one", "this is talking"} <= set(log(run).splitlines())
     assert "welcome" not in log(run) and "\0" not in log(run)
     assert not there(run)
@@ -196,15 +199,14 @@ def test_what_is_rendered_is_pure_and_holds_no_value_of_the_user_s(tmp_path: Pat
     assert not any("WARP" in word or "touch" in word for command in once.commands for word in command)
 
 
-def test_values_arrive_as_they_are(run: Path) -> None:
+def test_values_arrive_as_they_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wild = {"WARP": 'a\'b "c" $(touch x)\n`d`; \\n * é \x01'}
     (run.parent / "telling.py").write_text(
         "import json, os, sys; open(sys.argv[1] + '/told', 'w').write(json.dumps([dict(os.environ), sys.argv]))"
     )
     job = JobSpec(run=run, module="telling", arguments=(str(run), "two words", "$(x)\n"), environment=wild)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RANK", "3")
-        launcher("one").submit(job)
+    monkeypatch.setenv("RANK", "3")
+    launcher("one", address="192.0.2.1").submit(job)
     environment, arguments = json.loads((run / "told").read_text())
     assert environment["WARP"] == wild["WARP"] and "RANK" not in environment
     assert arguments[1:] == [str(run), "two words", "$(x)\n", "one"]
@@ -222,7 +224,11 @@ def test_a_host_that_fails_ends_the_others_and_is_named(run: Path) -> None:
         assert not there(run)
 
 
-def test_nothing_runs_there_10_seconds_after_the_launcher_was_killed(run: Path) -> None:
+@pytest.mark.parametrize("last", ["0.5", pytest.param(str(remote.LAST), marks=pytest.mark.slow)])
+def test_nothing_runs_there_10_seconds_after_the_launcher_was_killed(
+    last: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAST", last)
     with launched(run, "one", "two") as process:
         assert len(there(run)) == 6
         process.kill()
@@ -259,6 +265,7 @@ def test_a_host_that_does_not_leave_is_ended_after_the_grace(run: Path) -> None:
     assert (run / "asked.one").exists()
 
 
+@pytest.mark.slow
 def test_a_launcher_that_says_nothing_for_long_is_given_up(run: Path) -> None:
     with launched(run, "one", patience=2) as process:
         process.send_signal(signal.SIGSTOP)
@@ -267,6 +274,7 @@ def test_a_launcher_that_says_nothing_for_long_is_given_up(run: Path) -> None:
         process.wait(PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_host_that_says_nothing_for_long_is_given_up_and_named(run: Path) -> None:
     with launched(run, "one", "two", patience=2) as process:
         side = int((run / "pids.two").read_text().split()[1])
@@ -322,6 +330,7 @@ def test_a_run_can_be_asked_after_and_ended_from_another_process(run: Path) -> N
     launcher().cancel(run)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_ended_from_another_host(run: Path) -> None:
     (run / "leaves").touch()
     with launched(run, "one") as process:
@@ -330,8 +339,10 @@ def test_a_run_can_be_ended_from_another_host(run: Path) -> None:
         assert launcher().status(run).state == "unknown"
         launcher().cancel(run)
         assert process.wait(PATIENCE) == 0
+    assert launcher().status(run).state == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_that_does_not_end_is_ended(run: Path) -> None:
     with launched(run, "one", grace=600) as process:
         Ssh(SshSettings(hosts=["one"], grace=-12)).cancel(run)
@@ -339,7 +350,7 @@ def test_a_cancelled_run_that_does_not_end_is_ended(run: Path) -> None:
         wait(lambda: not there(run), seconds=10)
 
 
-@pytest.mark.parametrize(("requeues", "starts"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize(("requeues", "starts"), [(0, 1), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_run_that_others_asked_to_leave_starts_again_so_often(requeues: int, starts: int, run: Path) -> None:
     (run.parent / "patient_agent.py").write_text(PREEMPTED)
     with launched(run, "one", requeues=requeues) as process:

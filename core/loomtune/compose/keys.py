@@ -38,13 +38,13 @@ class Keys:
         return isinstance(node, DictConfig) and leaf in node
 
     def is_new(self, key: str) -> bool:
-        """True where the key is to be made in a mapping whose keys are the user's own (`launcher.environment`)."""
+        """True where the key is a mapping whose keys are the user's own (`launcher.environment`), or one within it."""
         parent = key
         while "." in parent and not self.exists(parent):
             parent = parent.rpartition(".")[0]
         node = self._node(parent)
         mapping = isinstance(node, DictConfig) and not dataclasses.is_dataclass(OmegaConf.get_type(node))
-        return parent != key and parent not in AXIS_NAMES and mapping
+        return parent not in AXIS_NAMES and mapping
 
     def _node(self, key: str) -> Any:
         try:
@@ -55,7 +55,7 @@ class Keys:
     def _mistyped(self, override: Override) -> Fault | None:
         trial, key = self.config.copy(), override.key_or_group
         try:
-            OmegaConf.update(trial, key, override.value())
+            OmegaConf.update(trial, key, override.value(), force_add=self.is_new(key))
         except OmegaConfBaseException as error:
             told, listed = str(error).splitlines()[0], isinstance(override.value(), str) and "ListConfig" in str(error)
             cure = f"write a list, {key}=[{override.value()}]: " if listed else ""

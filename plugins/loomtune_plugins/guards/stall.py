@@ -122,6 +122,6 @@ class Beats:
     def close(self) -> None:
         """No more is to be expected of this process."""
         self._path.unlink(missing_ok=True)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         faulthandler.unregister(signal.SIGUSR2)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self._stacks.close()

@@ -1,7 +1,11 @@
 """A process that makes no step ends itself, and says where it hung."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,3 +68,25 @@ def test_whoever_waits_for_rows_is_alive(tmp_path: Path) -> None:
     guard.waits()
     assert guard._last > before
     guard.finished(SimpleNamespace())
+
+
+def test_an_agent_that_watches_gets_signs_of_life_and_stacks_and_has_a_minute_to_act(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOMTUNE_HEARTBEATS", str(tmp_path))
+    guard = Stall(StallSettings(seconds=7.0))
+    assert guard._allowed == 7.0
+    guard.started(SimpleNamespace(folder=tmp_path, world=SimpleNamespace(rank=3), step=11))
+    assert guard._allowed == 67.0
+    began = json.loads((tmp_path / "3").read_text())
+    assert (began["seconds"], began["step"]) == (7.0, 11) and 0 <= time.monotonic() - began["beat"] < 60
+    guard.judge(12, 1.0, 1.0)
+    guard.waits()
+    last = json.loads((tmp_path / "3").read_text())
+    assert last["step"] == 12 and last["beat"] > began["beat"]
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert "test_an_agent_that_watches" in (tmp_path / "3.stacks").read_text()
+    guard.finished(SimpleNamespace())
+    assert not (tmp_path / "3").exists(), "nothing more is to be expected of this process"
+    os.kill(os.getpid(), signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)

@@ -49,11 +49,8 @@ def compared(folders: Sequence[Path], out: Path | None, goal: Goal) -> None:
     if failed := shown.failures(found):
         lines += ["", "Failed:", *failed]
     if winner:
-        lines += [
-            "",
-            f"Best: {winner.folder.name}, {goal.metric} {shown.number(winner.value)}",
-            f"    {shown.command(winner)}",
-        ]
+        value = f"{goal.metric} {shown.number(winner.value)}"
+        lines += ["", f"Best: {winner.folder.name}, {value}", f"    {shown.command(winner)}"]
     print("\n".join(lines))
     if out is None:
         return
@@ -65,15 +62,17 @@ def compared(folders: Sequence[Path], out: Path | None, goal: Goal) -> None:
         "best": winner.folder.name if winner else None,
         "runs": [_described(row, keys) for row in found],
         "over_seeds": [
-            {"settings": dict(one.settings), "values": one.values, "mean": one.mean, "spread": one.spread}
-            for one in made
+            {"settings": dict(group.settings), "values": group.values, "mean": group.mean, "spread": group.spread}
+            for group in made
         ],
     }
     (out / "comparison.json").write_text(json.dumps(described, indent=1, default=str) + "\n")
     (out / "comparison.md").write_text("\n".join(lines) + "\n")
     (out / "comparison.html").write_text(shown.html(title, found, keys, made, goal), encoding="utf-8")
     if winner:
-        (out / "best.yaml").write_text(yaml.safe_dump(_best(winner, goal), sort_keys=False, allow_unicode=True))
+        (out / "best.yaml").write_text(
+            yaml.safe_dump(_best(winner, goal), sort_keys=False, allow_unicode=True, width=1000)
+        )
     print(f"\nall of it, with curves: {out / 'comparison.html'}")
 
 

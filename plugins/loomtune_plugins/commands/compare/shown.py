@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -51,10 +51,9 @@ def markdown(cells: Cells) -> list[str]:
     """An aligned table. What would break its lines is written as its escape."""
     clean = [["" if cell == "" else _one_line(cell) for cell in row] for row in cells]
     widths = [max(3, *(len(row[column]) for row in clean)) for column in range(len(clean[0]))]
-    lines = [
-        "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in clean
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    head, *body = [" | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in clean]
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return [f"| {head} |", f"|{rule}|", *(f"| {line} |" for line in body)]
 
 
 def _one_line(cell: str) -> str:
@@ -75,9 +74,8 @@ def command(row: Row) -> str:
 def html(title: str, found: Sequence[Row], keys: Sequence[str], made: Sequence[Group], goal: Goal) -> str:
     """One page that needs nothing beside it."""
     chosen = [key for key in keys if key != "seed"][:_FEW]
-    across = [
-        (f"{goal.metric} by {key}", charts.against(key, points)) for key in chosen if (points := _points(found, key))
-    ]
+    known = {key: points for key in chosen if (points := _points(found, key))}
+    across = [(f"{goal.metric} by {key}", charts.against(key, points)) for key, points in known.items()]
     return page.document(
         title,
         page.heading(title, f"{goal.mode} {goal.metric}", None),
@@ -98,14 +96,9 @@ def _curves(found: Sequence[Row], keys: Sequence[str], goal: Goal) -> list[tuple
     """All runs in one plot: of the metric, and of the loss where that is another."""
     drawn = []
     for one in dict.fromkeys([goal, Goal("loss")]):
-        curves = {row: [(float(step), value) for step, value in one.curve(row.lines).items()] for row in found}
-        finite = {
-            _label(row, keys): _finite(curve)
-            for row, curve in zip(found, curves.values(), strict=True)
-            if _finite(curve)
-        }
-        if finite:
-            drawn.append((one.metric, charts.together(one.metric, finite)))
+        curves = {_label(row, keys): _finite(one.curve(row.lines)) for row in found}
+        if known := {label: curve for label, curve in curves.items() if curve}:
+            drawn.append((one.metric, charts.together(one.metric, known)))
     return drawn
 
 
@@ -114,18 +107,16 @@ def _label(row: Row, keys: Sequence[str]) -> str:
     return f"{varied or row.folder.name} ({row.folder.name[:6]})".replace("$", r"\$")
 
 
-def _finite(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(step, value) for step, value in curve if abs(value) != float("inf")]
+def _finite(curve: Mapping[int, float]) -> list[tuple[float, float]]:
+    return [(float(step), value) for step, value in curve.items() if abs(value) != float("inf")]
 
 
 def _rows(title: str, cells: Cells) -> str:
     if not cells:
         return ""
-    head, *rows = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in cells]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f"<section><h2>{escape(title)}</h2><table><tr><b>{head.replace('td>', 'th>')}</b></tr>{body}</table></section>"
-    )
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in cells[0])
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells[1:])
+    return f"<section><h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead>{body}</table></section>"
 
 
 def _wide(drawn: Sequence[tuple[str, str]]) -> str:

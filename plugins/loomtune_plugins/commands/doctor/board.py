@@ -7,14 +7,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+PAUSE = 0.1
+"""Seconds between two looks: a wait within the store would not hear of signals, and prints when it ends in vain."""
+
 SLICE = 1.0
-"""Seconds of one wait within the store, between which Python hears of signals."""
+"""Seconds of one wait for a thread, between which Python hears of signals."""
 
 
 class Board:
@@ -42,11 +44,11 @@ class Board:
 
     def _there(self, keys: list[str], seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            with suppress(dist.DistStoreError):
-                self.store.wait(keys, timedelta(seconds=max(0.01, min(SLICE, left))))
-                return True
-        return False
+        while not self.store.check(keys):
+            if time.monotonic() > until:
+                return False
+            time.sleep(PAUSE)
+        return True
 
 
 def met(rank: int, size: int, seconds: float) -> tuple[dist.Store, dist.Store]:

@@ -13,6 +13,8 @@ CLOCK_FAULT, CLOCK_WARNING = 1.0, 0.1
 LAME, LIMPING = 0.5, 0.75
 """Shares of what is usual below which a node is slow, or seems so."""
 
+SILENT = "said nothing any more"
+
 SLOW_LINK = 1e9 / 8
 FAR = 5.0
 """How many times the usual latency is much."""
@@ -38,7 +40,7 @@ def lost(answers: Answers, troubles: Sequence[Mapping[str, Any]], expected: Mapp
             yield Finding(
                 FAULT, what, f"look at what its ranks printed; {name} may lack memory, or files of the environment"
             )
-    for trouble in troubles:
+    for trouble in sorted(troubles, key=lambda trouble: trouble["error"] != SILENT):  # the others only waited for them
         yield _trouble(answers, trouble)
 
 
@@ -47,11 +49,13 @@ def _trouble(answers: Answers, trouble: Mapping[str, Any]) -> Finding:
     if phase == "coming":
         what = f"rank {', '.join(map(str, ranks))} of {_about(answers, ranks)} did not come: {error}"
         return Finding(FAULT, what, "look at what they printed; every node must reach rank 0's host and port")
-    where = "; ".join(f"rank {rank} ({answers.node(rank)})" for rank in ranks[:8])
+    where = ", ".join(f"rank {rank} ({answers.node(rank)})" for rank in ranks[:8])
     network = ("group", "clocks", "collectives", "pairs")
     cure = "look at what these ranks printed"
     if phase in network:
         cure = "open all ports between the nodes, and name the right interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+    if error == SILENT:
+        cure = "see whether the node lives and can be reached, and what its ranks printed"
     return Finding(FAULT, f"{phase}: {where}: {error}", cure)
 
 
@@ -128,8 +132,8 @@ def links(answers: Answers) -> Iterator[Finding]:
 def scores(answers: Answers, what: str, middle: Any) -> dict[str, float]:
     """Node to the middle of its pairs.
 
-    A pair is as slow as the slower of its two. The upper middle of bandwidths (the lower of latencies) is that of a good
-    node as long as at most half of its partners are bad, so that it is not blamed for a bad one that it talks to.
+    A pair is as slow as the slower of its two. The upper middle of bandwidths (lower of latencies) is that of a good
+    node as long as at most half of its partners are bad: it is not blamed for a bad one that it talks to.
     """
     nodes = list(answers.nodes)
     found: dict[str, list[float]] = {}

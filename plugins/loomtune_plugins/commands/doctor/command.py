@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,15 @@ from loomtune.errors import LoomtuneError, UserError
 from loomtune_plugins.commands.doctor import report
 from loomtune_plugins.commands.doctor.findings import FAULT, Finding
 from loomtune_plugins.commands.doctor.shown import shown
+from loomtune_plugins.commands.doctor.waiting import PAUSE, Deadline, awaited, bounded
 from loomtune_plugins.commands.words import parser, read
 
 MODULE = "loomtune_plugins.commands.doctor.rank"
 SHARE = 0.7
 """Of the time, what ranks get from their own start on: the rest is for starting them."""
 
-LAST_CALL = "last_call_timeout=60"
+LAST_CALL = {"PET_RDZV_CONF": "last_call_timeout=60"}
 """How long torchrun's rendezvous waits for nodes once the first is there; then it begins with those that came."""
-
-PAUSE = 1.0
-STUBBORN = 60.0
-"""Seconds after which a launcher that was asked to end is left to itself."""
 
 TAIL = 15
 
@@ -45,6 +41,9 @@ def doctor(words: Sequence[str]) -> int:
     launcher: Launcher = plan.build(installed(), "launcher")
     folder = _folder(plan.root.run.dir, options.out)
     spec = _examination(launcher, launcher.spec(folder, launcher.processes(many=True), plan.overrides), options)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (report.FILE, "result.json"):
+        (folder / name).unlink(missing_ok=True)
     if launcher.elsewhere:
         return _elsewhere(launcher, spec, options)
     return _concluded(folder, _carried_out(launcher, spec, options), json_wanted=options.json)
@@ -75,83 +74,33 @@ def _examination(launcher: Launcher, spec: JobSpec, options: argparse.Namespace)
     """The job of the run, but with ranks that examine.
 
     Where the launcher itself starts the nodes' agents, torchrun may begin without those that do not come, so that ranks
-    can say who is missing; a scheduler has its nodes before it starts anything, and might take fewer.
+    can say who is missing. Not where the engine would then be asked for fewer nodes, as schedulers are.
     """
-    words = [f"seconds={options.timeout * SHARE:.0f}", f"nodes={spec.nodes[1]}", f"procs={spec.procs}"]
+    folder = next((word[8:].strip("'") for word in spec.arguments if word.startswith("run.dir=")), str(spec.run))
+    words = ["launched", f"seconds={options.timeout * SHARE:.0f}", f"nodes={spec.nodes[1]}", f"procs={spec.procs}"]
     words += [*(["quick"] if options.quick else []), *([] if launcher.elsewhere else ["quiet"])]
-    spec = replace(spec, module=MODULE, arguments=(str(spec.run), *words), name="doctor", restarts=0, requeues=0)
-    if launcher.detached or launcher.elsewhere or spec.nodes[1] == 1:
-        return spec
-    return replace(spec, nodes=(1, spec.nodes[1]), environment={**spec.environment, "PET_RDZV_CONF": LAST_CALL})
+    spec = replace(spec, module=MODULE, arguments=(folder, *words), name="doctor", restarts=0, requeues=0)
+    fewer = replace(spec, nodes=(1, spec.nodes[1]), environment={**spec.environment, **LAST_CALL})
+    same = spec.nodes[1] > 1 and launcher.render(fewer).commands == launcher.render(spec).commands
+    return fewer if same and not launcher.elsewhere else spec
 
 
 def _carried_out(launcher: Launcher, spec: JobSpec, options: argparse.Namespace) -> list[Finding]:
     """Starts it and waits for its end; what went wrong with that."""
-    spec.run.mkdir(parents=True, exist_ok=True)
-    for name in (report.FILE, "result.json"):
-        (spec.run / name).unlink(missing_ok=True)
+    deadline, folder = Deadline(options.timeout, options.wait), spec.run
+    late: list[Finding] = []
     try:
         if launcher.detached:
             launcher.submit(spec)
-            return _awaited(launcher, spec.run, options)
-        with _bounded(launcher, spec.run, options) as late:
+            return awaited(launcher, folder, deadline, (folder / report.FILE).is_file)
+        leave = partial(_concluded, folder, late, json_wanted=options.json)
+        with bounded(launcher, folder, deadline, late, leave), redirect_stdout(sys.stderr):  # not the answer
             launcher.submit(spec)
         return late
-    except UserError:
-        raise
+    except UserError as error:
+        return [*late, *(Finding(FAULT, fault.what, fault.cure) for fault in error.faults)]
     except LoomtuneError as error:
-        return [Finding(FAULT, f"the launcher gave up: {error}", "start again when that is mended")]
-
-
-@contextmanager
-def _bounded(launcher: Launcher, folder: Path, options: argparse.Namespace) -> Iterator[list[Finding]]:
-    """Ends the job when its time is over; the list then says so. A launcher that does not even end is left behind."""
-    late: list[Finding] = []
-
-    def cancel() -> None:
-        late.append(_late(options.timeout))
-        stubborn.start()
-        with suppress(Exception):  # nothing can be said that `late` does not say
-            launcher.cancel(folder)
-
-    def leave() -> None:
-        code = _concluded(folder, late, json_wanted=options.json)
-        sys.stdout.flush()
-        os._exit(code)
-
-    hard, stubborn = threading.Timer(options.timeout, cancel), threading.Timer(STUBBORN, leave)
-    hard.daemon = stubborn.daemon = True
-    hard.start()
-    try:
-        yield late
-    finally:
-        hard.cancel()
-        stubborn.cancel()
-
-
-def _awaited(launcher: Launcher, folder: Path, options: argparse.Namespace) -> list[Finding]:
-    """Waits for the end of a job that the engine has; ends it when its time is over."""
-    queued, began = time.monotonic(), 0.0
-    while not (folder / report.FILE).is_file():
-        status, now = launcher.status(folder), time.monotonic()
-        if status.state not in ("pending", "running", "unknown"):
-            return []
-        if status.state == "running":
-            began = began or now
-        if now > (began + options.timeout if began else queued + options.wait):
-            launcher.cancel(folder)
-            where = f"it is {status.state}: {status.detail}"
-            return [
-                _late(options.timeout) if began else Finding(FAULT, f"the job did not start, {where}", "ask its queue")
-            ]
-        time.sleep(PAUSE)
-    return []
-
-
-def _late(seconds: float) -> Finding:
-    return Finding(
-        FAULT, f"it was not over within {seconds:.0f} s and was ended", "see what hangs above, or raise --timeout"
-    )
+        return [*late, Finding(FAULT, f"the launcher gave up: {error}", "start again when that is mended")]
 
 
 def _concluded(folder: Path, found: Sequence[Finding], *, json_wanted: bool) -> int:
@@ -161,7 +110,8 @@ def _concluded(folder: Path, found: Sequence[Finding], *, json_wanted: bool) -> 
         print("\n".join(_tail(folder)), file=sys.stderr)
         found = [*found, _nobody(folder)]
     said = report.concluded(said or {"nodes": {}, "size": 0}, found)
-    print(json.dumps(said, indent=1) if json_wanted else "\n".join(shown(said)))
+    report.write(said, folder)
+    print(json.dumps(said, indent=1) if json_wanted else "\n".join(shown(said)), flush=True)
     print(f"loomtune doctor: {folder / report.FILE}", file=sys.stderr)
     return 0 if said["sound"] else 1
 
@@ -193,11 +143,12 @@ def _tail(folder: Path) -> Iterator[str]:
 
 def _elsewhere(launcher: Launcher, spec: JobSpec, options: argparse.Namespace) -> int:
     """Where this machine's files are not seen, rank 0 prints the table itself, and the logs bring it here."""
-    with _bounded(launcher, spec.run, options) as late:
-        spec.run.mkdir(parents=True, exist_ok=True)
+    late: list[Finding] = []
+    with bounded(launcher, spec.run, Deadline(options.timeout, options.wait), late, lambda: 1):
         launcher.submit(spec)
         for line in launcher.logs(spec.run, follow=True):
             print(line, flush=True)
     for finding in late:
         print(f"{finding.level}: {finding.what}\n    cure: {finding.cure}", file=sys.stderr)
-    return int(bool(late) or launcher.status(spec.run).state != "completed")
+    said = launcher.result(spec.run)
+    return 1 if late or said is None or said["metrics"].get("faults", 1) else 0

@@ -9,7 +9,7 @@ import platform
 import resource
 import socket
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def facts(local_rank: int, master: str = "") -> dict[str, Any]:
     return {
         "versions": versions(),
         "sources": sources() if local_rank == 0 else None,
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SET)},
+        "environment": environment(),
         "limits": limits(),
         **cores(),
         "threads": torch.get_num_threads(),
@@ -47,16 +47,21 @@ def facts(local_rank: int, master: str = "") -> dict[str, Any]:
     }
 
 
+def environment() -> dict[str, str]:
+    """Variables that steer communication, but for files of the node's own."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(SET) and "_FILE" not in name}
+
+
 def versions() -> dict[str, str]:
     """Name to version of everything that must be the same on all nodes; what is not there is left out."""
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name in DISTRIBUTIONS:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = distribution(name).version
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     if torch.cuda.is_available():
-        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     catalogue = installed()
     found |= {f"plugin {name}": of for name, of in catalogue.versions().items()}
     return found | {f"broken plugin {name}": reason for name, reason in catalogue.broken.items()}

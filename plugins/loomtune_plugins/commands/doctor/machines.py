@@ -103,7 +103,7 @@ def cores(ranks: Mapping[int, Any]) -> float:
     bits = 0
     for of in ranks.values():
         bits |= int(of["affinity"], 16)
-    quotas = [of["quota"] for of in ranks.values() if of["quota"]]
+    quotas: list[float] = [of["quota"] for of in ranks.values() if of["quota"]]
     return min([float(bits.bit_count()), *quotas])
 
 

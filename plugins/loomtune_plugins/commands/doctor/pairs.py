@@ -28,33 +28,41 @@ def rounds(nodes: int) -> list[list[tuple[int, int]]]:
 
 
 def pairs(me: int, leaders: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """Latency and bandwidth with each other node, as the lower of the two measured it. A pair waits for no other."""
-    found = []
-    for pairing in rounds(len(leaders)):
+    """Latency and bandwidth with each other node, as the lower of the two measured it. A pair waits for no other.
+
+    Twice, of which the better counts: what was busy for a moment is not slow.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for pairing in rounds(len(leaders)) * 2:
         for one, other in pairing:
             if me == leaders[one]:
-                found.append({"nodes": [one, other], **_measure(leaders[other], seconds)})
+                now = {"nodes": [one, other], **_measure(leaders[other], seconds / 2)}
+                found[other] = _better(found.get(other, now), now)
             elif me == leaders[other]:
                 _serve(leaders[one])
-    return found
+    return list(found.values())
+
+
+def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    latency, bandwidth = min(one["latency"], other["latency"]), max(one["bandwidth"], other["bandwidth"])
+    return {**other, "latency": latency, "bandwidth": bandwidth}
 
 
 def _measure(other: int, seconds: float) -> dict[str, float]:
-    """latency: seconds one way, half of the quickest ping. bandwidth: bytes a second, the better of the last two sizes.
+    """latency: seconds one way, half of the quickest ping. bandwidth: bytes a second of the largest message.
 
-    Sizes grow until one takes a quarter of the time, so that slow links are measured in the same time as quick ones.
+    Sizes grow until one takes a quarter of the time, so that slow links are measured in the same time as quick ones,
+    and beyond what buffers on the way take in at once.
     """
     _exchange(other, 4)  # it may still be busy with another
     latency = min(_exchange(other, 4) for _ in range(PINGS)) / 2
-    size, speeds = LEAST, []
-    while True:
-        took = max(_exchange(other, size) - latency, 1e-9)
-        speeds.append(size / took)
-        if size >= MOST or took > seconds / 4:
-            break
+    size, began = LEAST, time.perf_counter()
+    while (took := _exchange(other, size)) < seconds / 4 and size < MOST:
         size = min(MOST, size * 4)
+    while time.perf_counter() - began < seconds / 2:
+        took = min(took, _exchange(other, size))
     _tell(other, 0)
-    return {"latency": latency, "bandwidth": max(speeds[-2:]), "bytes": size}
+    return {"latency": latency, "bandwidth": size / max(took - latency, 1e-9), "bytes": size}
 
 
 def _exchange(other: int, size: int) -> float:

@@ -18,10 +18,14 @@ import torch.distributed as dist
 
 from loomtune_plugins.commands.doctor import clocks, collectives, disks, facts, graphics, pairs, seeing
 from loomtune_plugins.commands.doctor.board import Board, within
+from loomtune_plugins.commands.doctor.cluster import SILENT
 from loomtune_plugins.commands.doctor.findings import Answers
 
 SLACK = 5.0
-"""Seconds that rank 0 waits for others beyond its own end of a step."""
+"""Seconds that rank 0 waits for others beyond the end of a step."""
+
+LEAST = 3.0
+"""Seconds of a step, even where the time is over: what is left is short, or hangs."""
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Patient:
     """A rank under examination.
 
     nodes: name to ranks, of those that came. word: what files of this examination hold. until: when it is over.
+    hidden: ranks whose files this one does not see. silent: ranks that said nothing any more.
     said, troubles: what rank 0 has heard so far; of a trouble its `phase`, `ranks` and `error`.
     """
 
@@ -40,6 +45,8 @@ class Patient:
     until: float
     nodes: dict[str, list[int]] = field(default_factory=dict)
     word: str = ""
+    hidden: set[int] = field(default_factory=set)
+    silent: set[int] = field(default_factory=set)
     said: dict[str, dict[int, Any]] = field(default_factory=dict)
     troubles: list[dict[str, Any]] = field(default_factory=list)
 
@@ -57,6 +64,11 @@ class Patient:
     def ranks(self) -> list[int]:
         """Those that came."""
         return sorted(rank for ranks in self.nodes.values() for rank in ranks)
+
+    @property
+    def ranks_left(self) -> list[int]:
+        """Those that came and still speak."""
+        return [rank for rank in self.ranks if rank not in self.silent]
 
     @property
     def first(self) -> bool:
@@ -118,12 +130,13 @@ def examine(one: Patient, board: Board, store: dist.Store, coming: float) -> Non
             continue
         if one.rank == 0:
             print(f"loomtune doctor: {phase.name}", file=sys.stderr, flush=True)
-        bound = min(phase.seconds, one.left())
-        board.post(phase.name, within(bound, partial(phase.work, one)) if bound else {"late": "the time was over"})
+        bound = max(LEAST, min(phase.seconds, one.left()))
+        until = time.monotonic() + bound + SLACK
+        board.post(phase.name, within(bound, partial(phase.work, one)))
         if one.rank == 0:
-            wrong = _heard(one, phase, board.gather(phase.name, one.ranks, bound + SLACK))
+            wrong = _heard(one, phase.name, board.gather(phase.name, one.ranks_left, until - time.monotonic()))
             board.post(f"after {phase.name}", whole and not (phase.together and wrong))
-        whole = board.hear(f"after {phase.name}", 0, 2 * bound + 2 * SLACK + 10)
+        whole = board.hear(f"after {phase.name}", 0, until + 2 * SLACK - time.monotonic())
 
 
 def _meet(one: Patient, board: Board, coming: float) -> None:
@@ -149,15 +162,19 @@ def named(came: dict[int, Any]) -> dict[str, list[int]]:
     return {host if hosts.count(host) == 1 else f"{host}#{group}": ranks for (host, group), ranks in nodes.items()}
 
 
-def _heard(one: Patient, phase: Phase, answers: dict[int, Any]) -> bool:
-    """Writes down what rank 0 was told; ranks with one trouble stand together. True where there is any."""
-    one.said[phase.name] = {rank: of["value"] for rank, of in answers.items() if of.get("value") is not None}
+def _heard(one: Patient, phase: str, answers: dict[int, Any]) -> bool:
+    """Writes down what rank 0 was told; ranks with one trouble stand together. True where there is any.
+
+    Who said nothing is not waited for again.
+    """
+    one.said[phase] = {rank: of["value"] for rank, of in answers.items() if of.get("value") is not None}
     wrong: dict[str, list[int]] = {}
-    for rank in one.ranks:
-        answer = answers.get(rank, {"late": "said nothing any more"})
+    for rank in one.ranks_left:
+        answer = answers.get(rank, {"late": SILENT})
         if error := answer.get("error") or answer.get("late"):
             wrong.setdefault(error, []).append(rank)
-    one.troubles += [{"phase": phase.name, "ranks": ranks, "error": error} for error, ranks in wrong.items()]
+    one.troubles += [{"phase": phase, "ranks": ranks, "error": error} for error, ranks in wrong.items()]
+    one.silent |= set(wrong.get(SILENT, ()))
     return bool(wrong)
 
 
@@ -172,7 +189,9 @@ def _write(one: Patient, word: str) -> None:
 
 def _read(one: Patient, word: str) -> Any:
     seconds = 3.0 if one.quick else 10.0
-    return seeing.read(one.folder / "seen", one.ranks, f"{one.word} {word}", seconds)
+    found = seeing.read(one.folder / "seen", set(one.ranks) - one.hidden, f"{one.word} {word}", seconds)
+    one.hidden |= set(found["unseen"])
+    return found
 
 
 def _clear(one: Patient) -> None:

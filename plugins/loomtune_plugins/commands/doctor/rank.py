@@ -1,8 +1,8 @@
 """Each rank: `torchrun ... -m loomtune_plugins.commands.doctor.rank DIR [quick] [seconds=N] [nodes=N procs=N]`.
 
-By words, not by options: torchrun takes what looks like the beginning of an option of its own for that. nodes, procs: how
-many
-were asked for, where torchrun may have started with fewer. `quiet`: somebody else shows the answer.
+By words, not by options: torchrun takes what looks like the beginning of an option of its own for that. nodes, procs:
+how many were asked for, where torchrun may have started with fewer. `quiet`: somebody else shows the answer.
+`launched`: somebody else gives the exit code, so that torchrun does not take faults for a failure of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from loomtune_plugins.commands.doctor.phases import Patient, examine
 from loomtune_plugins.commands.doctor.shown import shown
 
 DEFAULT_SECONDS = 600
-HARD = 20
+HARD = 30
 """Seconds after its time at which a rank ends, whatever it waits for."""
 
 COMING = 120
@@ -36,30 +37,35 @@ class Asked(Exception):
 def main(words: list[str]) -> int:
     """Examines; rank 0 writes DIR/doctor.json. Gives 1 on rank 0 where something is wrong, and where rank 0 is lost."""
     _die_with_parent()
-    folder, asked = Path(words[0]).absolute(), dict(word.partition("=")[::2] for word in words[1:])
+    asked = dict(word.partition("=")[::2] for word in words[1:])
     seconds = float(asked.get("seconds") or DEFAULT_SECONDS)
     one = Patient(
         rank=int(os.environ.get("RANK", "0")),
         size=int(os.environ.get("WORLD_SIZE", "1")),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        folder=folder,
+        folder=Path(words[0]).absolute(),
         quick="quick" in asked,
         until=time.monotonic() + seconds,
     )
-    _bound(seconds + HARD)
+    _bound(seconds + HARD, lambda: _answered(one, asked, "the time was over"))
     signal.signal(signal.SIGTERM, _told)
     try:
         _examine(one, min(COMING, seconds / 4))
-    except (Asked, TimeoutError) as error:
+    except (Asked, TimeoutError, RuntimeError) as error:  # RuntimeErrors are the store's, when rank 0 is gone
         print(f"loomtune doctor: rank {one.rank}: {error}", file=sys.stderr, flush=True)
-        if one.rank or not one.nodes:
-            return 1
-        one.troubles.append({"phase": "the examination", "ranks": [0], "error": str(error)})
-    if one.rank:
-        return 0
+        return _answered(one, asked, str(error))
+    return _answered(one, asked)
+
+
+def _answered(one: Patient, asked: Mapping[str, str], ended: str = "") -> int:
+    """Rank 0 writes the answer, or as much as it has. ended: why the examination was not finished."""
+    if one.rank or not one.nodes:
+        return int(bool(ended))
+    if ended:
+        one.troubles.append({"phase": "the examination was not finished", "ranks": [0], "error": ended})
     expected = {name: int(asked[name]) for name in ("nodes", "procs") if asked.get(name)}
     said = report.made(one.answers, one.troubles, size=one.size, expected=expected)
-    return _written(said, folder, quiet="quiet" in asked)
+    return _written(said, one.folder, asked)
 
 
 def _examine(one: Patient, coming: float) -> None:
@@ -71,24 +77,26 @@ def _examine(one: Patient, coming: float) -> None:
         board.gather("left", one.ranks, 3)  # our end takes the store with it
 
 
-def _written(said: dict[str, Any], folder: Path, *, quiet: bool) -> int:
+def _written(said: dict[str, Any], folder: Path, asked: Mapping[str, str]) -> int:
+    quiet = "quiet" in asked
     try:
         report.write(said, folder)
+        report.settle(said, folder)
     except OSError as error:
         print(f"loomtune doctor: {folder} cannot be written to: {error}", file=sys.stderr, flush=True)
         quiet = False
     if not quiet:
         print("\n".join(shown(said)), flush=True)
-    return 0 if said["sound"] or quiet else 1
+    return 0 if said["sound"] or "launched" in asked else 1
 
 
 def _told(number: int, frame: object) -> NoReturn:
     raise Asked(f"ended by signal {number}, probably because another rank ended")
 
 
-def _bound(seconds: float) -> None:
+def _bound(seconds: float, answered: Callable[[], int]) -> None:
     """Ends this process at that time, whatever it waits for."""
-    hard = threading.Timer(seconds, os._exit, (1,))
+    hard = threading.Timer(seconds, lambda: os._exit(answered()))
     hard.daemon = True
     hard.start()
 

@@ -45,10 +45,14 @@ def concluded(said: dict[str, Any], found: Sequence[Finding]) -> dict[str, Any]:
 
 
 def write(said: Mapping[str, Any], folder: Path) -> None:
-    """Both files, each complete or not there."""
+    """The answer as a file, complete or not there."""
+    _replace(folder / FILE, said)
+
+
+def settle(said: Mapping[str, Any], folder: Path) -> None:
+    """The result of the job, which is complete whatever was found."""
     faults = sum(one["level"] == FAULT for one in said["findings"])
     metrics = {"faults": faults, "warnings": len(said["findings"]) - faults}
-    _replace(folder / FILE, said)
     _replace(folder / "result.json", {"status": "completed", "step": 0, "metrics": metrics, "error": None})
 
 

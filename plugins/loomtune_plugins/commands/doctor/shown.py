@@ -31,11 +31,11 @@ def shown(said: Mapping[str, Any]) -> Iterator[str]:
 
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cores": lambda of: _scaled(of["cores"], 1, ""),
-    "memory": lambda of: _scaled((of["memory"] or {}).get("available"), 1 << 30, " GiB"),
+    "free memory": lambda of: _scaled((of["memory"] or {}).get("available"), 1 << 30, " GiB"),
     "run folder": lambda of: _disk(of, "run folder"),
     "cache": lambda of: _disk(of, "cache"),
     "/dev/shm": lambda of: _disk(of, "shared memory"),
-    "clock": lambda of: f"{of['clock'][0] * 1e3:+.2f}±{of['clock'][1] * 1e3:.2f} ms" if of["clock"] else NONE,
+    "clock": lambda of: f"{of['clock'][0] * 1e3 + 0.0:+.2f}±{of['clock'][1] * 1e3:.2f} ms" if of["clock"] else NONE,
     "GPUs": lambda of: f"{of['gpus'] or NONE}",
     "slowest": lambda of: _scaled(of["flops"], 1e12, " TFLOP/s"),
     "interface": lambda of: (of["interface"] or {}).get("gloo") or NONE,

@@ -1,1 +1,1 @@
-"""`loomtune train -m`: Hydra's grammar and sweepers say which runs there are; here they are checked, run and compared."""
+"""`loomtune train -m`: Hydra's sweepers say which runs there are; here they are checked, run and compared."""

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from loomtune_plugins.commands.sweeps import engine
 from loomtune_plugins.commands.sweeps.crew import Asked, places, tell
 from loomtune_plugins.commands.sweeps.goal import Goal, chosen
 from loomtune_plugins.commands.sweeps.items import DONE, Item
-from loomtune_plugins.commands.sweeps.request import Request, first
+from loomtune_plugins.commands.sweeps.request import Request, first, fixed, label
 from loomtune_plugins.commands.sweeps.sweep import Sweep, composed
 
 FILE = "sweep.json"
@@ -53,6 +53,7 @@ def sweep(typed: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
             retries=not engine.learns(made),
             places=shares,
             prune_after=settings.prune_after,
+            fixed=fixed(request.words),
         )
         tell(f"the sweep is in {folder}; it is after the {goal.mode} of {goal.metric}")
         code = _run(made, request, running)
@@ -75,11 +76,12 @@ def shown(typed: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     goal, faulty = _goal(made, request), []
     with TemporaryDirectory() as scratch:
         engine.fit(made, request, goal, Path(scratch))
+        same = fixed(request.words)
 
         def show(batch: Sequence[Sequence[str]]) -> list[Any]:
             for overrides in batch:
-                item = Item(Path(scratch), tuple(overrides), goal)
-                print(f"{item.name}  {item.told()}")
+                item = Item(Path(scratch), tuple(overrides), goal, label=label(overrides, same))
+                print(f"{item.name}  {item.label}")
                 try:
                     composed(item, request.config_dirs)
                 except UserError as error:
@@ -87,10 +89,8 @@ def shown(typed: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
                     print(f"    {error}")
             raise _Seen
 
-        try:
+        with suppress(_Seen):
             engine.run(made, request, show)
-        except _Seen:
-            pass
     print(f"the {goal.mode} of {goal.metric} is best")
     return 1 if faulty else 0
 
@@ -109,6 +109,8 @@ def _run(made: DictConfig, request: Request, running: Sweep) -> int:
         tell(f"the sweeper has had enough failures: {error}")
         return error.exit_code
     except Exception as error:  # a sweeper's own, such as Optuna's where no trial went to its end
+        if all(item.status in DONE for item in running.items.values()):
+            raise
         tell(f"the sweeper ended: {type(error).__name__}: {error}")
         return 1
     statuses = {item.status for item in running.items.values()}
@@ -152,7 +154,7 @@ def _note(folder: Path, request: Request) -> None:
 def _locked(folder: Path) -> Iterator[int]:
     """One sweep in a folder. The lock is its items' too: after a kill it is free when the last of them has left."""
     path = folder / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _await(descriptor, folder)
         os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""The items of a batch, so many at a time, watched until all have ended. One thread: items end with their starter."""
+"""The items of a batch, so many at a time, watched until all have ended. One thread: a signal finds it at work."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Crew:
                 item = waiting.popleft()
                 item.status = "running"
                 item.write()
-                tell(f"{item.name} starts: {item.told()}")
+                tell(f"{item.name} starts: {item.label}")
                 self._running[place] = self.start(item, place)
 
     def _sweep_up(self) -> None:
@@ -127,9 +127,8 @@ def places(jobs: int, gpus: int) -> list[dict[str, str]]:
     Raises UserError where there are fewer than that takes.
     """
     if jobs < 1 or gpus < 0:
-        raise UserError.of(
-            f"hydra.launcher.jobs={jobs} with gpus={gpus} runs nothing", "set hydra.launcher.jobs=1 or more"
-        )
+        what = f"hydra.launcher.jobs={jobs} with hydra.launcher.gpus={gpus} runs nothing"
+        raise UserError.of(what, "set hydra.launcher.jobs to 1 or more, and gpus to 0 or more")
     if not gpus:
         return [{} for _ in range(jobs)]
     there = _gpus()

@@ -60,7 +60,7 @@ def config(request: Request) -> DictConfig:
 
 
 def fit(made: DictConfig, request: Request, goal: Goal, folder: Path) -> None:
-    """Defaults for sweepers that learn: they ask again for what they asked for, bear failures, and go the goal's way."""
+    """Defaults of sweepers that learn: they ask for the same again, bear failures, and go the goal's way."""
     sweeper = made.hydra.sweeper
     with open_dict(made.hydra):
         made.hydra.sweep.dir = str(folder)
@@ -86,8 +86,8 @@ def learns(made: DictConfig) -> bool:
 
 def run(made: DictConfig, request: Request, task: Callable[..., Any]) -> None:
     """Has the sweeper ask the task for items until it has no more."""
-    logging.getLogger("optuna").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"optuna|hydra_plugins\.hydra_optuna.*")
     context = HydraContext(config_loader=_Items(create_config_search_path(None)), callbacks=Callbacks())
     sweeper = Plugins.instance().instantiate_sweeper(config=made, hydra_context=context, task_function=task)
+    logging.getLogger("optuna").setLevel(logging.WARNING)  # it set its own when the sweeper imported it
     sweeper.sweep(arguments=list(request.words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class Goal:
 
     def rank(self, value: float | None) -> tuple[bool, float]:
         """Sorts the best first, and what has no value last."""
-        if value is None or value != value:
+        if value is None or math.isnan(value):
             return True, 0.0
         return False, -value if self.mode == "max" else value
 

@@ -1,28 +1,26 @@
-"""The process of an item: `python -m loomtune_plugins.commands.sweeps.item PARENT words...` is `loomtune train words...`.
+"""The process of an item: `python -m ...sweeps.item words...` is `loomtune train words...` at the hand of a sweep.
 
-It is asked to leave when the sweep that started it ends, however that happens; its launcher hands that on to its ranks.
+It is asked to leave, once, when the sweep that holds the other end of its standard input is no more, however that came.
+(Linux's parent death signal comes once for every thread that the sweep had, and a second one ends a run at once.)
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
+import threading
 
 from loomtune.cli import main
 
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
-
-def follow(parent: int) -> None:
-    """Ties this process to its parent, which may have ended before it could ask for that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(1)
+def follow() -> None:
+    """Waits for the end of the standard input; what a launcher starts is handed the signal by it."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    follow(int(sys.argv[1]))
-    main(["train", *sys.argv[2:]])
+    threading.Thread(target=follow, daemon=True).start()
+    main(["train", *sys.argv[1:]])

@@ -26,7 +26,7 @@ class Item:
     """A run of a sweep. Its record lies beside its folder, because one that does not compose has none.
 
     status: `waiting`, `running`, `pruned`, `preempted`, `failed`, or as its run ended. value: of the sweep's metric.
-    log: what its processes said. plan: where it composed.
+    log: what its processes said. plan: where it composed. label: for people.
     """
 
     sweep: Path
@@ -36,6 +36,7 @@ class Item:
     value: float | None = None
     error: str = ""
     plan: Plan | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -95,10 +96,6 @@ class Item:
         wandb = (self.plan.choices("tracker") if self.plan else {}).get("wandb")
         group = [f"tracker.wandb.group={quoted(self.sweep.name)}"] if wandb and not wandb.get("group") else []
         return [*self.overrides, f"run.dir={quoted(str(self.folder))}", *group]
-
-    def told(self) -> str:
-        """Its overrides in a line for people."""
-        return " ".join(override if override.isprintable() else repr(override) for override in self.overrides)
 
     @property
     def _record(self) -> Path:

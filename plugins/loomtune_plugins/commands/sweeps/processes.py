@@ -73,9 +73,9 @@ class Process(Running):
             words += ["--config-dir", folder]
         with item.log.open("ab") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "loomtune_plugins.commands.sweeps.item", str(os.getpid()), *words],
+                [sys.executable, "-m", "loomtune_plugins.commands.sweeps.item", *words],
                 env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 process_group=0,
@@ -86,6 +86,8 @@ class Process(Running):
         code = self._child.poll()
         if code is None:
             return False
+        if self._child.stdin:
+            self._child.stdin.close()
         result = self.item.result()
         if code == Preempted.exit_code:
             self._ended("preempted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -50,6 +50,17 @@ def parsed(words: Iterable[str]) -> list[Override]:
     """The words as Hydra reads them."""
     found: list[Override] = OverridesParser.create().parse_overrides(list(words))
     return found
+
+
+def fixed(words: Iterable[str]) -> frozenset[str]:
+    """Keys that have one value in all items."""
+    return frozenset(override.key_or_group for override in parsed(words) if not override.is_sweep_override())
+
+
+def label(overrides: Sequence[str], same: Collection[str]) -> str:
+    """What sets an item apart from the others, in a line for people."""
+    apart = [text for text in overrides if _plain(text).partition("=")[0] not in same] or overrides
+    return " ".join(text if text.isprintable() else repr(text) for text in apart)
 
 
 def _first(override: Override) -> str:

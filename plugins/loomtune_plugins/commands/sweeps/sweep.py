@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from loomtune_plugins.commands.sweeps.crew import Asked, Crew, tell
 from loomtune_plugins.commands.sweeps.goal import Goal
 from loomtune_plugins.commands.sweeps.items import DONE, Item
 from loomtune_plugins.commands.sweeps.processes import Job, Process, Running
+from loomtune_plugins.commands.sweeps.request import label
 
 Answer = float | Exception | None
 """What a sweeper is told of an item: its value, none where it has none, or how it failed."""
@@ -27,7 +28,7 @@ class Sweep:
 
     retries: whether items that failed before are tried again; not where a sweeper learns from what it was told, which
     would then ask for others. places: the environment of an item in each of the places that there are at a time.
-    lock: an open file, held until the last of the items has gone.
+    lock: an open file, held until the last of the items has gone. fixed: keys that all items have in common.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Sweep:
     retries: bool = True
     places: Sequence[dict[str, str]] = ({},)
     prune_after: int = 0
+    fixed: frozenset[str] = frozenset()
     items: dict[str, Item] = field(default_factory=dict)
 
     def __call__(self, batch: Sequence[Sequence[str]]) -> list[Answer]:
@@ -45,10 +47,10 @@ class Sweep:
         items = [self._item(overrides) for overrides in batch]
         waiting = list({item.name: item for item in items if item.status == "waiting"}.values())
         self._check(waiting)
-        tell(f"{len(waiting)} of {len(items)} items are to be run")
+        ready = [item for item in waiting if item.plan]
+        tell(f"{len(ready)} of {len(items)} items are to be run")
         crew = Crew(self._start, len(self.places), self.asked, self.prune_after)
         crew.curves |= {name: item.curve() for name, item in self.items.items() if item.status in DONE}
-        ready = [item for item in waiting if item.plan]
         begun = self._handed_over(ready)
         under_way = {running.item.name for running in begun}
         crew.run([item for item in ready if item.name not in under_way], begun)
@@ -60,6 +62,7 @@ class Sweep:
             return self.items[item.name]
         if item.status == "failed" and self.retries:
             item = Item(self.folder, tuple(overrides), self.goal)
+        item.label = label(overrides, self.fixed)
         self.items[item.name] = item
         self.note()
         return item
@@ -84,7 +87,7 @@ class Sweep:
             except Exception as error:
                 said = str(error) if isinstance(error, LoomtuneError) else f"{type(error).__name__}: {error}"
                 item.ended("failed", said)
-                tell(f"{item.name} cannot run: {item.told()}\n{said}")
+                tell(f"{item.name} cannot run: {item.label}\n{said}")
         for line in dict.fromkeys(warned):
             tell(line)
 
@@ -112,7 +115,9 @@ class Sweep:
         for item in items:
             assert item.plan is not None
             launcher: Launcher = item.plan.build(installed(), "launcher")
-            if launcher.detached and (item.folder / "run.yaml").is_file() and _under_way(launcher, item.folder):
+            if not launcher.detached:
+                continue
+            if (item.folder / "run.yaml").is_file() and _under_way(launcher, item.folder):
                 begun.append(Job(item, launcher))
             elif type(launcher).submit_all is not Launcher.submit_all:
                 fresh.setdefault(json.dumps(item.plan.chosen("launcher"), sort_keys=True), []).append(item)
@@ -150,6 +155,3 @@ def _under_way(launcher: Launcher, folder: Path) -> bool:
 
 def _answer(item: Item) -> Answer:
     return item.value if item.status in DONE else RunFailed(f"{item.name}: {item.error}")
-
-
-Task = Callable[[Sequence[Sequence[str]]], list[Answer]]
