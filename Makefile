@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test setup check format lint types imports everyday mutations parity matrix adapters adapter-sweep preferences bench base clean
+.PHONY: demo test setup check format lint types imports everyday labs mutations parity matrix adapters adapter-sweep preferences bench base clean
 
 demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
 	$(BIN)/loomtune train
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel hatchling editables packaging
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,quantised]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,quantised,sweeps]'
 	touch $@
 
 check: format lint types imports test  ## everything that must hold before a commit
@@ -36,6 +36,9 @@ types: $(VENV)/.installed
 
 imports: $(VENV)/.installed
 	$(BIN)/lint-imports
+
+labs: $(VENV)/.installed  ## several nodes for real: network namespaces, sshd, Slurm (root, and their packages; skips what is absent)
+	$(BIN)/python -m pytest -q -m lab tests/labs $(ARGS)
 
 mutations: $(VENV)/.installed  ## break the code on purpose and see that a test notices (docs/testing.md)
 	$(BIN)/python tests/mutations.py

@@ -41,10 +41,13 @@ def _train(overrides: list[str]) -> Any:
     if size == 1:
         plan, folder = _composed(overrides, size)
         return execute(plan, folder)
-    store = _store(rank, size)
-    if rank == 0:
-        _hand_out(store, overrides, size)
-    answer = json.loads(store.get(KEY))
+    from loomtune.peers import watched
+
+    with watched():
+        store = _store(rank, size)
+        if rank == 0:
+            _hand_out(store, overrides, size)
+        answer = json.loads(store.get(KEY))
     if "faults" in answer:
         error = UserError(*(Fault(*fault) for fault in answer["faults"]))
         _leave_together(store, rank, size, error)
@@ -90,7 +93,10 @@ def _named_folder(overrides: list[str]) -> list[str]:
 
 
 def _store(rank: int, size: int) -> Any:
-    """torchrun's own store, with keys of this attempt, so that a restarted group does not read an old answer."""
+    """torchrun's own store, with keys of this attempt, so that a restarted group reads no old answer; or rank 0's.
+
+    That one is new at each start; a node that joined late counts its restarts from 0.
+    """
     import torch.distributed as dist
 
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -100,7 +106,7 @@ def _store(rank: int, size: int) -> Any:
     # The process group, too, has rank 0 serve this port where torchrun does not: several tenants share one server.
     serves = rank == 0 and not shared
     store = dist.TCPStore(host, port, size, is_master=serves, timeout=PATIENCE, multi_tenant=True)
-    return dist.PrefixStore(f"loomtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(f"loomtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if shared else ''}", store)
 
 
 if __name__ == "__main__":

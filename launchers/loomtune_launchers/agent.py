@@ -145,7 +145,8 @@ class NodeAgent(LocalElasticAgent):
 
     def __init__(self, spec: WorkerSpec, group: Group, attempt: str, grace: int) -> None:
         super().__init__(spec, group, shutdown_timeout=grace)
-        self._group, self._attempt, self._grace = group, attempt, grace
+        self._group, self._grace = group, grace
+        self._attempt = ranklogs.named_by_time() if attempt == "auto" else attempt
         self.preempted, self._leaving = False, 0.0
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -263,7 +264,7 @@ def _agent(config: LaunchConfig, entrypoint: Any, command: list[str], group: Gro
         role=config.role,
         local_world_size=config.nproc_per_node,
         entrypoint=entrypoint,
-        args=tuple(command),
+        args=tuple(word.replace("$", "$$") for word in command),  # torch takes `$$` and `${local_rank}` for its own
         rdzv_handler=get_rendezvous_handler(met),
         max_restarts=config.max_restarts,
         monitor_interval=config.monitor_interval,

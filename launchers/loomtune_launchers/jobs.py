@@ -34,7 +34,9 @@ def read(said: str) -> JobSpec:
 def note(run: Path, launcher: str, **said: Any) -> None:
     """Writes down which job a run is."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / RECORD).write_text(json.dumps({"launcher": launcher, **said}) + "\n")
+    new = run / f"{RECORD}.new"
+    new.write_text(json.dumps({"launcher": launcher, **said}) + "\n")
+    new.replace(run / RECORD)  # others look at any moment
 
 
 def noted(run: Path, launcher: str) -> dict[str, Any]:
@@ -74,7 +76,14 @@ def processes_a_node(settings: GroupSettings, auto: int) -> int:
 
 
 def threads(settings: GroupSettings, processes: int, cores: int | None) -> dict[str, str]:
-    """OMP_NUM_THREADS of a process, and what the settings add. cores: of a node, None where they are not known."""
+    """OMP_NUM_THREADS of a process, and what the settings add. cores: of a node, None where they are not known.
+
+    Raises UserError where no process could be given what they add.
+    """
+    for name, value in settings.environment.items():
+        if not name or "=" in name or "\0" in name + value:
+            cure = "write launcher.environment={NAME: value}, without = or NUL in a name, nor NUL in a value"
+            raise UserError.of(f"no process can be given the variable {name!r}", cure)
     shared = max(1, cores // max(1, processes)) if cores else None
     number = settings.threads or os.environ.get("OMP_NUM_THREADS") or shared
     return {**({"OMP_NUM_THREADS": str(number)} if number else {}), **settings.environment}

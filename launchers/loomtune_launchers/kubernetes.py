@@ -21,6 +21,9 @@ FILE = "job.yaml"
 MOST = 128
 """Arguments, and variables, of a TrainJob."""
 
+REQUEUES = 10
+"""Where nothing is said of them."""
+
 POLL = 2.0
 """Seconds between questions to the cluster."""
 
@@ -37,8 +40,9 @@ class Kubernetes(Launcher):
             raise UserError(*found)
         jobs.processes_a_node(settings, 1)
         elsewhere.check_environment([*settings.environment, *settings.secrets])
-        for key, least in {"nodes": 1, "restarts": 0, "requeues": 0, "time": 0, "gpus": 0, "cpus": 0}.items():
+        for key, least in {"nodes": 1, "restarts": 0, "time": 0, "gpus": 0, "cpus": 0}.items():
             elsewhere.number(key, getattr(settings, key), least)
+        elsewhere.number("requeues", settings.requeues or 0)
         self._folder(elsewhere.job_name(settings.job, Path("run")))
 
     def processes(self, many: bool) -> int:
@@ -60,7 +64,7 @@ class Kubernetes(Launcher):
             seconds=settings.time,
             grace=settings.grace,
             restarts=settings.restarts,
-            requeues=settings.requeues,
+            requeues=self._requeues(),
         )
 
     def render(self, spec: JobSpec) -> Submission:
@@ -113,6 +117,10 @@ class Kubernetes(Launcher):
         first = f"batch.kubernetes.io/job-completion-index=0,{_pods(job)}"
         words = self._kubectl("logs", "--selector", first, f"--container={NODE}", "--tail=100")
         return elsewhere.result(elsewhere.call(words, check=False).stdout.splitlines())
+
+    def _requeues(self) -> int:
+        asked, kind = self.settings.requeues, self.settings.kind
+        return asked if asked is not None else (REQUEUES if kind == "jobset" else 0)
 
     def _folder(self, name: str) -> str:
         """The run's folder in the pods. Raises UserError where nothing would be left of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from loomtune.settings import option
 from loomtune_launchers.settings import GroupSettings
@@ -22,7 +22,9 @@ class KubernetesSettings(GroupSettings):
     )
     threads: int = option(0, "CPU threads of each process; 0: `cpus`, where they are set")
     restarts: int = option(0, "how often torchrun starts the processes again after a failure, from the last checkpoint")
-    requeues: int = option(0, "how often a preempted job, or one whose node is lost, is started again (`jobset` only)")
+    requeues: Optional[int] = option(  # noqa: UP045
+        None, "how often a preempted job, or one whose node is lost, is started again (`jobset` only; empty: 10)"
+    )
     time: int = option(0, "seconds after which the job is ended; 0: never")
     context: str = option("", "kubectl's context; empty: the current one")
     namespace: str = option("", "namespace; empty: the context's")

@@ -112,13 +112,13 @@ def _logged(run: Path) -> Iterator[Streams]:
         return
     here = Path(tempfile.mkdtemp(prefix="loomtune-"))
     pipes = Pipes(here)
-    out, err = pipes.rank(0, ranklogs.begin(run) / "0" / ranklogs.FILE, echo=True)
-    try:
-        with Path(out).open("wb", buffering=0) as stdout, Path(err).open("wb", buffering=0) as stderr:
+    out, err = pipes.rank(0, ranklogs.begin(run, ranklogs.named_by_time()) / "0" / ranklogs.FILE, echo=True)
+    with Path(out).open("wb", buffering=0) as stdout, Path(err).open("wb", buffering=0) as stderr:
+        shutil.rmtree(here, ignore_errors=True)  # open pipes need no names
+        try:
             yield {"stdout": stdout, "stderr": stderr}, pipes.start
-    finally:
-        pipes.finish()
-        shutil.rmtree(here, ignore_errors=True)
+        finally:
+            pipes.finish()
 
 
 def _follow(child: subprocess.Popen[bytes], grace: int) -> None:

@@ -48,9 +48,13 @@ def seconds(stamped: str) -> float:
     return timegm(time.strptime(stamped[:19], "%Y-%m-%dT%H:%M:%S")) + float(f"0.{stamped[20:26]}")
 
 
-def begin(run: Path, attempt: str = "auto") -> Path:
-    """A new folder for an attempt; `auto` is the time, and a restart of the same `<attempt>.1`, `<attempt>.2`, ..."""
-    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) if attempt == "auto" else attempt
+def named_by_time() -> str:
+    """A name for an attempt that nobody named; names sort by time."""
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+
+
+def begin(run: Path, name: str) -> Path:
+    """A new folder for an attempt: a restart of the same is `<name>.1`, `<name>.2`, ..."""
     number = 0
     while True:
         folder = run / "logs" / (f"{name}.{number}" if number else name)

@@ -115,15 +115,15 @@ class Ray(Launcher):
         jobs.note(run, "ray", attempt=attempt, **here, **said)
 
     def status(self, run: Path) -> JobStatus:
-        if (ended := jobs.ended(run)) is not None:
+        record, ended = jobs.noted(run, "ray"), jobs.ended(run)
+        where = f"process {record['pid']} on {record['host']}"
+        if ended is not None and ended.state in ("completed", "stopped"):
             return ended
-        record = jobs.noted(run, "ray")
         if _goes_on(record):
-            return JobStatus(record.get("state", "running"), f"process {record['pid']} on {record['host']}")
-        cancelled = (run / CANCELLED).exists()
-        return JobStatus(
-            "cancelled" if cancelled else "failed", f"process {record['pid']} on {record['host']} has ended"
-        )
+            return JobStatus(record.get("state", "running"), where)
+        if (run / CANCELLED).exists() and (ended is None or ended.state == "preempted"):
+            return JobStatus("cancelled", ended.detail if ended else where)
+        return ended or JobStatus("failed", where)
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         record = jobs.noted(run, "ray")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -250,8 +251,6 @@ def _meeting(first: dict[str, Any], hello: dict[str, Any], hosts: bool, attempt:
 
 
 def _line(error: BaseException) -> str:
-    """The line of an error that says most: Ray's messages are long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line for line in lines if "died" in line or "Error" in line), lines[0] if lines else type(error).__name__
-    )
+    """The line of an error that says most: Ray's begin with one that says nothing, and then tell much."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines[1:] if re.search("because|died|dead|Error", line)), lines[0])

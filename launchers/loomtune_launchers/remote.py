@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from loomtune_launchers import jobs, orphans, torchrun
 
 HELLO = "loomtune-hello "
@@ -105,6 +107,7 @@ class Agent:
         """Ends all that still runs below this process, orphans too, which became children of ours."""
         self.process.kill()
         self.process.wait()
+        psutil.wait_procs(psutil.Process().children(recursive=True), timeout=1)  # those that end with it clear away
         orphans.end_descendants()
 
     @property
@@ -121,7 +124,7 @@ def main() -> int:
     if not order:
         return 1
     wire.patience = order["patience"]
-    print(HELLO + json.dumps(hello(order)), flush=True)  # noqa: T201
+    print(f"\n{HELLO}{json.dumps(hello(order))}", flush=True)  # noqa: T201 - a shell may have begun a line
     word, _, said = wire.awaited().partition(" ")
     return _serve(wire, order, json.loads(said)) if word == "go" else 1
 
@@ -135,7 +138,7 @@ def hello(order: dict[str, Any]) -> dict[str, Any]:
         "attempt": _attempt(Path(order["run"]), order["attempt"]),
         "folder": Path(order["folder"]).is_dir(),
         "resolves": _resolves(order["address"]),
-        "address": os.environ.get("SSH_CONNECTION", "").split(" ")[2:3],
+        "address": os.environ.get("SSH_CONNECTION", "   ").split(" ")[2],
         "port": _free(order["port"]),
     }
 

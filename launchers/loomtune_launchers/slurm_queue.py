@@ -66,9 +66,10 @@ class Job:
         return [(state.partition(" ")[0], reason) for state, _, reason in lines]  # sacct: `CANCELLED by 0`
 
     def preempted(self) -> bool:
-        """Whether a job of more weight has asked it to leave."""
-        said = _asked(["squeue", *self._on(), "--noheader", f"--jobs={self.number}", "--Format=PreemptTime:40"])
-        return said[:1].isdigit()
+        """Whether a job of more weight has asked this start of it to leave."""
+        times = "--Format=StartTime:40,PreemptTime:40"
+        started, _, asked = _asked(["squeue", *self._on(), "--noheader", f"--jobs={self.number}", times]).partition(" ")
+        return asked.strip()[:1].isdigit() and asked.strip() >= started  # ISO, both in the controller's time zone
 
     def requeue(self) -> bool:
         """Queues it again, which ends what of it runs; False where Slurm refuses."""

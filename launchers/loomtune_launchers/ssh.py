@@ -110,7 +110,7 @@ class Ssh(Launcher):
         (run / CANCELLED).touch()  # the launcher looks for it too, so that a run can be ended from any host
         here = said["host"] == socket.gethostname()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if here and _lives(said):
+            if _lives(said):
                 os.kill(said["pid"], number)
             if _over(run, here, self.settings.grace + 2 * SLACK + LAST):
                 return
@@ -163,10 +163,11 @@ def _this_process() -> dict[str, Any]:
 
 def _lives(said: dict[str, Any]) -> bool:
     """Whether the process that was written down runs on this host; its number may be another's by now."""
+    if said["over"] or said["host"] != socket.gethostname():
+        return False
     with suppress(psutil.Error):
         process = psutil.Process(said["pid"])
-        same = bool(process.create_time() == said["began"] and process.status() != psutil.STATUS_ZOMBIE)
-        return same and not said["over"]
+        return bool(process.create_time() == said["began"] and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 

@@ -87,7 +87,7 @@ class Group:
     def _go(self, hellos: list[dict[str, Any]], order: dict[str, Any]) -> None:
         endpoint = f"[{order['address']}]" if ":" in order["address"] else order["address"]
         for i, (link, hello) in enumerate(zip(self.links, hellos, strict=True)):
-            seen = "".join(hello["address"])
+            seen = hello["address"]
             link.go(
                 {
                     "endpoint": f"{endpoint}:{hellos[0]['port']}",

@@ -24,7 +24,7 @@ MARK = "loomtune-result "
 PACKED = "LOOMTUNE_JOB"
 
 PATIENCE = 10.0
-"""Seconds for a result that a rank on another node writes."""
+"""Seconds for a result that a rank on another node writes; one that failed may leave none."""
 
 
 def pack(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     before = _stamp(result)
     code = _torchrun(list(arguments[1:]))
     if os.environ.get("PET_NODE_RANK", "0") == "0":
-        _print(result, before)
+        _print(result, before, PATIENCE if code in (0, Preempted.exit_code) else 0)
     return code
 
 
@@ -64,9 +64,9 @@ def _torchrun(arguments: list[str]) -> int:
     return 0
 
 
-def _print(result: Path, before: int) -> None:
+def _print(result: Path, before: int, patience: float) -> None:
     """The result, where this start left one: another start's is of no concern."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while _stamp(result) in (before, 0):
         if time.monotonic() > until:
             return

@@ -82,14 +82,14 @@ class Watchdog:
         while not self._over.wait(EVERY):
             now = time.monotonic()
             if any((beat := rank.beat()) and now - beat.when > beat.seconds for rank in self._ranks):
-                self._end()
+                self._end(now)
                 return
 
-    def _end(self) -> None:
+    def _end(self, now: float) -> None:
         found = [looked for looked in look(self._ranks) if looked is not None]
         if found:
             behind = min(found, key=lambda one: (not one.reason, one.step, one.beat))
-            self._told(behind, time.monotonic() - behind.beat)
+            self._told(behind, now - behind.beat)
         for rank in self._ranks:
             with suppress(OSError):
                 os.killpg(rank.pid, signal.SIGKILL)

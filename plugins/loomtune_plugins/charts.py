@@ -44,7 +44,7 @@ def together(name: str, runs: Mapping[str, Sequence[Point]], points: int = 400) 
             steps, level = [step for step, _ in drawn], [value for _, value in drawn]
             level = smoothed(level) if len(level) > _SMOOTH_FROM else level
             marker = "." if len(drawn) < 3 else ""
-            axes.plot(steps, level, label=label, linewidth=1.3, marker=marker, color=f"C{number % 10}")
+            axes.plot(steps, level, label=_plain(label), linewidth=1.3, marker=marker, color=f"C{number % 10}")
         axes.grid(axis="y", color="#eceef2", linewidth=0.8)
         axes.set_xlabel("step", color=GROUND)
         if len(runs) <= _LEGEND:
@@ -61,13 +61,18 @@ def against(name: str, values: Sequence[tuple[Any, float]]) -> str:
         xs = at if numbers else [list(order).index(str(value)) for value in at]
         axes.plot(xs, [value for _, value in values], linestyle="", marker="o", markersize=4, color=LINE, alpha=0.8)
         if not numbers:
-            axes.set_xticks(range(len(order)), list(order), rotation=20 if len(order) > 4 else 0)
+            axes.set_xticks(range(len(order)), [_plain(name) for name in order], rotation=20 if len(order) > 4 else 0)
             axes.margins(x=0.2)
         elif min(at) > 0 and max(at) / min(at) >= _WIDE:
             axes.set_xscale("log")
         axes.grid(axis="y", color="#eceef2", linewidth=0.8)
-        axes.set_xlabel(name, color=GROUND)
+        axes.set_xlabel(_plain(name), color=GROUND)
     return _svg(drawing)
+
+
+def _plain(text: str) -> str:
+    """As it stands: what is between two dollars would be taken for a formula."""
+    return text.replace("$", r"\$")
 
 
 def thinned(values: Sequence[Point], points: int) -> list[Point]:

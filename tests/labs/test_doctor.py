@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from labs.netns import Nodes, nodes, wait_for
+from labs.test_ssh import listed, servers
 
 COUNT = 3
 PREFIX, NET = "labg", "10.87.0"
@@ -135,3 +136,24 @@ def test_a_node_that_is_cut_off_midway_is_named_in_time(lab: Nodes, tmp_path: Pa
         lab.undrop(2)
     told = faults(answer(folder))
     assert f"rank 2 ({lab.host(2)}): said nothing any more" in told[0]
+
+
+def over_ssh(lab: Nodes, keys: Path, folder: Path) -> tuple[int, dict[str, Any]]:
+    """`loomtune doctor launcher=ssh` of two hosts, from the first of them: exit code and what it printed."""
+    known = ("-F", "/dev/null", "-i", f"{keys}/key", f"-oUserKnownHostsFile={keys}/known", "-oIdentitiesOnly=yes")
+    hosts = (f"launcher.hosts=[{lab.host(0)},{lab.host(1)}]", "launcher.procs=1", "launcher.patience=10")
+    words = ["launcher=ssh", *hosts, f"launcher.options={listed(known)}", "--quick", "--json", "--out", str(folder)]
+    printed, log = folder.with_suffix(".json"), folder.with_suffix(".log")
+    command = ["sh", "-c", 'exec "$@" > "$0"', str(printed), sys.executable, "-m", "loomtune.cli", "doctor", *words]
+    (code,) = wait_for(lab.run(0, command, log=log))
+    return code, json.loads(printed.read_text())
+
+
+def test_over_ssh_both_hosts_are_examined_and_one_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with nodes(2, f"{PREFIX}s", NET) as lab, servers(lab, tmp_path):
+        code, said = over_ssh(lab, tmp_path, tmp_path / "doctor")
+        assert (code, faults(said), sorted(said["nodes"])) == (0, [], [lab.host(0), lab.host(1)])
+        lab.cut(1)
+        code, said = over_ssh(lab, tmp_path, tmp_path / "again")
+        assert code == 1
+        assert lab.host(1) in faults(said)[0]

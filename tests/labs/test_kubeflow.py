@@ -85,6 +85,24 @@ def test_a_mistake_of_the_users_ends_every_pod_with_2(pods: Nodes, typed: list[s
     assert pods.left(patience=10) == {}
 
 
+def test_a_preempted_job_ends_with_75_everywhere_and_goes_on_where_it_was(
+    pods: Nodes, typed: list[str], alone: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(EVICTED)
+    place = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    more = [*typed, "sharding=ddp"]
+    codes, run = start(pods, tmp_path, more, kind="jobset", requeues=1, environment=place)
+    said = [(tmp_path / f"log-{node}").read_text() for node in range(2)]
+    assert codes == [75, 75], said
+    assert json.loads((run / "result.json").read_text())["status"] == "preempted", said
+    assert (elsewhere.result(said[0].splitlines()) or {})["status"] == "preempted"
+    (tmp_path / "sitecustomize.py").unlink()
+    codes, run = start(pods, tmp_path, more, kind="jobset", requeues=1, environment=place)
+    assert codes == [0, 0]
+    assert [line["loss"] for line in maths(run)] == pytest.approx([line["loss"] for line in alone], rel=2e-6)
+    assert pods.left(patience=10) == {}
+
+
 def test_a_killed_rank_is_started_again_within_the_pods(
     pods: Nodes, typed: list[str], alone: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -112,3 +130,17 @@ def watch():
 if os.environ.get("RANK") == "1" and not (here / "killed").exists():
     threading.Thread(target=watch, daemon=True).start()
 """
+
+EVICTED = """
+import os, pathlib, signal, threading, time
+here = pathlib.Path(__file__).parent
+
+def watch():
+    while not [path for path in here.glob("runs/*/metrics.jsonl") if path.stat().st_size]:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+if "RANK" not in os.environ and os.environ.get("PET_NODE_RANK") == "1":
+    threading.Thread(target=watch, daemon=True).start()
+"""
+"""The second pod is asked to leave, as a kubelet asks: its first process gets the signal."""

@@ -208,7 +208,10 @@ def test_only_a_preempted_jobset_is_started_again() -> None:
     assert codes["onExitCodes"]["values"] == [75]
     assert taken["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert job["backoffLimit"] == 0
-    assert [rule["action"] for rule in manifest(kind="jobset")["spec"]["failurePolicy"]["rules"]] == ["FailJobSet"]
+    assert manifest(kind="jobset")["spec"]["failurePolicy"]["maxRestarts"] == 10
+    assert [rule["action"] for rule in manifest(kind="jobset", requeues=0)["spec"]["failurePolicy"]["rules"]] == [
+        "FailJobSet"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +227,7 @@ def test_only_a_preempted_jobset_is_started_again() -> None:
         ({"requeues": 1}, r"launcher\.kind=jobset"),
         ({"memory": "64GB"}, r"launcher\.memory=64Gi"),
         ({"nodes": 0}, r"launcher\.nodes=1"),
+        ({"requeues": -1, "kind": "jobset"}, r"launcher\.requeues=1"),
         ({"time": -1}, r"launcher\.time=1"),
         ({"mount": "relative"}, r"launcher\.mount=/loomtune"),
         ({"secrets": {"A": "token"}}, r"launcher\.secrets\.A=SECRET/KEY"),

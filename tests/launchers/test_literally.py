@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -29,6 +28,7 @@ from loomtune_launchers import jobs, torchrun
 from loomtune_launchers.kubernetes import Kubernetes
 from loomtune_launchers.kubernetes_settings import KubernetesSettings
 from loomtune_launchers.local import Local
+from loomtune_launchers.ray import Ray
 from loomtune_launchers.ray_node import Node
 from loomtune_launchers.ray_settings import RaySettings
 from loomtune_launchers.settings import LocalSettings
@@ -179,8 +179,6 @@ def test_local(procs: int, scene: Scene) -> None:
 @pytest.mark.parametrize("agent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ray(agent: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an actor does, which Ray gives its arguments as they are: pickled."""
-    from loomtune_launchers.ray import Ray
-
     launcher = Ray(RaySettings(environment=dict(ENVIRONMENT)))
     scene.run.mkdir(parents=True)
     if not agent:  # the time that torch takes to import
@@ -266,31 +264,47 @@ def _free_port() -> str:
     return str(free_port())
 
 
-@pytest.mark.parametrize("value", VALUES)
-def test_what_is_typed_is_what_the_launcher_is_given(value: str) -> None:
-    plan = api.compose([f"launcher.environment={{VALUE: {quoted(value)}}}", "sharding=single"])
-    assert plan.choices("launcher")["local"]["environment"] == {"VALUE": value}
+def test_what_is_typed_is_what_the_launcher_is_given() -> None:
+    given = {name: value for name, value in ENVIRONMENT.items() if "${" not in value}  # which refers to a setting
+    typed = ", ".join(f"{name}: {quoted(value)}" for name, value in given.items())
+    plan = api.compose([f"launcher.environment={{{typed}}}", "sharding=single"])
+    assert plan.choices("launcher")["local"]["environment"] == given
 
 
-@pytest.mark.parametrize("value", VALUES)
-def test_what_a_shell_is_shown_by_a_dry_run_it_reads_as_it_is(value: str) -> None:
-    job = JobSpec(run=Path("run"), arguments=(value, "end"))
+def test_what_a_dry_run_shows_a_shell_reads_as_it_is() -> None:
+    job = JobSpec(run=Path("run"), arguments=tuple(VALUES))
     (command,) = Local(LocalSettings()).render(job).commands
-    assert shlex.split(shlex.join(command))[-2:] == [value, "end"]
+    assert shlex.split(shlex.join(command))[-len(VALUES) :] == VALUES
 
 
-REFUSED: dict[str, Callable[[dict[str, str]], Any]] = {
+GIVEN: dict[str, Callable[[dict[str, str]], Launcher]] = {
     "local": lambda given: Local(LocalSettings(environment=given)),
+    "ray": lambda given: Ray(RaySettings(environment=given)),
+    "ssh": lambda given: Ssh(SshSettings(hosts=["localhost"], procs=1, environment=given)),
+    "slurm": lambda given: Slurm(SlurmSettings(environment=given)),
     "kubernetes": lambda given: Kubernetes(KubernetesSettings(image="i", volume="v", environment=given)),
     "skypilot": lambda given: SkyPilot(SkyPilotSettings(volumes={"/v": "v"}, environment=given)),
 }
 
 
-@pytest.mark.parametrize("launcher", ["kubernetes", "skypilot"])
-@pytest.mark.parametrize("name", ["", "A=B", "A B", "$(touch executed)", "1A", "A\nB"])
+@pytest.mark.parametrize("launcher", GIVEN)
+@pytest.mark.parametrize("name", ["", "A=B", "A\0B"])
 def test_a_name_that_no_variable_has_is_refused(launcher: str, name: str) -> None:
+    with pytest.raises(UserError, match=r"NAME: value|letters"):
+        GIVEN[launcher]({name: "value"}).spec(Path("run"), 1)
+
+
+@pytest.mark.parametrize("launcher", ["local", "ray", "ssh", "slurm"])
+def test_a_value_that_no_variable_has_is_refused(launcher: str) -> None:
+    with pytest.raises(UserError, match="NUL in a value"):
+        GIVEN[launcher]({"NAME": "value\0"}).spec(Path("run"), 1)
+
+
+@pytest.mark.parametrize("launcher", ["kubernetes", "skypilot"])
+@pytest.mark.parametrize("name", ["A B", "$(touch executed)", "1A", "A\nB"])
+def test_a_name_that_an_engine_would_misread_is_refused(launcher: str, name: str) -> None:
     with pytest.raises(UserError, match="name"):
-        REFUSED[launcher]({name: "value"})
+        GIVEN[launcher]({name: "value"})
 
 
 def test_a_folder_that_slurm_would_misread_is_refused(tmp_path: Path) -> None:

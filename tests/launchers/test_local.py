@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -135,6 +136,9 @@ def asked(number, frame):
         os._exit(0)
 signal.signal(signal.SIGTERM, asked)
 signal.signal(signal.SIGUSR1, asked)
+if (folder / "helped").exists():
+    import subprocess
+    subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
 (folder / f"pid.{rank}.new").write_text(str(os.getpid()))
 (folder / f"pid.{rank}.new").rename(folder / f"pid.{rank}")
 while True:
@@ -195,6 +199,24 @@ def test_no_rank_outlives_a_launcher_that_is_killed(procs: int, tmp_path: Path) 
         process.wait()
         gone, alive = psutil.wait_procs(ranks, timeout=PATIENCE)
         assert len(gone) == procs and not alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", list(itertools.permutations(["launcher", "agent", "rank"])), ids="-".join)
+def test_whatever_is_killed_first_no_process_stays(order: tuple[str, ...], tmp_path: Path) -> None:
+    """Helpers of ranks too, in sessions of their own."""
+    (tmp_path / "helped").touch()
+    with launched(tmp_path, 2) as (process, ranks):
+        root = psutil.Process(process.pid)
+        named = {"launcher": root, "agent": root.children()[0], "rank": ranks[0]}
+        everyone = [root, *root.children(recursive=True)]
+        assert len(everyone) == 7, "a launcher, an agent and its shadow, and two ranks with a helper each"
+        for name in order:
+            with suppress(psutil.NoSuchProcess):
+                named[name].kill()
+        process.wait()
+        _, alive = psutil.wait_procs(everyone, timeout=PATIENCE / 2)
+        assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])

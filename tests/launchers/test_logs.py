@@ -136,7 +136,7 @@ def test_the_newest_attempt_is_shown_and_restarts_of_it_are_numbered(tmp_path: P
 def test_names_of_attempts_are_taken_once(tmp_path: Path) -> None:
     names = [ranklogs.begin(tmp_path, "job-7").name for _ in range(3)]
     assert names == ["job-7", "job-7.1", "job-7.2"]
-    assert ranklogs.begin(tmp_path).name > "2026"
+    assert ranklogs.named_by_time() > "2026"
 
 
 def test_following_gives_each_line_once_and_goes_on_with_the_next_attempt(

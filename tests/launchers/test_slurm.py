@@ -300,6 +300,22 @@ def test_the_state_is_asked_of_the_queue_and_then_of_the_accounts(
     assert Job("7").state()[0] == "UNKNOWN" and Job("7").active(), "silence is no end"
 
 
+@pytest.mark.parametrize(
+    ("times", "preempted"),
+    [
+        ("2026-11-22T19:43:48   2026-11-22T19:43:52  ", True),
+        ("2026-11-22T19:43:48   N/A  ", False),
+        ("2026-11-22T19:43:48   2026-11-22T18:00:00  ", False),
+        ("", False),
+    ],
+)
+def test_a_preemption_counts_for_the_start_that_it_ends(
+    times: str, preempted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, monkeypatch, squeue=f"echo '{times}'")
+    assert Job("7").preempted() is preempted
+
+
 def test_an_array_is_active_while_an_item_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands(tmp_path, monkeypatch, squeue="echo 'RUNNING|None'; echo 'COMPLETED|None'")
     assert Job("7").active()

@@ -51,7 +51,7 @@ def test_ranks_get_what_was_typed_and_the_first_node_prints_the_result(tmp_path:
     assert found == {"status": "completed", "step": 3, "metrics": {}, "error": None}
 
 
-@pytest.mark.parametrize(("code", "status"), [(75, "preempted"), (2, "")])
+@pytest.mark.parametrize(("code", "status"), [(75, "preempted"), pytest.param(2, "", marks=pytest.mark.slow)])
 def test_it_ends_as_the_rank_that_failed_first(code: int, status: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "step": 1, "metrics": {}, "error": "old"}))
     packed = there.pack(given(tmp_path), {"NASTY": NASTY, "WITNESS_CODE": str(code)})

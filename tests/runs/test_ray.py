@@ -177,13 +177,40 @@ def test_a_lost_node_is_named_and_the_run_goes_on_with_what_is_left(
     cluster: Cluster, tiny: list[str], tmp_path: Path
 ) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    more = ["launcher.patience=5", "launcher.requeues=1", "checkpoint.every=5", "steps=200"]
+    more = ["launcher.patience=5", "launcher.requeues=1", "checkpoint.every=5", "steps=40"]
     with started(train(cluster, folder, tiny, *more, nodes="1:2"), log) as process:
         wait_for_step(folder, 12, process)
         cluster.lose()
         assert process.wait(LONG) == 0, log.read_text()
         assert " was lost: " in log.read_text() and "1 x 1 processes on" in log.read_text()
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
+        wait(lambda: not of_run(folder), SOON)
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from loomtune_launchers.ray import Ray
+from loomtune_launchers.ray_settings import RaySettings
+folder, launcher = Path(sys.argv[1]), Ray(RaySettings(address=sys.argv[2], grace=-10))
+print(launcher.status(folder).state)
+launcher.cancel(folder)
+print(launcher.status(folder).state)
+"""
+"""Waits for no launcher: it is as if that had not reacted."""
+
+
+def test_from_another_machine_ray_is_asked_and_told(cluster: Cluster, tiny: list[str], tmp_path: Path) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    with started(train(cluster, folder, tiny, "steps=100000"), tmp_path / "log") as process:
+        wait_for_step(folder, 3, process)
+        other.mkdir()
+        record = json.loads((folder / "launcher.json").read_text())
+        (other / "launcher.json").write_text(json.dumps({**record, "host": "elsewhere"}))
+        command = [sys.executable, "-c", ELSEWHERE, str(other), cluster.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+        assert done.stdout.split() == ["running", "cancelled"], done.stderr
+        assert process.wait(LONG) != 0 and " was lost: " in (tmp_path / "log").read_text()
         wait(lambda: not of_run(folder), SOON)
 
 

@@ -82,7 +82,8 @@ def _dry_run(options: argparse.Namespace) -> int:
     if elsewhere and options.world < 1:
         raise UserError.of(f"--world {options.world} has no process", "name at least 1")
     plan = api.compose(options.overrides, options.config_dir, options.world or 0)
-    api.warn(api.check(plan, simulated=elsewhere))
+    launcher: Launcher = plan.build(installed(), "launcher")
+    api.warn(api.check(plan, simulated=elsewhere or launcher.elsewhere))
     for key, value, origin in explain(options.overrides, options.config_dir):
         print(f"{key}={value if str(value).isprintable() else repr(value)}  # {origin}")
     for foretold in estimates(plan, installed()):
@@ -91,7 +92,6 @@ def _dry_run(options: argparse.Namespace) -> int:
         if not plan.build(installed(), "model").at_hand():
             print("not asked: whether the model can be laid out so, because its config is not at hand")
         return 0
-    launcher: Launcher = plan.build(installed(), "launcher")
     _show(launcher.render(launcher.spec(Path("RUN"), plan.processes, plan.overrides)))
     return 0
 

@@ -104,7 +104,7 @@ def _curves(found: Sequence[Row], keys: Sequence[str], goal: Goal) -> list[tuple
 
 def _label(row: Row, keys: Sequence[str]) -> str:
     varied = " ".join(f"{key.rpartition('.')[2]}={said(row.setting(key))}" for key in keys)
-    return f"{varied or row.folder.name} ({row.folder.name[:6]})".replace("$", r"\$")
+    return f"{varied or row.folder.name} ({row.folder.name[:6]})"
 
 
 def _finite(curve: Mapping[int, float]) -> list[tuple[float, float]]:

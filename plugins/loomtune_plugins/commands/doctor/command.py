@@ -107,8 +107,7 @@ def _concluded(folder: Path, found: Sequence[Finding], *, json_wanted: bool) -> 
     """Prints the answer of the ranks, and what only the launching process knows."""
     said = _said(folder)
     if said is None:
-        print("\n".join(_tail(folder)), file=sys.stderr)
-        found = [*found, _nobody(folder)]
+        found = [*found, *_nobody(folder, explained=bool(found))]
     said = report.concluded(said or {"nodes": {}, "size": 0}, found)
     report.write(said, folder)
     print(json.dumps(said, indent=1) if json_wanted else "\n".join(shown(said)), flush=True)
@@ -126,13 +125,16 @@ def _said(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _nobody(folder: Path) -> Finding:
-    """No answer: the ranks' own error, if one was left, says most."""
+def _nobody(folder: Path, *, explained: bool) -> Iterator[Finding]:
+    """No answer: the ranks' own error, if one was left, says most. explained: whether something else says why."""
+    for line in _tail(folder):
+        print(line, file=sys.stderr)
     error = ""
     with suppress(OSError, ValueError, KeyError):
         error = f": {json.loads((folder / 'result.json').read_text())['error']}"
-    cure = "read the logs above; every node must import loomtune, see this folder, and reach the first node's port"
-    return Finding(FAULT, f"no rank gave an answer in {folder}{error}", cure)
+    if error or not explained:
+        cure = "read the logs above; every node must import loomtune, see this folder, and reach the first node's port"
+        yield Finding(FAULT, f"no rank gave an answer in {folder}{error}", cure)
 
 
 def _tail(folder: Path) -> Iterator[str]:

@@ -154,8 +154,9 @@ def _pace(place: str, speeds: Mapping[str, float], at: Mapping[str, Any]) -> Ite
         what = f"the {place} takes {speeds[lame[0]] / 1e6:.0f} MB/s on {names(lame)}, {typical / 1e6:.0f} on others"
         yield Finding(WARNING, what, "look at that node's mount, disk and network")
     elif speeds and typical < SLOW_DISK:
-        what = f"the {place} is written at {typical / 1e6:.0f} MB/s a node: checkpoints will take long"
-        yield Finding(WARNING, what, "name a quicker file system, or save less often (checkpoint.every)")
+        what = f"the {place} is written at {typical / 1e6:.0f} MB/s a node"
+        cures = {"run folder": "save less often (checkpoint.every), or name a quicker file system by run.dir"}
+        yield Finding(WARNING, what, cures.get(place, "name a quicker file system by LOOMTUNE_CACHE"))
     if lame := [name for name, of in at.items() if of["opened"] > SLOW_ANSWER]:
         what = f"a file of the {place} takes {at[lame[0]]['opened'] * 1e3:.0f} ms to make on {names(lame)}"
         yield Finding(WARNING, what, "the file system's server is far away or busy: put the cache on a local disk")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from loomtune import api
 from loomtune.compose import quoted
 from loomtune.errors import LoomtuneError, Preempted, UserError
-from loomtune_plugins.commands.compare.command import compared
+from loomtune_plugins.commands.compare.comparison import compared
 from loomtune_plugins.commands.sweeps import engine
 from loomtune_plugins.commands.sweeps.crew import Asked, places, tell
 from loomtune_plugins.commands.sweeps.goal import Goal, chosen

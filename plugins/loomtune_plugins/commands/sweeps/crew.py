@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loomtune.errors import Preempted, UserError
+from loomtune.errors import LoomtuneError, Preempted, UserError
 from loomtune_plugins.commands.sweeps.items import Item
 from loomtune_plugins.commands.sweeps.processes import Running
 from loomtune_plugins.commands.sweeps.pruning import Curve, hopeless
@@ -81,7 +81,10 @@ class Crew:
                 item.status = "running"
                 item.write()
                 tell(f"{item.name} starts: {item.label}")
-                self._running[place] = self.start(item, place)
+                try:
+                    self._running[place] = self.start(item, place)
+                except LoomtuneError as error:  # an engine that does not take it
+                    failed(item, error)
 
     def _sweep_up(self) -> None:
         for place, running in list(self._running.items()):
@@ -119,6 +122,13 @@ class Crew:
                     running.kill()
             self._sweep_up()
             time.sleep(BETWEEN)
+
+
+def failed(item: Item, error: Exception) -> None:
+    """Puts down, and says, why an item does not even start."""
+    said = str(error) if isinstance(error, LoomtuneError) else f"{type(error).__name__}: {error}"
+    item.ended("failed", said)
+    tell(f"{item.name} cannot run: {item.label}\n{said}")
 
 
 def places(jobs: int, gpus: int) -> list[dict[str, str]]:

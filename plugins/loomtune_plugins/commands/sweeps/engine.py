@@ -87,6 +87,7 @@ def learns(made: DictConfig) -> bool:
 def run(made: DictConfig, request: Request, task: Callable[..., Any]) -> None:
     """Has the sweeper ask the task for items until it has no more."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"optuna|hydra_plugins\.hydra_optuna.*")
+    warnings.filterwarnings("ignore", message="Deprecated API features detected")  # Optuna 2.10 of SQLAlchemy 1.4
     context = HydraContext(config_loader=_Items(create_config_search_path(None)), callbacks=Callbacks())
     sweeper = Plugins.instance().instantiate_sweeper(config=made, hydra_context=context, task_function=task)
     logging.getLogger("optuna").setLevel(logging.WARNING)  # it set its own when the sweeper imported it

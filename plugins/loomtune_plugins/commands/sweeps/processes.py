@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from loomtune.contracts import Launcher
-from loomtune.errors import Preempted
+from loomtune.contracts import JobStatus, Launcher
+from loomtune.errors import LoomtuneError, Preempted
 from loomtune_plugins.commands.sweeps.items import WENT, Item
 
 SAID = 20
@@ -119,7 +119,10 @@ class Job(Running):
         if now - self._asked < BETWEEN:
             return False
         self._asked = now
-        status = self._launcher.status(self.item.folder)
+        try:
+            status = self._launcher.status(self.item.folder)
+        except LoomtuneError as error:
+            status = JobStatus("unknown", str(error))
         if status.state in ("unknown", "preempted"):  # not known yet, or about to be queued anew
             self._doubted = self._doubted or now
             if now - self._doubted < DOUBT and not self.pruned:

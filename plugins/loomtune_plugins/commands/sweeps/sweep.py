@@ -12,7 +12,8 @@ from loomtune import api
 from loomtune.catalogue import installed
 from loomtune.contracts import Launcher
 from loomtune.errors import LoomtuneError, RunFailed
-from loomtune_plugins.commands.sweeps.crew import Asked, Crew, tell
+from loomtune.plan import Plan
+from loomtune_plugins.commands.sweeps.crew import Asked, Crew, failed, tell
 from loomtune_plugins.commands.sweeps.goal import Goal
 from loomtune_plugins.commands.sweeps.items import DONE, Item
 from loomtune_plugins.commands.sweeps.processes import Job, Process, Running
@@ -52,8 +53,7 @@ class Sweep:
         crew = Crew(self._start, len(self.places), self.asked, self.prune_after)
         crew.curves |= {name: item.curve() for name, item in self.items.items() if item.status in DONE}
         begun = self._handed_over(ready)
-        under_way = {running.item.name for running in begun}
-        crew.run([item for item in ready if item.name not in under_way], begun)
+        crew.run([item for item in ready if item.status == "waiting"], begun)
         return [_answer(item) for item in items]
 
     def _item(self, overrides: Sequence[str]) -> Item:
@@ -85,9 +85,7 @@ class Sweep:
             try:
                 warned += composed(item, self.config_dirs)
             except Exception as error:
-                said = str(error) if isinstance(error, LoomtuneError) else f"{type(error).__name__}: {error}"
-                item.ended("failed", said)
-                tell(f"{item.name} cannot run: {item.label}\n{said}")
+                failed(item, error)
         for line in dict.fromkeys(warned):
             tell(line)
 
@@ -118,23 +116,44 @@ class Sweep:
             if not launcher.detached:
                 continue
             if (item.folder / "run.yaml").is_file() and _under_way(launcher, item.folder):
-                begun.append(Job(item, launcher))
+                begun.append(_job(item, launcher))
             elif type(launcher).submit_all is not Launcher.submit_all:
                 fresh.setdefault(json.dumps(item.plan.chosen("launcher"), sort_keys=True), []).append(item)
         return [*begun, *(running for group in fresh.values() for running in self._submitted(group))]
 
     def _submitted(self, items: Sequence[Item]) -> list[Running]:
         """One array of the items; none where the launcher has no such thing after all."""
-        plans = [api.compose(item.words(), self.config_dirs) for item in items]
-        launcher: Launcher = plans[0].build(installed(), "launcher")
-        specs = [launcher.spec(api.prepare(plan), plan.processes, plan.overrides) for plan in plans]
-        if launcher.submit_all(specs, len(self.places)) is None:
+        plans = {item.name: plan for item in items if (plan := self._prepared(item))}
+        ready = [item for item in items if item.name in plans]
+        if not ready:
             return []
-        for item in items:
-            item.status = "running"
-            item.write()
-        tell(f"{len(items)} items are one job, {len(self.places)} at a time")
-        return [Job(item, launcher) for item in items]
+        launcher: Launcher = next(iter(plans.values())).build(installed(), "launcher")
+        specs = [launcher.spec(item.folder, plans[item.name].processes, plans[item.name].overrides) for item in ready]
+        try:
+            if launcher.submit_all(specs, len(self.places)) is None:
+                return []
+        except LoomtuneError as error:
+            for item in ready:
+                failed(item, error)
+            return []
+        tell(f"{len(ready)} items are one job, {len(self.places)} at a time")
+        return [_job(item, launcher) for item in ready]
+
+    def _prepared(self, item: Item) -> Plan | None:
+        """The plan that lies in the item's folder; none, and the item has failed, where it could not be put there."""
+        try:
+            plan = api.compose(item.words(), self.config_dirs)
+            api.prepare(plan)
+        except Exception as error:
+            failed(item, error)
+            return None
+        return plan
+
+
+def _job(item: Item, launcher: Launcher) -> Job:
+    item.status = "running"
+    item.write()
+    return Job(item, launcher)
 
 
 def composed(item: Item, config_dirs: Sequence[str]) -> list[str]:
