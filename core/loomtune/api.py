@@ -123,7 +123,8 @@ def prepare(plan: Plan) -> Path:
     (folder / "plugins.json").write_text(json.dumps(dict(plan.versions), indent=1) + "\n")
     (folder / "samples.json").write_text(json.dumps(placed, indent=1) + "\n")
     (folder / inputs.FILE).write_text(json.dumps(began, indent=1) + "\n")
-    (folder / "result.json").unlink(missing_ok=True)
+    for said in ("result.json", "stop", "cancelled"):  # of an earlier start
+        (folder / said).unlink(missing_ok=True)
     return folder
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from loomtune.errors import PeerLost
 from loomtune.world import TIMEOUT
 
-_COLLECTIVE = re.compile("gloo|nccl|store", re.I)
+_COLLECTIVE = re.compile("gloo|nccl", re.I)
 _CLOSED = re.compile("closed by|reset by peer|broken pipe|remote|failed to recv|connection was|refused|aborted", re.I)
 _SILENT = re.compile("timed? ?out|connectFullMesh|no route|unreachable", re.I)
 

@@ -88,8 +88,8 @@ def die_with_parent() -> None:
 def end_stuck_agent(seconds: float = 10.0) -> None:
     """Ends the torchrun above this process, and so this process, where it does nothing at all for so many seconds.
 
-    torch 2.13: an agent that is cut off from its rendezvous waits in the store for an answer, whatever `read_timeout`
-    says, until TCP gives up after a quarter of an hour. One that is well wakes up ten times a second.
+    torch 2.13: an agent that is cut off from its rendezvous waits in the store for an answer until TCP gives up, many
+    minutes later, whatever `read_timeout` says. One that is well wakes up ten times a second.
     """
     with suppress(psutil.Error):
         agent = psutil.Process(int(os.environ.get("LOOMTUNE_PARENT") or os.getppid()))

@@ -22,7 +22,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, SignalException, SubprocessContext
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, parse_args
@@ -116,7 +116,7 @@ class Group(LogsSpecs):
         ended = {rank: self._ends.get(rank, time.time()) for rank in codes}
         for rank, code in codes.items():
             ours = -code in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL) and ended[rank] > min(ended.values())
-            if not (ours or self._ended_all):
+            if not (ours or self._ended_all or code == Preempted.exit_code):
                 failures.write(self.attempt / str(rank), failures.how(code), ended[rank])
         failures.settle(self.nodes)
         return failures.first(self.attempt)
@@ -240,13 +240,15 @@ def _node(group: Group, attempt: str, arguments: list[str]) -> int:
         result = agent.run()
     except SignalException:
         raise  # the rendezvous stays open: a scheduler may start this node again
-    except BaseException:
-        agent._rdzv_handler.shutdown()
-        raise
+    except RendezvousError as error:
+        _say(f"the nodes did not meet: {type(error).__name__}: {error}")
+        result = None
+    if result is None:  # not met, or met by others without this node
+        return _ended(group, {})
     agent._rdzv_handler.shutdown()
     if agent.preempted:
         return Preempted.exit_code
-    failed = {rank: failure.exitcode for rank, failure in result.failures.items()} if result else {}
+    failed = {rank: failure.exitcode for rank, failure in result.failures.items()}
     return _ended(group, failed) if failed else 0
 
 
@@ -291,7 +293,7 @@ def _left(group: Group) -> int:
     """The exit code after a request to leave. Ranks that could not save in time, or had not begun, are to go on too."""
     if group.leads and not failures.status(group.run):
         failures.conclude(group.run, None, group.began, group.pids.values())
-    return Preempted.exit_code if failures.status(group.run) in ("preempted", "") else 1
+    return {"failed": 1, "completed": 0, "stopped": 0}.get(failures.status(group.run), Preempted.exit_code)
 
 
 def _say(text: str) -> None:

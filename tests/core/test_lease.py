@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,17 @@ def test_without_a_readable_lease_nobody_may_write(tmp_path: Path, content: str 
         (tmp_path / "lease").write_text(content)
     with pytest.raises(LeaseLost, match="no attempt may write"):
         lease.check()
+
+
+def test_the_lease_shows_where_the_folder_is_shared_if_need_be_after_some_time(tmp_path: Path) -> None:
+    mine = Lease.take(tmp_path / "here")
+    assert Lease(tmp_path / "here", mine.attempt).shows(0)
+    assert not Lease(tmp_path / "elsewhere", mine.attempt).shows(0.3)
+    assert not Lease(tmp_path / "here", "another attempt").shows(0)
+    late = threading.Timer(0.3, shutil.copytree, (tmp_path / "here", tmp_path / "late"))
+    late.start()
+    assert Lease(tmp_path / "late", mine.attempt).shows(30)
+    late.join()
 
 
 def test_a_lease_says_who_holds_it(tmp_path: Path) -> None:

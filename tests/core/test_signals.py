@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
+
+from loomtune.signals import StopRequest
 
 PATIENCE = 60.0
 
@@ -87,7 +90,79 @@ def test_what_a_scheduler_and_torchrun_say_at_once_is_one_request() -> None:
             assert said(process) == "True"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_file_asks_once_the_rank_that_looks_for_it(tmp_path: Path) -> None:
+    stop, other = StopRequest(), StopRequest()
+    stop.file = tmp_path / "stop"
+    assert not stop.requested
+    stop.file.touch()
+    assert not other.requested, "a rank that looks for none"
+    assert stop.requested and not stop.file.exists(), "taken away, or the next start would leave too"
+    assert stop.requested, "heard is heard"
+
+
+ADOPTED = """
+import os, subprocess, sys, time
+from pathlib import Path
+import ctypes
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # so that what is left behind becomes ours
+out = Path(sys.argv[1])
+middle = subprocess.Popen([sys.executable, "-c", sys.argv[2], str(out)])
+middle.wait()  # it is gone before its child asks
+(out / "gone").touch()
+os.wait()
+"""
+
+GONE = """
+import os, subprocess, sys
+from pathlib import Path
+code = "import sys, time; from pathlib import Path; out = Path(sys.argv[1])\\n"
+code += "while not (out / 'gone').exists(): time.sleep(0.01)\\n"
+code += "from loomtune.signals import die_with_parent; die_with_parent(); (out / 'lived').touch()"
+subprocess.Popen([sys.executable, "-c", code, sys.argv[1]], env=os.environ | {"LOOMTUNE_PARENT": str(os.getpid())})
+"""
+
+WRAPPED = """
+import os, subprocess, sys
+code = "from loomtune.signals import die_with_parent; die_with_parent(); print('lives')"
+told = os.environ | {"LOOMTUNE_PARENT": str(os.getpid())}
+subprocess.run(["sh", "-c", '"$0" -c "$1"; true', sys.executable, code], env=told)
+"""
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+
+
+@linux
+def test_a_process_whose_parent_ended_before_it_could_ask_ends_too(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ADOPTED, str(tmp_path), GONE], timeout=PATIENCE, check=True)
+    assert (tmp_path / "gone").exists() and not (tmp_path / "lived").exists()
+
+
+@linux
+def test_a_wrapper_between_the_agent_and_a_rank_is_no_missing_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", WRAPPED], timeout=PATIENCE, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "lives"
+
+
+AGENT = """
+import subprocess, sys, time
+code = "from loomtune.signals import end_stuck_agent; end_stuck_agent(1.0)"
+rank = subprocess.Popen([sys.executable, "-c", code])
+while rank.poll() is None:
+    time.sleep(float(sys.argv[1]))
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("name", "nap", "ends"), [("torchrun", 60, True), ("torchrun", 0.1, False), ("slurmstepd", 5, False)]
+)
+def test_only_an_agent_of_torchrun_that_does_nothing_is_ended(name: str, nap: float, ends: bool) -> None:
+    command = [sys.executable, "-c", AGENT, str(nap), name]
+    done = subprocess.run(command, timeout=PATIENCE, check=False, capture_output=True, text=True)
+    assert (done.returncode == -signal.SIGKILL) == ends == ("it is ended" in done.stderr), done.stderr
+
+
+@linux
 def test_a_process_ends_with_its_parent_also_in_a_session_of_its_own() -> None:
     with python(PARENT, CHILD) as parent:
         child = psutil.Process(int(said(parent, ask=False)))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from runs.conftest import alone, tiny  # noqa: F401 - fixtures
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks them; the hook hears of the whole collection."""

@@ -17,13 +17,15 @@ from loomtune.contracts import JobSpec, Launcher
 from loomtune.errors import UserError
 from loomtune_launchers.slurm import Slurm
 from loomtune_launchers.slurm_settings import SlurmSettings
+from runs.processes import COMMAND
+from runs.processes import run as run_to_end
 
 LOSS, NORM = 2e-6, 1e-5
 """The bounds of the promise that the maths does not depend on the machine, relative, over `FIRST` steps."""
 
 FIRST = 40
 
-STEPS = 300
+STEPS = 200
 """So many that a run is still at it when what is to happen to it happens."""
 
 ODD = 'it\'s "quoted" $(touch /tmp/loomtune-was-here) `id` %j ; & | * ~\n  two lines é'
@@ -182,7 +184,8 @@ def test_a_killed_node_costs_what_was_not_yet_committed(
     launcher = lab.train(run, "checkpoint.every=10")
     until(under_way(run, 30), "some checkpoints")
     lab.slurm.kill(1)
-    until(lambda: "down" in lab.slurm.run("sinfo", "--noheader", "--nodes=node1", "--format=%T"), "the loss being seen")
+    seen = ("sinfo", "--noheader", "--Node", "--format=%n %T")
+    until(lambda: "node1 down" in lab.slurm.run(*seen), "the loss being seen")
     assert launcher.status(run).state in ("running", "pending")
     lab.slurm.revive(1)
     assert lab.ended(launcher, run) == "completed"
@@ -243,6 +246,18 @@ def test_an_array_runs_two_of_its_runs_at_once_and_one_can_be_cancelled(
     losses = {steps(spec.run)[-1]["loss"] for spec in specs[:4]}
     assert len(losses) == 4, "each has its own seed"
     assert f"step {FIRST}/" in "\n".join(launcher.logs(specs[3].run)) and not lab.slurm.left()
+
+
+def test_a_sweep_of_four_is_one_array(lab: Lab, tmp_path: Path) -> None:
+    folder, log = tmp_path / "sweep", tmp_path / "log"
+    words = ["seed=0,1,2,3", "steps=10", "sharding=single", "launcher=slurm", "launcher.wait=false"]
+    command = [*COMMAND, "train", "-m", *lab.settings, *words, "hydra.launcher.jobs=2", f"hydra.sweep.dir={folder}"]
+    assert run_to_end(command, log) == 0, log.read_text()
+    records = [json.loads(path.read_text()) for path in folder.glob("*/launcher.json")]
+    array = records[0]["job"].partition("_")[0]
+    assert sorted(record["job"] for record in records) == [f"{array}_{i}" for i in range(4)]
+    assert {api.Result.of(path.parent).status for path in folder.glob("*/launcher.json")} == {"completed"}
+    assert len({steps(path.parent)[-1]["loss"] for path in folder.glob("*/launcher.json")}) == 4
 
 
 def item(lab: Lab, run: Path, seed: int) -> JobSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,12 +108,15 @@ time.sleep(600)
 """
 
 
+ALONE = ("--standalone", "--nproc-per-node=2")
+
+
 @contextmanager
-def agent(run: Path, how: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """An agent of two ranks that behave in some way."""
+def agent(run: Path, how: str, *options: str, group: Sequence[str] = ALONE) -> Iterator[subprocess.Popen[str]]:
+    """An agent of ranks that behave in some way, two in all."""
     run.mkdir(exist_ok=True)
     (run.parent / "rank.py").write_text(RANK)
-    torchrun = ["--standalone", "--nproc-per-node=2", *options, str(run.parent / "rank.py"), how, str(run)]
+    torchrun = [*group, *options, str(run.parent / "rank.py"), how, str(run)]
     process = subprocess.Popen(
         [sys.executable, "-m", "loomtune_launchers.agent", str(run), "auto", *torchrun],
         stdout=subprocess.PIPE,
@@ -225,6 +229,21 @@ def test_a_request_to_leave_is_handed_on_and_who_does_not_leave_is_ended(number:
         assert gone(pids)
     if number == signal.SIGTERM:
         assert result(run)["status"] == "preempted", "it is to go on, though it did not save in time"
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_job_share_an_attempt_and_the_cause(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = ["--nnodes=2", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=x", "--rdzv-backend=c10d"]
+    run = tmp_path / "run"
+    with agent(run, "raises", group=group) as one, agent(run, "raises", group=group) as other:
+        said = [process.communicate(timeout=PATIENCE)[1] for process in (one, other)]
+    (attempt,) = ranklogs.attempts(run)
+    assert sorted(path.name for path in attempt.iterdir()) == ["0", "1"]
+    assert all("the first to fail was rank 1 on " in text for text in said)
+    assert "ValueError: the warp is torn" in str(result(run)["error"])
 
 
 @pytest.mark.slow

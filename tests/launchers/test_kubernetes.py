@@ -208,6 +208,7 @@ def test_only_a_preempted_jobset_is_started_again() -> None:
     assert codes["onExitCodes"]["values"] == [75]
     assert taken["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert job["backoffLimit"] == 0
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "or a pod is started again before its policy is asked"
     assert manifest(kind="jobset")["spec"]["failurePolicy"]["maxRestarts"] == 10
     assert [rule["action"] for rule in manifest(kind="jobset", requeues=0)["spec"]["failurePolicy"]["rules"]] == [
         "FailJobSet"

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from subprocess import Popen
 
 import psutil
 import pytest
@@ -20,15 +21,15 @@ from runs.processes import COMMAND, PATIENCE, run, started
 EVERY = 2
 
 
-def workers(folder: Path, root: int) -> list[psutil.Process]:
-    """The ranks of a run, as far as they have started."""
+def workers(root: int) -> list[psutil.Process]:
+    """The ranks below a launcher, by their numbers."""
     found = []
     for process in sorted(psutil.Process(root).children(recursive=True), key=lambda process: process.pid):
         try:
             line = process.cmdline()
         except psutil.Error:
             continue
-        if "loomtune.worker" in line and str(folder) in line and process.status() != psutil.STATUS_ZOMBIE:
+        if "loomtune.worker" in line and "loomtune_launchers.agent" not in line:
             found.append(process)
     return found
 
@@ -37,16 +38,16 @@ def last(folder: Path) -> int:
     return max((line["step"] for line in metrics.read(folder)), default=0)
 
 
-def kill_one(folder: Path, root: int, rank: int, steps: int, restarted: int) -> int:
+def kill_one(folder: Path, process: Popen[bytes], rank: int, steps: int, restarted: int) -> int:
     """Kills a rank as soon as its group has made so many steps; gives the last step that had been written."""
     until = time.monotonic() + PATIENCE / 2
     before = last(folder)
     while len(ranklogs.attempts(folder)) <= restarted or last(folder) < before + steps:
         assert time.monotonic() < until, f"no step came after kill {restarted}"
-        assert psutil.pid_exists(root), "the run ended too early"
+        assert process.poll() is None, "the run ended too early"
         before = min(before, last(folder))  # lines after the committed step are cut when the run goes on
         time.sleep(0.005)
-    os.kill(workers(folder, root)[rank].pid, signal.SIGKILL)
+    os.kill(workers(process.pid)[rank].pid, signal.SIGKILL)
     return last(folder)
 
 
@@ -64,7 +65,7 @@ def test_a_run_whose_workers_are_killed_ten_times_finishes_with_the_losses_of_on
     command = [*COMMAND, "train", *settings, f"launcher.restarts={kills}", f"run.dir={folder}"]
     with started(command, log) as process:
         for kill in range(kills):
-            written.append(kill_one(folder, process.pid, chance.randrange(2), chance.randrange(1, 4), kill))
+            written.append(kill_one(folder, process, chance.randrange(2), chance.randrange(1, 4), kill))
         assert process.wait(PATIENCE) == 0, log.read_text()
     said = log.read_text()
     went_on = [int(line.split("goes on after step ")[1].split()[0]) for line in said.splitlines() if "goes on" in line]

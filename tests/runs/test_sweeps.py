@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from loomtune.compose import quoted
+from loomtune.plan import Plan
 from loomtune_plugins.lines import read
 from runs.processes import COMMAND, PATIENCE, run, started, tree
 
@@ -52,12 +54,13 @@ def halted(command: Sequence[str], folder: Path, log: Path, number: signal.Signa
 
 
 def test_a_sweep_of_real_runs_tells_what_each_came_to(tiny: list[str], tmp_path: Path) -> None:
-    log, folder = tmp_path / "log", tmp_path / "sweep"
-    words = [*tiny, "sharding=single", "steps=2", "objective=sft", "optimizer.lr=1e-3", f"hydra.sweep.dir={folder}"]
-    typed = [word for word in words if word != "optimizer.lr=1e-3"] + ["optimizer.lr=1e-3,fast"]
-    assert run([*SWEEP, *typed], log) == 1
+    log, folder, name = tmp_path / "log", tmp_path / "sweep", 'it\'s "so"; $(x), {y: [1,\n2]}'
+    kept = [word for word in tiny if not word.startswith("optimizer.lr=")]
+    typed = [*kept, "sharding=single", "steps=2", "objective=sft", "optimizer.lr=1e-3,fast", f"run.name={quoted(name)}"]
+    assert run([*SWEEP, *typed, f"hydra.sweep.dir={folder}"], log) == 1
     found = compared(folder)
     assert found["optimizer.lr=0.001"]["status"] == "completed" and found["optimizer.lr=0.001"]["steps"] == 2
+    assert Plan.load(Path(found["optimizer.lr=0.001"]["run"])).root.run.name == name
     assert found["optimizer.lr=fast"]["status"] == "failed"
     assert "could not be converted to Float" in log.read_text()
 

@@ -20,7 +20,7 @@ STUBBORN = 60.0
 
 @dataclass
 class Deadline:
-    """timeout: seconds from when the job is no longer pending. wait: seconds that it may be pending."""
+    """timeout: seconds from when the job was first seen not to be pending. wait: seconds that it may be pending."""
 
     timeout: float
     wait: float
@@ -31,7 +31,6 @@ class Deadline:
         """What is wrong where the time is over."""
         now = time.monotonic()
         if status.state == "pending":
-            self.began = None
             what = f"the job did not start within {self.wait:.0f} s: {status.detail}"
             return Finding(FAULT, what, "look at its queue, or raise --wait") if now > self.queued + self.wait else None
         self.began = self.began or now

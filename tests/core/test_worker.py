@@ -1,0 +1,63 @@
+"""What a rank leaves where torchrun looks for it, and its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from loomtune import worker
+from loomtune.errors import PeerLost, Preempted, UserError
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(worker, "end_stuck_agent", lambda: None)
+    return tmp_path / "error.json"
+
+
+def failing(error: Exception) -> int:
+    def work() -> None:
+        raise error
+
+    return worker.guarded(work)
+
+
+@pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError("by nought"), 1), (UserError.of("no lr", "set it"), 2)])
+def test_torchrun_s_report_has_the_error_and_the_place_of_a_rank_that_failed(
+    left: Path, error: Exception, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(error) == code
+    failure = ProcessFailure(0, 1, code, str(left))
+    report = ChildFailedError("loomtune.train", {3: failure}).format_msg()
+    assert str(error).splitlines()[0] in report and f"{type(error).__name__}" in report
+    assert __file__ in report, "the traceback"
+    assert str(error).splitlines()[0] in capfd.readouterr().err
+
+
+def test_an_error_that_another_rank_caused_is_told_as_such(left: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lost = PeerLost("lost rank 1")
+    lost.__cause__ = RuntimeError("Connection closed by peer")
+    assert failing(lost) == 1
+    assert json.loads(left.read_text())["message"]["extraInfo"]["waited"] is True
+    said = capfd.readouterr().err
+    assert said.index("RuntimeError: Connection closed by peer") < said.index("loomtune: lost rank 1")
+    assert failing(ValueError("mine")) == 1
+    assert json.loads(left.read_text())["message"]["extraInfo"]["waited"] is False
+
+
+def test_where_nobody_looks_nothing_is_left(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    assert failing(ValueError("mine")) == 1 and not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "code"),
+    [("completed", None, 0), ("preempted", None, Preempted.exit_code), ("completed", "the export failed", 1)],
+)
+def test_the_exit_code_says_how_it_ended(left: Path, status: str, error: str | None, code: int) -> None:
+    assert worker.guarded(lambda: {"status": status, "error": error}) == code
+    assert not left.exists()
