@@ -108,7 +108,9 @@ def _check_container(settings: SlurmSettings) -> None:
 def options(settings: SlurmSettings, spec: JobSpec) -> tuple[str, ...]:
     """The arguments of sbatch that say what a job is given: an element of a list each, so that nothing is quoted."""
     least, most = spec.nodes
-    given = [f"--nodes={least}" if least == most else f"--nodes={least}-{most}", "--ntasks-per-node=1"]
+    given = [f"--nodes={least}", "--ntasks-per-node=1"]
+    if least < most:  # Slurm 22.05: a job that says how many tasks a node has gets the least of them
+        given = [f"--nodes={least}-{most}"]
     resources = spec.resources
     if resources.cpus:
         given.append(f"--cpus-per-task={resources.cpus * spec.procs}")

@@ -111,7 +111,7 @@ class Group:
 
     def _stop(self, seconds: float) -> None:
         self._stop_at = math.inf
-        self._close_at = min(self._close_at, time.monotonic() + seconds + LAST)
+        self._close_at = min(self._close_at, time.monotonic() + seconds + SLACK)
         for link in self.links:
             link.stop(seconds)
 

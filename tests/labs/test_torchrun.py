@@ -37,7 +37,7 @@ Alone = Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Nodes]:
-    with nodes(2, "labh", "10.88.0") as made:
+    with nodes(2, os.environ.get("LAB_PREFIX", "labh"), os.environ.get("LAB_NET", "10.88.0")) as made:
         yield made
 
 
@@ -149,8 +149,7 @@ def test_hybrid_sharding_sends_less_than_half_as_many_bytes_between_the_hosts(la
     assert curves[0] == pytest.approx(curves[1], rel=LOSS)
 
 
-@pytest.mark.parametrize("procs", [1, 2])
-@pytest.mark.parametrize("how", ["cut", "drop"])
+@pytest.mark.parametrize(("how", "procs"), [("cut", 1), ("cut", 2), ("drop", 1)])
 def test_a_link_that_is_cut_ends_both_hosts_in_time_with_the_cause_named(
     lab: Nodes, tiny: list[str], tmp_path: Path, how: str, procs: int
 ) -> None:

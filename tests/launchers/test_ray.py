@@ -260,6 +260,8 @@ def test_a_lost_node_is_the_cause_of_what_the_others_say(attempts: list[Any], tm
         attempts.append(["loom was lost"])
         made.submit(made.spec(tmp_path, 1))
     (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "step": 3, "error": "peer gone"}))
+    launchers._explain(tmp_path, [], False)
+    assert made.status(tmp_path).detail == "peer gone"
     launchers._explain(tmp_path, ["loom was lost"], False)
     assert made.status(tmp_path).detail == "loom was lost; after it: peer gone"
 

@@ -121,7 +121,9 @@ def test_processes_follow_from_nodes_and_gpus(
     made = spec(launcher, many=many)
     assert (made.nodes, made.procs, launcher.processes(many)) == (nodes, procs, nodes[1] * procs)
     least, most = nodes
-    assert (f"--nodes={least}" if least == most else f"--nodes={least}-{most}") in launcher.render(made).commands[0]
+    (command,) = launcher.render(made).commands
+    assert (f"--nodes={least}" if least == most else f"--nodes={least}-{most}") in command
+    assert ("--ntasks-per-node=1" in command) is (least == most), "or Slurm gives the least"
 
 
 def test_threads_are_the_cores_of_a_process_unless_they_are_set() -> None:

@@ -16,6 +16,7 @@ from loomtune.compose import quoted
 from loomtune.plan import Plan
 from loomtune_plugins.lines import read
 from runs.processes import COMMAND, PATIENCE, run, started, tree
+from support import mixed_rows, write_rows
 
 SWEEP = [*COMMAND, "train", "-m"]
 
@@ -70,17 +71,21 @@ def test_two_objectives_and_three_adapters_with_a_planted_failure_killed_and_res
     tiny: list[str], tmp_path: Path
 ) -> None:
     """The failure is planted in a folder, where no check before the start looks for it."""
+    rows = [{**row, "text": row["completion"] * 3} for row in mixed_rows(40)]
+    kept = [word for word in tiny if not word.startswith("data.path=")]
+    data = [f"data.path={write_rows(tmp_path / 'rows.jsonl', rows)}", "data.text=text"]
     varied = ["objective=sft,pretrain", "adapter=full,lora,ia3", "hydra.launcher.jobs=2"]
-    words = [*tiny, "sharding=single", "steps=12", "checkpoint.every=3", *varied]
+    words = [*kept, *data, "sharding=single", "steps=8", "checkpoint.every=2", *varied]
     whole, halved, log = tmp_path / "whole", tmp_path / "halved", tmp_path / "log"
     for folder in (whole, halved):
-        planted(folder, [*words, f"hydra.sweep.dir={folder}"])
+        planted(folder, words)
     assert run([*SWEEP, *words, f"hydra.sweep.dir={whole}"], log) == 1, log.read_text()
     command = [*SWEEP, *words, f"hydra.sweep.dir={halved}"]
     assert halted(command, halved, log, signal.SIGKILL) == -signal.SIGKILL
     assert run(command, log) == 1
     found = {name: one["status"] for name, one in compared(halved).items()}
-    assert list(found.values()).count("completed") == 5 and found["objective=pretrain adapter=lora"] == "failed"
+    assert list(found.values()).count("completed") == 5
+    assert found["objective=pretrain adapter=lora"] == "failed"
     assert curves(halved) == curves(whole)
     for name in ("comparison.md", "comparison.html", "best.yaml"):
         assert (halved / name).is_file()
@@ -136,9 +141,9 @@ def test_a_bad_trial_is_pruned_and_its_checkpoint_stays(tiny: list[str], tmp_pat
     folder, log = tmp_path / "sweep", tmp_path / "log"
     kept = [word for word in tiny if not word.startswith("optimizer.lr=")]
     rates = ["optimizer.lr=1e-3,2e-3,3e-3,1e-9", "hydra.launcher.prune_after=4"]
-    words = [*kept, "sharding=single", "objective=sft", "steps=400", "stop_after=12", *rates]
+    words = [*kept, "sharding=single", "objective=sft", "steps=400", "stop_after=200", *rates]
     assert run([*SWEEP, *words, f"hydra.sweep.dir={folder}"], log) == 0, log.read_text()
     bad = compared(folder)["optimizer.lr=1e-09"]
-    assert bad["status"] == "pruned" and 4 <= bad["steps"] < 12 and bad["value"] is not None
+    assert bad["status"] == "pruned" and 4 <= bad["steps"] < 200 and bad["value"] is not None
     assert (Path(bad["run"]) / "checkpoints" / "LATEST").is_file()
     assert [one["status"] for one in compared(folder).values()].count("stopped") == 3

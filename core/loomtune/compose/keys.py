@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from loomtune.catalogue import Catalogue, is_many
@@ -55,7 +55,12 @@ class Keys:
     def _mistyped(self, override: Override) -> Fault | None:
         trial, key = self.config.copy(), override.key_or_group
         try:
-            OmegaConf.update(trial, key, override.value(), force_add=self.is_new(key))
+            if isinstance(value := override.value(), dict) and self.is_new(key):
+                with open_dict(trial):
+                    for name, one in value.items():
+                        OmegaConf.select(trial, key)[name] = one  # merged as a whole, their types would go unasked
+            else:
+                OmegaConf.update(trial, key, value)
         except OmegaConfBaseException as error:
             told, listed = str(error).splitlines()[0], isinstance(override.value(), str) and "ListConfig" in str(error)
             cure = f"write a list, {key}=[{override.value()}]: " if listed else ""

@@ -52,7 +52,7 @@ class Sweep:
         tell(f"{len(ready)} of {len(items)} items are to be run")
         crew = Crew(self._start, len(self.places), self.asked, self.prune_after)
         crew.curves |= {name: item.curve() for name, item in self.items.items() if item.status in DONE}
-        begun = self._handed_over(ready)
+        begun = [] if self.asked.times else self._handed_over(ready)
         crew.run([item for item in ready if item.status == "waiting"], begun)
         return [_answer(item) for item in items]
 
@@ -68,10 +68,11 @@ class Sweep:
         return item
 
     def note(self) -> None:
-        """Writes down which items there are, for whoever compares them."""
+        """Writes down which items there are, those of earlier starts among them, for whoever compares them."""
         path = self.folder / "sweep.json"
         known = json.loads(path.read_text()) if path.is_file() else {}
-        known |= {"metric": self.goal.metric, "mode": self.goal.mode, "items": list(self.items)}
+        items = list(dict.fromkeys([*known.get("items", ()), *self.items]))
+        known |= {"metric": self.goal.metric, "mode": self.goal.mode, "items": items}
         draft = path.with_suffix(".new")
         draft.write_text(json.dumps(known, indent=1) + "\n")
         draft.replace(path)
