@@ -303,10 +303,8 @@ def test_as_many_nodes_take_part_as_are_free(come: int, lab: Lab, tmp_path: Path
         )
         until(lambda: lab.slurm.run(*idle).strip() == "1", "one node being taken")
     (tmp_path / "witness.py").write_text(WITNESS)
-    launcher, run = (
-        Slurm(SlurmSettings(nodes="1:2", environment={"PYTHONPATH": str(tmp_path)}, wait=True)),
-        tmp_path / "run",
-    )
+    environment, run = {"PYTHONPATH": str(tmp_path)}, tmp_path / "run"
+    launcher = Slurm(SlurmSettings(nodes="1:2", cpus=2, gpus=1, environment=environment, wait=True))
     launcher.submit(replace(launcher.spec(run, 2), module="witness", arguments=(str(run),)))
     lab.slurm.run("scancel", "--partition=high")
     worlds = [json.loads(path.read_text())["environment"]["WORLD_SIZE"] for path in run.glob("witness-*")]

@@ -42,6 +42,8 @@ print(cluster.address, flush=True)
 for line in sys.stdin:
     if line == "lose\\n":
         cluster.remove_node(workers.pop(), allow_graceful=False)
+    if line == "mend\\n":
+        workers.append(cluster.add_node(num_cpus=2, **small))
 cluster.shutdown()
 """
 
@@ -65,6 +67,12 @@ class Cluster:
         """Kills a worker, as a loss of power does."""
         assert self._process.stdin is not None
         print("lose", file=self._process.stdin, flush=True)
+
+    def mend(self) -> None:
+        """Adds a worker again."""
+        self._all |= set(psutil.Process(self._process.pid).children(recursive=True))
+        assert self._process.stdin is not None
+        print("mend", file=self._process.stdin, flush=True)
 
     def close(self) -> None:
         """Ends it. Fails where a process is left."""
@@ -177,11 +185,13 @@ def test_a_lost_node_is_named_and_the_run_goes_on_with_what_is_left(
     cluster: Cluster, tiny: list[str], tmp_path: Path
 ) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    more = ["launcher.patience=5", "launcher.requeues=1", "checkpoint.every=5", "steps=40"]
+    more = ["launcher.patience=5", "launcher.requeues=1", "checkpoint.every=5", "steps=200"]
     with started(train(cluster, folder, tiny, *more, nodes="1:2"), log) as process:
         wait_for_step(folder, 12, process)
         cluster.lose()
-        assert process.wait(LONG) == 0, log.read_text()
+        code = process.wait(LONG)
+        cluster.mend()
+        assert code == 0, log.read_text()
         assert " was lost: " in log.read_text() and "1 x 1 processes on" in log.read_text()
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
         wait(lambda: not of_run(folder), SOON)
