@@ -6,20 +6,18 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from loomtune.contracts import JobSpec, JobStatus, Submission
 from loomtune.errors import UserError
-from loomtune_launchers import there, torchrun
+from loomtune_launchers import jobs, there, torchrun
 from loomtune_launchers.settings import GroupSettings
 
 MODULE = "loomtune.train"
 """It composes, checks and tokenises on the job's own rank 0."""
-
-CANCELLED = "cancelled"
-"""In the run's folder: it was asked to end, and nothing starts it again but a new start."""
 
 PORT = 29500
 """Where the first node is met; a pod, or a cloud's machine, has all ports to itself."""
@@ -80,13 +78,6 @@ def check_environment(environment: Iterable[str]) -> None:
             raise UserError.of(f"launcher.environment sets {name}, which the job itself sets", f"leave {name} out")
 
 
-def number(key: str, value: int, least: int = 0) -> int:
-    """A setting that counts. Raises UserError where it is too small."""
-    if value < least:
-        raise UserError.of(f"launcher.{key}={value} is less than {least}", f"set launcher.{key}={max(least, 1)}")
-    return value
-
-
 def environment(settings: GroupSettings, cores: int = 0) -> dict[str, str]:
     """Of every process there. cores: of each, 0 where they are not known."""
     shared = settings.threads or cores
@@ -117,9 +108,16 @@ def command(spec: JobSpec, folder: str, python: str, meeting: str) -> tuple[str,
 def write(spec: JobSpec, submission: Submission) -> None:
     """Puts the submission's files in their place; takes away what a cancelled run left."""
     spec.run.mkdir(parents=True, exist_ok=True)
-    (spec.run / CANCELLED).unlink(missing_ok=True)
+    (spec.run / jobs.CANCELLED).unlink(missing_ok=True)
     for name, text in submission.files.items():
         (spec.run / name).write_text(text)
+
+
+def show(words: Sequence[str]) -> None:
+    """Runs a tool that takes minutes, which says on the terminal what it does. Raises UserError where it fails."""
+    _find(words[0])
+    if subprocess.run(words, stdout=sys.stderr.fileno(), check=False).returncode:
+        raise UserError.of(f"`{' '.join(words[:4])} ...` failed", f"mend what {words[0]} says above")
 
 
 def call(words: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,9 @@ FILE = "job.json"
 RECORD = "launcher.json"
 """Which job of which engine the run is."""
 
+CANCELLED = "cancelled"
+"""In the run's folder: it was asked to end, and nothing starts it again but a new start."""
+
 
 def text(spec: JobSpec) -> str:
     """The job as JSON."""
@@ -63,6 +66,19 @@ def nodes(settings: NodesSettings) -> tuple[int, int]:
     if not (least.isdigit() and (most or least).isdigit() and 1 <= int(least) <= int(most or least)):
         raise UserError.of(f"launcher.nodes={settings.nodes} is no number of nodes", "set launcher.nodes=2, or 1:4")
     return int(least), int(most or least)
+
+
+def number(key: str, value: int, least: int = 0) -> int:
+    """A setting that counts. Raises UserError where it is too small."""
+    if value < least:
+        raise UserError.of(f"launcher.{key}={value} is less than {least}", f"set launcher.{key}={max(least, 1)}")
+    return value
+
+
+def check_counts(settings: GroupSettings) -> None:
+    """Raises UserError where a setting that every launcher has counts below nothing."""
+    for key in ("threads", "restarts", "grace"):
+        number(key, getattr(settings, key))
 
 
 def processes_a_node(settings: GroupSettings, auto: int) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import UserError
 from loomtune_launchers import elsewhere, jobs, kubernetes_manifests
+from loomtune_launchers.asked import say
 from loomtune_launchers.kubernetes_faults import KINDS, faults
-from loomtune_launchers.kubernetes_manifests import NODE
+from loomtune_launchers.kubernetes_manifests import LIFE_AFTER_GRACE, NODE
 from loomtune_launchers.kubernetes_settings import KubernetesSettings
 
 FILE = "job.yaml"
@@ -23,6 +24,9 @@ MOST = 128
 
 REQUEUES = 10
 """Where nothing is said of them."""
+
+CLEARING = 120
+"""Seconds beyond the pods' own in which the cluster may clear them away; a lost node's may stay for ever."""
 
 POLL = 2.0
 """Seconds between questions to the cluster."""
@@ -36,13 +40,15 @@ class Kubernetes(Launcher):
 
     def __init__(self, settings: KubernetesSettings) -> None:
         self.settings = settings
+        self._complaints: set[str] = set()
         if found := list(faults(settings)):
             raise UserError(*found)
         jobs.processes_a_node(settings, 1)
+        jobs.check_counts(settings)
         elsewhere.check_environment([*settings.environment, *settings.secrets])
-        for key, least in {"nodes": 1, "restarts": 0, "time": 0, "gpus": 0, "cpus": 0}.items():
-            elsewhere.number(key, getattr(settings, key), least)
-        elsewhere.number("requeues", settings.requeues or 0)
+        for key, least in {"nodes": 1, "time": 0, "gpus": 0, "cpus": 0}.items():
+            jobs.number(key, getattr(settings, key), least)
+        jobs.number("requeues", settings.requeues or 0)
         self._folder(elsewhere.job_name(settings.job, Path("run")))
 
     def processes(self, many: bool) -> int:
@@ -77,15 +83,20 @@ class Kubernetes(Launcher):
         submission = self.render(spec)
         self._make_way(spec.run)
         elsewhere.write(spec, submission)
-        for command in submission.commands:
-            elsewhere.call(command)
-        jobs.note(spec.run, "kubernetes", job=spec.name, kind=self.settings.kind)
+        where = {"kubectl": self._kubectl(), "nodes": self.settings.nodes}
+        jobs.note(spec.run, "kubernetes", job=spec.name, kind=self.settings.kind, **where)  # before it can be broken off
+        try:
+            for command in submission.commands:
+                elsewhere.call(command)
+        except UserError:
+            (spec.run / jobs.RECORD).unlink()
+            raise
         return spec.name
 
     def status(self, run: Path) -> JobStatus:
         found = self._found(run)
         if found is None:
-            if (run / elsewhere.CANCELLED).exists():
+            if (run / jobs.CANCELLED).exists():
                 return JobStatus("cancelled")
             return JobStatus("unknown", "the cluster has no such job, or no more")
         state, detail = _state(found)
@@ -108,14 +119,15 @@ class Kubernetes(Launcher):
             time.sleep(POLL)
 
     def cancel(self, run: Path) -> None:
-        jobs.noted(run, "kubernetes")
-        (run / elsewhere.CANCELLED).touch()
-        self._delete(run)
+        found = self._found(run)
+        if found is None or _state(found)[0] in ("pending", "running"):  # else its pods still say how it ended
+            (run / jobs.CANCELLED).touch()
+            self._delete(run)
 
     def result(self, run: Path) -> dict[str, Any] | None:
-        job = jobs.noted(run, "kubernetes")["job"]
-        first = f"batch.kubernetes.io/job-completion-index=0,{_pods(job)}"
-        words = self._kubectl("logs", "--selector", first, f"--container={NODE}", "--tail=100")
+        said = jobs.noted(run, "kubernetes")
+        first = f"batch.kubernetes.io/job-completion-index=0,{_pods(said['job'])}"
+        words = (*said["kubectl"], "logs", "--selector", first, f"--container={NODE}", "--tail=100")
         return elsewhere.result(elsewhere.call(words, check=False).stdout.splitlines())
 
     def _requeues(self) -> int:
@@ -144,24 +156,28 @@ class Kubernetes(Launcher):
         """Every pod is told to stop, and has its grace; none is left when this ends."""
         said = jobs.noted(run, "kubernetes")
         words = ("delete", KINDS[said["kind"]], said["job"], "--ignore-not-found", "--cascade=foreground", "--wait")
-        elsewhere.call(self._kubectl(*words))
+        elsewhere.call((*said["kubectl"], *words, f"--timeout={self.settings.grace + LIFE_AFTER_GRACE + CLEARING}s"))
 
     def _found(self, run: Path) -> dict[str, Any] | None:
         """The job as the cluster has it; None where it has none."""
         said = jobs.noted(run, "kubernetes")
-        words = self._kubectl("get", KINDS[said["kind"]], said["job"], "--ignore-not-found", "-o", "json")
-        text = elsewhere.call(words).stdout
+        words = ("get", KINDS[said["kind"]], said["job"], "--ignore-not-found", "-o", "json")
+        text = elsewhere.call((*said["kubectl"], *words)).stdout
         found: dict[str, Any] | None = json.loads(text) if text.strip() else None
         return found
 
     def _said(self, run: Path, *how: str) -> Iterator[str]:
-        """Lines of all pods, `<time> <pod> <text>`."""
-        job = jobs.noted(run, "kubernetes")["job"]
-        which = ("--selector", _pods(job), f"--container={NODE}", f"--max-log-requests={self.settings.nodes}")
-        for line in elsewhere.lines(self._kubectl("logs", *which, "--prefix", "--timestamps", *how)):
+        """Lines of all pods, `<time> <pod> <text>`; why there are none is told once, beside them."""
+        said = jobs.noted(run, "kubernetes")
+        job, which = said["job"], ("--selector", _pods(said["job"]), f"--container={NODE}")
+        requests = f"--max-log-requests={said['nodes']}"
+        for line in elsewhere.lines((*said["kubectl"], "logs", *which, requests, "--prefix", "--timestamps", *how)):
             if parts := re.fullmatch(r"\[pod/(\S+?)/\S+\] (\S+) ?(.*)", line):
                 pod, stamp, text = parts.groups()
                 yield f"{stamp} {pod.removeprefix(job + '-').rpartition('-')[0]} {text}"
+            elif line.lower().startswith("error") and line not in self._complaints:
+                self._complaints.add(line)
+                say(line)
 
     def _kubectl(self, *words: str) -> tuple[str, ...]:
         settings = self.settings

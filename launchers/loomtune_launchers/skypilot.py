@@ -41,6 +41,13 @@ STATES = {
 """SkyPilot's states; all others are ways to fail."""
 
 
+SILENT = "Failed to get the job queue"
+"""What `sky queue` prints of a cluster that it cannot ask, before an empty table."""
+
+GONE = "ClusterDoesNotExist|status: STOPPED|has been stopped"
+"""Why there is nothing to ask."""
+
+
 class SkyPilot(Launcher):
     """Hands the run to a cloud that sees nothing of this machine but what is copied there."""
 
@@ -52,9 +59,10 @@ class SkyPilot(Launcher):
         if found := list(_faults(settings)):
             raise UserError(*found)
         jobs.processes_a_node(settings, 1)
+        jobs.check_counts(settings)
         elsewhere.check_environment([*settings.environment, *settings.secrets])
-        for key, least in {"nodes": 1, "restarts": 0, "disk_size": 0}.items():
-            elsewhere.number(key, getattr(settings, key), least)
+        for key, least in {"nodes": 1, "disk_size": 0}.items():
+            jobs.number(key, getattr(settings, key), least)
         self._folder(elsewhere.job_name(settings.job, Path("run")))
 
     def processes(self, many: bool) -> int:
@@ -88,18 +96,21 @@ class SkyPilot(Launcher):
 
     def submit(self, spec: JobSpec) -> str:
         submission = self.render(spec)
-        if (spec.run / jobs.RECORD).is_file() and self.status(spec.run).state in ("pending", "running"):
-            raise UserError.of(f"the job of {spec.run} goes on", f"wait for it, or end it: loomtune cancel {spec.run}")
+        record = {"job": spec.name, "managed": self.settings.managed, "down": self.settings.down}
+        found = _found(record)
+        if found and STATES.get(found["status"]) in ("pending", "running"):
+            cure = f"wait for it, or end it: loomtune cancel {spec.run}; if it is another run's, set launcher.job="
+            raise UserError.of(f"a job called {spec.name} goes on", cure)
         elsewhere.write(spec, submission)
+        jobs.note(spec.run, "skypilot", **record)  # a launch that is broken off may have taken machines
         for command in submission.commands:
-            elsewhere.call(command)
-        jobs.note(spec.run, "skypilot", job=spec.name, managed=self.settings.managed)
+            elsewhere.show(command)
         return spec.name
 
     def status(self, run: Path) -> JobStatus:
-        found = self._found(run)
-        if found is None or (run / elsewhere.CANCELLED).exists():
-            if (run / elsewhere.CANCELLED).exists():
+        found = _found(jobs.noted(run, "skypilot"))
+        if found is None:
+            if (run / jobs.CANCELLED).exists():
                 return JobStatus("cancelled")
             return JobStatus("unknown", "SkyPilot has no such job, or its machines are given back")
         state = STATES.get(found["status"], "failed")
@@ -113,10 +124,10 @@ class SkyPilot(Launcher):
 
     def cancel(self, run: Path) -> None:
         said = jobs.noted(run, "skypilot")
-        (run / elsewhere.CANCELLED).touch()
+        (run / jobs.CANCELLED).touch()
         if said["managed"]:
             elsewhere.call(("sky", "jobs", "cancel", "--name", said["job"], "--yes"))
-        elif self.settings.down:  # its processes end with its machines
+        elif said["down"]:  # its processes end with its machines
             elsewhere.call(("sky", "down", said["job"], "--yes"))
         else:
             elsewhere.call(("sky", "cancel", said["job"], "--all", "--yes"))
@@ -165,16 +176,21 @@ class SkyPilot(Launcher):
         said = jobs.noted(run, "skypilot")
         return ("sky", "jobs", "logs", "--name", said["job"]) if said["managed"] else ("sky", "logs", said["job"])
 
-    def _found(self, run: Path) -> dict[str, Any] | None:
-        """The last job of the run's name; None where there is none."""
-        said = jobs.noted(run, "skypilot")
-        words = ("sky", "jobs", "queue", "--all") if said["managed"] else ("sky", "queue", said["job"])
-        printed = elsewhere.call((*words, "--output", "json")).stdout
-        start = re.search(r"^[\[{]", printed, re.MULTILINE)
-        table = json.loads(printed[start.start() :]) if start else {}
-        records = table.get(said["job"], []) if isinstance(table, dict) else table
-        mine = [record for record in records if record["job_name"] == said["job"]]
-        return max(mine, key=lambda record: int(record["job_id"]), default=None)
+
+def _found(said: dict[str, Any]) -> dict[str, Any] | None:
+    """The last job of a record's name; None where there is none. Raises UserError where SkyPilot cannot say."""
+    words = ("sky", "jobs", "queue", "--all") if said["managed"] else ("sky", "queue", said["job"])
+    printed = elsewhere.call((*words, "--output", "json")).stdout
+    if SILENT in printed and "status: INIT" in printed:
+        return {"status": "INIT"}
+    if SILENT in printed and not re.search(GONE, printed):  # sky ends well all the same
+        why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", printed.partition(SILENT)[2].partition("{}")[0]).split())
+        raise UserError.of(f"SkyPilot cannot say how {said['job']} stands: {why}", "mend what sky says, and ask again")
+    start = re.search(r"^[\[{]", printed, re.MULTILINE)
+    table = json.loads(printed[start.start() :]) if start else {}
+    records = table.get(said["job"], []) if isinstance(table, dict) else table
+    mine = [record for record in records if record["job_name"] == said["job"]]
+    return max(mine, key=lambda record: int(record["job_id"]), default=None)
 
 
 class _Script(str):

@@ -17,19 +17,15 @@ from typing import Any
 import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
-from loomtune.errors import RunFailed, UserError
+from loomtune.errors import Preempted, RunFailed, UserError
 from loomtune_launchers import jobs, ranklogs
 from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.remote import LAST, SLACK
-from loomtune_launchers.ssh_group import Group
+from loomtune_launchers.ssh_group import Group, endpoint
 from loomtune_launchers.ssh_hosts import chosen, parse, slots
 from loomtune_launchers.ssh_settings import SshSettings
 
 LEAST_PATIENCE = 2
-
-CANCELLED = "cancelled"
-"""The file in a run's folder that ends it, and forbids that it starts again."""
-
 
 class Ssh(Launcher):
     """Runs in the foreground; nothing outlives it, here or there."""
@@ -37,6 +33,8 @@ class Ssh(Launcher):
     def __init__(self, settings: SshSettings) -> None:
         self.settings = settings
         jobs.processes_a_node(settings, 1)
+        jobs.check_counts(settings)
+        jobs.number("requeues", settings.requeues)
         for host in settings.hosts:
             parse(host)
         if settings.patience < LEAST_PATIENCE:
@@ -68,7 +66,7 @@ class Ssh(Launcher):
 
     def render(self, spec: JobSpec) -> Submission:
         order = self._order(spec, "ATTEMPT")
-        go = {"endpoint": f"{order['address']}:{order['port'] or 'FREE-PORT'}", "attempt": "ATTEMPT"}
+        go = {"endpoint": endpoint(order["address"], order["port"] or "FREE-PORT"), "attempt": "ATTEMPT"}
         return Submission(
             commands=tuple(self._command(host.options) for host in chosen(self.settings)),
             files={jobs.FILE: jobs.text(spec)},
@@ -76,7 +74,7 @@ class Ssh(Launcher):
         )
 
     def submit(self, spec: JobSpec) -> str:
-        forbidden = spec.run / CANCELLED
+        forbidden = spec.run / jobs.CANCELLED
         forbidden.unlink(missing_ok=True)
         with Asked(forbidden.exists) as asked:
             for left in range(spec.requeues, -1, -1):
@@ -85,6 +83,8 @@ class Ssh(Launcher):
                     break
                 say(f"the run was asked to leave, but not from here; it starts again, {left} more times at most")
                 (spec.run / "result.json").unlink()
+            if asked.times and not _settled(spec.run):
+                raise Preempted("it was asked to leave before its ranks had anything to say; start it again")
         if group.cause:
             _tell(spec.run, group)
         return attempt
@@ -97,17 +97,17 @@ class Ssh(Launcher):
         where = f"process {said['pid']} on {said['host']}"
         if _lives(said):
             return JobStatus("running", where)
-        if (run / CANCELLED).exists() and (ended is None or ended.state == "preempted"):
+        if (run / jobs.CANCELLED).exists() and (ended is None or ended.state == "preempted"):
             return JobStatus("cancelled", ended.detail if ended else where)
         known = said["over"] or said["host"] == socket.gethostname()
-        return ended or JobStatus("failed" if known else "unknown", where)
+        return ended or JobStatus(said["over"] or ("failed" if known else "unknown"), where)
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         return ranklogs.merged(run, follow, lambda: self.status(run).state not in ("running", "unknown"))
 
     def cancel(self, run: Path) -> None:
         said = jobs.noted(run, "ssh")
-        (run / CANCELLED).touch()  # the launcher looks for it too, so that a run can be ended from any host
+        (run / jobs.CANCELLED).touch()  # the launcher looks for it too, so that a run can be ended from any host
         here = said["host"] == socket.gethostname()
         for number in (signal.SIGTERM, signal.SIGKILL):
             if _lives(said):
@@ -141,7 +141,7 @@ class Ssh(Launcher):
         run, hosts, submission = spec.run, chosen(self.settings), self.render(spec)
         attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         record = {"attempt": attempt, "hosts": [host.written for host in hosts], **_this_process()}
-        jobs.note(run, "ssh", **record, over=False)
+        jobs.note(run, "ssh", **record, over="")
         for name, text in submission.files.items():
             (run / name).write_text(text)
         order = self._order(spec, attempt)
@@ -152,7 +152,8 @@ class Ssh(Launcher):
                 group.follow(spec.grace)
         finally:
             group.close()
-            jobs.note(run, "ssh", **record, over=True)
+            if _attempt(run) == attempt:  # else a later start has taken the run over
+                jobs.note(run, "ssh", **record, over="preempted" if asked.times else "failed")
         return group, attempt
 
 
@@ -180,6 +181,13 @@ def _over(run: Path, here: bool, seconds: float) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def _attempt(run: Path) -> str:
+    """The attempt that the run's folder speaks of."""
+    with suppress(UserError):
+        return str(jobs.noted(run, "ssh")["attempt"])
+    return ""
 
 
 def _settled(run: Path) -> str:

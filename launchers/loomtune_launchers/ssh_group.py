@@ -85,12 +85,11 @@ class Group:
         return any(link.hello is None and link.code is None for link in self.links)
 
     def _go(self, hellos: list[dict[str, Any]], order: dict[str, Any]) -> None:
-        endpoint = f"[{order['address']}]" if ":" in order["address"] else order["address"]
         for i, (link, hello) in enumerate(zip(self.links, hellos, strict=True)):
             seen = hello["address"]
             link.go(
                 {
-                    "endpoint": f"{endpoint}:{hellos[0]['port']}",
+                    "endpoint": endpoint(order["address"], hellos[0]["port"]),
                     "attempt": order["attempt"],
                     "hosts": i == 0,
                     "address": order["address"] if i == 0 else "" if seen in LOOPBACK else seen,
@@ -134,6 +133,11 @@ class Group:
         elif not self.cause and not self._told:
             self.cause, self.tail = _cause(link, self.patience), list(link.tail)
             self._stop_at = min(self._stop_at, time.monotonic() + (0 if gone else SETTLE))
+
+
+def endpoint(address: str, port: int | str) -> str:
+    """As torchrun reads it: an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _cause(link: Link, patience: float) -> str:

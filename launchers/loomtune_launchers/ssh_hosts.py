@@ -53,7 +53,7 @@ def chosen(settings: SshSettings) -> tuple[Host, ...]:
         said = "both launcher.hosts and launcher.hostfile name hosts" if settings.hosts else "launcher=ssh has no hosts"
         raise UserError.of(said, "set one of launcher.hosts=[one,other] and launcher.hostfile=FILE")
     hosts = _read(Path(settings.hostfile)) if settings.hostfile else tuple(parse(host) for host in settings.hosts)
-    places = [(host.name, host.port) for host in hosts]
+    places = [(host.name.lower(), host.port) for host in hosts]
     twice = sorted({host.written for host, place in zip(hosts, places, strict=True) if places.count(place) > 1})
     if twice:
         raise UserError.of(

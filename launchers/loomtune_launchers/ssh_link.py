@@ -33,6 +33,7 @@ class Link:
         self.lost = False
         self._speaks = False
         self._sent = 0.0
+        self._order: threading.Thread | None = None
         pipe = subprocess.PIPE
         try:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
@@ -50,7 +51,8 @@ class Link:
 
     def order(self, text: str) -> None:
         """The first line; in a thread, since what is long waits for the connection."""
-        threading.Thread(target=self._write, args=(text.encode() + b"\n",), daemon=True).start()
+        self._order = threading.Thread(target=self._write, args=(text.encode() + b"\n",), daemon=True)
+        self._order.start()
 
     def go(self, meeting: dict[str, Any]) -> None:
         """Lets the host begin; what its agent says is shown from now on."""
@@ -62,7 +64,9 @@ class Link:
         self._write(f"stop {seconds:g}\n".encode())
 
     def beat(self, every: float) -> None:
-        """Says that this side is here, if it is time to."""
+        """Says that this side is here, if it is time to; while the order waits for the connection, nothing can."""
+        if self._order and self._order.is_alive():
+            return
         if time.monotonic() - self._sent >= every:
             self._sent = time.monotonic()
             self._write(BEAT)
