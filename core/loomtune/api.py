@@ -185,6 +185,9 @@ def announced(plan: Plan) -> Path:
     if plan.config_dirs:
         raise UserError.of("--config-dir names a folder of this machine", "put those configs into a plugin there")
     folder = _folder(plan)
+    if (folder / "checkpoints").is_dir():
+        cure = "copy the folder to where the job can see it, and name another run.dir; or go on with a launcher of here"
+        raise UserError.of(f"{folder} holds checkpoints of this machine, which the job would not see", cure)
     plan = _same_run(folder, plan, installed())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(plan.dump())

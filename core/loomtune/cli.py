@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LoomtuneError as error:
         print(f"loomtune: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
     except BrokenPipeError:  # the reader of our output left, as `head` does; what is still buffered goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

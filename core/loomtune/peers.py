@@ -70,14 +70,17 @@ def watched(peers: Sequence[Peer] = ()) -> Iterator[None]:
 
 
 def _who(said: str, peers: Sequence[Peer]) -> str:
-    """The ranks of hosts that the message names, or that cannot be reached."""
-    hosts = list(dict.fromkeys(peers))
-    named, how = [peer for peer in hosts if peer.address and f"[{peer.address}]" in said], ""
-    if hosts and not named:
-        with ThreadPoolExecutor(min(256, len(hosts))) as pool:
-            named = [peer for peer, there in zip(hosts, pool.map(Peer.answers, hosts), strict=True) if not there]
+    """The ranks of hosts that the message names, or that cannot be reached; never this one."""
+    me = dist.get_rank() if dist.is_initialized() else -1
+    ranks: dict[Peer, list[str]] = {}
+    for rank, peer in enumerate(peers):
+        if rank != me:
+            ranks.setdefault(peer, []).append(str(rank))
+    named, how = [peer for peer in ranks if peer.address and f"[{peer.address}]" in said], ""
+    if ranks and not named:
+        with ThreadPoolExecutor(min(256, len(ranks))) as pool:
+            named = [peer for peer, there in zip(ranks, pool.map(Peer.answers, ranks), strict=True) if not there]
         how = ", which cannot be reached"
     if not named:
-        return "another rank" + ("; every host can be reached" if hosts else "")
-    ranks = {peer: ", ".join(str(rank) for rank, other in enumerate(peers) if other == peer) for peer in named}
-    return "; ".join(f"rank {ranks[peer]} on {peer.host} ({peer.address})" for peer in named) + how
+        return "another rank" + ("; every host can be reached" if ranks else "")
+    return "; ".join(f"rank {', '.join(ranks[peer])} on {peer.host} ({peer.address})" for peer in named) + how

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def record(error: BaseException) -> None:
         extra: dict[str, Any] = {"py_callstack": stack, "timestamp": str(int(time.time()))}
         extra |= {"host": os.uname().nodename, "waited": isinstance(error, PeerLost)}
         message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
-        Path(path).write_text(json.dumps({"message": message}))
+        with suppress(OSError):  # a full disk does not change what is said, and how this ends
+            Path(path).write_text(json.dumps({"message": message}))
 
 
 def execute(plan: Plan | None, folder: Path, world: World | None = None) -> Result:
@@ -122,6 +124,9 @@ def _attempt(
         if world.leads and not isinstance(error, LeaseLost):
             replace_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
         run.events.tell("run_finished", run=run, status=status)
+    if status == "preempted":
+        with suppress(RuntimeError):  # where one rank leaves, torchrun ends the others, whatever they are writing
+            world.barrier()
     return result
 
 

@@ -281,8 +281,10 @@ def _ended(group: Group, failed: dict[int, int]) -> int:
     """Says what failed, and gives the exit code. failed: exit codes by rank."""
     cause = group.failed(failed)
     group.close()
-    if cause is None:
-        return 1
+    if cause is None:  # on a full disk none is left
+        for rank, code in failed.items():
+            _say(f"rank {rank} {failures.how(code)}")
+        return max([1, *failed.values()])
     _say(cause.told(heard=cause.rank == 0 and group.leads))
     if group.leads:
         failures.conclude(group.run, cause, group.began, group.pids.values())

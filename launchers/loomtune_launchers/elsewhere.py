@@ -69,15 +69,6 @@ def run_dir(asked: str, kept: Sequence[str], name: str) -> str:
     return folder
 
 
-def check_environment(environment: Iterable[str]) -> None:
-    """Raises UserError for names that are none, or that decide who meets whom."""
-    for name in environment:
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError.of(f"'{name}' is no name of a variable", "name it with letters, digits and _")
-        if name.startswith(torchrun.SCRUBBED) or name in torchrun.SCRUBBED_NAMES:
-            raise UserError.of(f"launcher.environment sets {name}, which the job itself sets", f"leave {name} out")
-
-
 def environment(settings: GroupSettings, cores: int = 0) -> dict[str, str]:
     """Of every process there. cores: of each, 0 where they are not known."""
     shared = settings.threads or cores

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -49,14 +50,17 @@ class Failure:
         lines = [f"loomtune: the first to fail was {self.short}"]
         if not heard:
             lines += self.traceback.rstrip().splitlines()[-TAIL:] or ranklogs.ending(self.log, TAIL)
-        return "\n".join([*lines, f"loomtune: all that it said is in {self.log}"])
+        words = f"loomtune: all that it said is in {self.log}" if self.log.is_file() else "loomtune: it said nothing"
+        return "\n".join([*lines, words])
 
 
 def write(folder: Path, message: str, when: float, *, waited: bool = False, traceback: str = "") -> None:
     """Leaves a failure for a rank that could not, unless it did, in the format of torch's ErrorHandler."""
     extra = {"py_callstack": traceback, "timestamp": str(int(when)), "host": socket.gethostname(), "waited": waited}
     path = folder / FILE
-    if not path.exists():
+    if path.exists():
+        return
+    with suppress(OSError):  # a full disk; what the agent says must do
         folder.mkdir(parents=True, exist_ok=True)
         new = folder / f"{FILE}.new"
         new.write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
@@ -112,16 +116,28 @@ def conclude(run: Path, cause: Failure | None, began: float, own: Collection[int
         return
     said = _json(run / "result.json")
     if not said:
-        how = "failed" if cause else "preempted"
-        _write(run, {"status": how, "step": _step(run), "metrics": {}, "error": cause.short if cause else None})
+        missing(run, cause.short if cause else None)
     elif cause and cause.rank != 0 and said["status"] == "failed":  # of itself rank 0 knows more than its agent
         _write(run, said | {"error": cause.short})
 
 
+def missing(run: Path, error: str | None) -> None:
+    """Writes a `result.json` where there is none. error: None where the run was asked to leave."""
+    if not status(run):
+        how = "failed" if error else "preempted"
+        _write(run, {"status": how, "step": _step(run), "metrics": {}, "error": error})
+
+
 def _write(run: Path, result: dict[str, Any]) -> None:
+    """What cannot be written is told: nothing else of the end hangs on it."""
     new = run / "result.json.new"
-    new.write_text(json.dumps(result, indent=1) + "\n")
-    new.rename(run / "result.json")
+    try:
+        new.write_text(json.dumps(result, indent=1) + "\n")
+        new.rename(run / "result.json")
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        print(f"loomtune: {run / 'result.json'} cannot be written: {error}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def status(run: Path) -> str:

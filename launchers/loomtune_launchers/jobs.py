@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from loomtune.contracts import JobSpec, JobStatus, Resources
 from loomtune.errors import UserError
+from loomtune_launchers import torchrun
 from loomtune_launchers.settings import GroupSettings, NodesSettings
 
 FILE = "job.json"
@@ -91,15 +94,25 @@ def processes_a_node(settings: GroupSettings, auto: int) -> int:
     return procs
 
 
+def check_environment(names: Iterable[str]) -> None:
+    """Raises UserError for names of variables that are none, or that decide who meets whom."""
+    for name in names:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            cure = "write launcher.environment={NAME: value}, with letters, digits and _ in the name"
+            raise UserError.of(f"{name!r} is no name of a variable", cure)
+        if name.startswith(torchrun.SCRUBBED) or name in torchrun.SCRUBBED_NAMES:
+            cure = f"leave {name} out: launcher.nodes and launcher.procs say how many processes meet"
+            raise UserError.of(f"launcher.environment sets {name}, which the job itself sets", cure)
+
+
 def threads(settings: GroupSettings, processes: int, cores: int | None) -> dict[str, str]:
     """OMP_NUM_THREADS of a process, and what the settings add. cores: of a node, None where they are not known.
 
     Raises UserError where no process could be given what they add.
     """
-    for name, value in settings.environment.items():
-        if not name or "=" in name or "\0" in name + value:
-            cure = "write launcher.environment={NAME: value}, without = or NUL in a name, nor NUL in a value"
-            raise UserError.of(f"no process can be given the variable {name!r}", cure)
+    check_environment(settings.environment)
+    if unfit := [name for name, value in settings.environment.items() if "\0" in value]:
+        raise UserError.of(f"no process can be given the variable {unfit[0]}", "set it without NUL in a value")
     shared = max(1, cores // max(1, processes)) if cores else None
     number = settings.threads or os.environ.get("OMP_NUM_THREADS") or shared
     return {**({"OMP_NUM_THREADS": str(number)} if number else {}), **settings.environment}

@@ -45,7 +45,7 @@ class Kubernetes(Launcher):
             raise UserError(*found)
         jobs.processes_a_node(settings, 1)
         jobs.check_counts(settings)
-        elsewhere.check_environment([*settings.environment, *settings.secrets])
+        jobs.check_environment([*settings.environment, *settings.secrets])
         for key, least in {"nodes": 1, "time": 0, "gpus": 0, "cpus": 0}.items():
             jobs.number(key, getattr(settings, key), least)
         jobs.number("requeues", settings.requeues or 0)
@@ -84,7 +84,7 @@ class Kubernetes(Launcher):
         self._make_way(spec.run)
         elsewhere.write(spec, submission)
         where = {"kubectl": self._kubectl(), "nodes": self.settings.nodes}
-        jobs.note(spec.run, "kubernetes", job=spec.name, kind=self.settings.kind, **where)  # before it can be broken off
+        jobs.note(spec.run, "kubernetes", job=spec.name, kind=self.settings.kind, **where)  # before Ctrl-C can break in
         try:
             for command in submission.commands:
                 elsewhere.call(command)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import UserError
-from loomtune_launchers import jobs, orphans, ranklogs, torchrun
+from loomtune_launchers import failures, jobs, orphans, ranklogs, torchrun
 from loomtune_launchers.pipes import Pipes
 from loomtune_launchers.settings import LocalSettings
 
 SLACK = 5
 """Seconds beyond the grace in which torchrun may clear away what it had to kill."""
-
-CANCELLED = "cancelled"
 
 
 class Local(Launcher):
@@ -56,15 +55,16 @@ class Local(Launcher):
 
     def submit(self, spec: JobSpec) -> str:
         (command,) = self.render(spec).commands
-        (spec.run / CANCELLED).unlink(missing_ok=True)
+        (spec.run / jobs.CANCELLED).unlink(missing_ok=True)
         environment = torchrun.environment(spec)
         if alone := "loomtune_launchers.agent" not in command:
             environment[orphans.PARENT] = str(os.getpid())
         with _logged(spec.run) if alone else _spoken() as (streams, listen):
-            child = subprocess.Popen(command, env=environment, preexec_fn=_bound, **streams)  # noqa: PLW1509
+            child = subprocess.Popen(command, env=environment, preexec_fn=partial(_bound, os.getpid()), **streams)  # noqa: PLW1509
             listen()  # only now: a child must not be forked beside threads
             jobs.note(spec.run, "local", pid=child.pid, host=socket.gethostname(), began=_began(child.pid))
-            _follow(child, spec.grace)
+            asked = _follow(child, spec.grace)
+        _conclude(spec.run, child, asked)
         return str(child.pid)
 
     def status(self, run: Path) -> JobStatus:
@@ -75,7 +75,7 @@ class Local(Launcher):
         where = f"process {said['pid']} on {said['host']}"
         if _alive(said):
             return JobStatus("running", where)
-        if (run / CANCELLED).exists() and (ended is None or ended.state == "preempted"):
+        if (run / jobs.CANCELLED).exists() and (ended is None or ended.state == "preempted"):
             return JobStatus("cancelled", ended.detail if ended else where)
         return ended or JobStatus("failed" if _here(said) else "unknown", where)
 
@@ -87,7 +87,7 @@ class Local(Launcher):
         said = jobs.noted(run, "local")
         if not _here(said):
             raise UserError.of(f"{run} was started on {said['host']}", "cancel it there")
-        (run / CANCELLED).touch()
+        (run / jobs.CANCELLED).touch()
         for number in (signal.SIGTERM, signal.SIGKILL):  # the ranks of a killed torchrun end with it
             if _alive(said):
                 os.kill(said["pid"], number)
@@ -121,10 +121,11 @@ def _logged(run: Path) -> Iterator[Streams]:
             pipes.finish()
 
 
-def _follow(child: subprocess.Popen[bytes], grace: int) -> None:
-    """Waits for the child. A signal to us is handed on; torchrun hands it to the ranks, which save and leave.
+def _follow(child: subprocess.Popen[bytes], grace: int) -> bool:
+    """Waits for the child; gives whether it was asked to leave.
 
-    A child that is still there after the grace is killed, and its ranks end with it.
+    A signal to us is handed on; torchrun hands it to the ranks, which save and leave. A child that is still there after
+    the grace is killed, and its ranks end with it.
     """
     hard = threading.Timer(grace + SLACK, child.kill)
     hard.daemon = True
@@ -145,12 +146,28 @@ def _follow(child: subprocess.Popen[bytes], grace: int) -> None:
         hard.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+    return hard.ident is not None
 
 
-def _bound() -> None:
+def _conclude(run: Path, child: subprocess.Popen[bytes], asked: bool) -> None:
+    """Sees to it that there is a result, also where the child was killed, or asked to leave before it could listen."""
+    said, code = jobs.noted(run, "local"), child.returncode
+    if said["pid"] != child.pid:  # somebody has started the run anew
+        return
+    error = f"process {child.pid} on {said['host']} {failures.how(code)}"
+    if code == UserError.exit_code:
+        error = f"{UserError.__name__}: {error}"
+    elif asked or (run / jobs.CANCELLED).exists():
+        error = ""
+    failures.missing(run, error or None)
+
+
+def _bound(parent: int) -> None:
     """In the child, before it becomes torchrun: it ends when we end, however that happens."""
     os.setpgid(0, 0)  # a terminal's Ctrl-C comes to us alone; we hand it on once
     orphans.die_with_parent()
+    if os.getppid() != parent:  # it ended before we asked
+        os._exit(1)
 
 
 def _gpus() -> int:

@@ -24,9 +24,6 @@ from loomtune_launchers.ray_settings import RaySettings
 PLACEMENT = "ray.json"
 """What is asked of Ray, in the run's folder."""
 
-CANCELLED = "cancelled"
-"""Stands in the run's folder from `cancel` to the next start."""
-
 STRATEGIES = ("STRICT_SPREAD", "SPREAD", "PACK")
 
 
@@ -82,8 +79,8 @@ class Ray(Launcher):
         run.mkdir(parents=True, exist_ok=True)
         for name, text in self.render(spec).files.items():
             (run / name).write_text(text)
-        (run / CANCELLED).unlink(missing_ok=True)
-        with ray_group.connected(self.settings.address), Asked((run / CANCELLED).exists) as asked:
+        (run / jobs.CANCELLED).unlink(missing_ok=True)
+        with ray_group.connected(self.settings.address), Asked((run / jobs.CANCELLED).exists) as asked:
             for left in range(spec.requeues, -1, -1):
                 attempt = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
                 try:
@@ -121,7 +118,7 @@ class Ray(Launcher):
             return ended
         if _goes_on(record):
             return JobStatus(record.get("state", "running"), where)
-        if (run / CANCELLED).exists() and (ended is None or ended.state == "preempted"):
+        if (run / jobs.CANCELLED).exists() and (ended is None or ended.state == "preempted"):
             return JobStatus("cancelled", ended.detail if ended else where)
         return ended or JobStatus("failed", where)
 
@@ -132,7 +129,7 @@ class Ray(Launcher):
     def cancel(self, run: Path) -> None:
         """The launcher sees the mark, wherever it was left, and ends the run; if it does not, it is ended with it."""
         record = jobs.noted(run, "ray")
-        (run / CANCELLED).touch()
+        (run / jobs.CANCELLED).touch()
         until = time.monotonic() + self.settings.grace + 2 * SLACK
         while (goes_on := _goes_on(jobs.noted(run, "ray"))) and time.monotonic() < until:
             time.sleep(TICK)

@@ -23,7 +23,7 @@ export PET_NNODES="$SKYPILOT_NUM_NODES" PET_NODE_RANK="$SKYPILOT_NODE_RANK" PET_
 export PET_MASTER_ADDR="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)" PET_MASTER_PORT={port}
 {meeting}exec {python} -m {module}
 """
-"""What each machine runs. What users set is in `LOOMTUNE_JOB`: nothing of it is here for a shell to read."""
+"""What each machine runs. What users set is in `LOOMTUNE_PACKED`: nothing of it is here for a shell to read."""
 
 MEETING = """\
 export PET_RDZV_ENDPOINT="$PET_MASTER_ADDR:$PET_MASTER_PORT"
@@ -60,7 +60,7 @@ class SkyPilot(Launcher):
             raise UserError(*found)
         jobs.processes_a_node(settings, 1)
         jobs.check_counts(settings)
-        elsewhere.check_environment([*settings.environment, *settings.secrets])
+        jobs.check_environment([*settings.environment, *settings.secrets])
         for key, least in {"nodes": 1, "disk_size": 0}.items():
             jobs.number(key, getattr(settings, key), least)
         self._folder(elsewhere.job_name(settings.job, Path("run")))

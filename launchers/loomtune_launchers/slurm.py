@@ -13,7 +13,8 @@ from typing import Any
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import RunFailed, UserError
 from loomtune_launchers import jobs, slurm_log, slurm_queue, slurm_script
-from loomtune_launchers.slurm_job import CANCELLED, NODE_COMMAND, STOP
+from loomtune_launchers.jobs import CANCELLED
+from loomtune_launchers.slurm_job import NODE_COMMAND, STOP
 from loomtune_launchers.slurm_queue import NO_ANSWER, RUNNING, WAITING, Job
 from loomtune_launchers.slurm_settings import SlurmSettings
 
@@ -23,7 +24,10 @@ PATIENCE = 600.0
 """Seconds that a cancelled job may take to leave: Slurm's `KillWait` and its epilog are the cluster's."""
 
 BETWEEN = 1.0
-"""Seconds between two questions to the controller."""
+"""Seconds between two questions to the controller about a job that is to end."""
+
+SELDOM = 15.0
+"""Seconds between two questions about an array, whose answer is long."""
 
 
 class Slurm(Launcher):
@@ -86,7 +90,7 @@ class Slurm(Launcher):
             jobs.note(spec.run, "slurm", **_record(job.item(number), output))
         _say(f"queued as job {job.number}, an array of {len(specs)}")
         while self.settings.wait and job.active():
-            time.sleep(BETWEEN)
+            time.sleep(SELDOM)
         return job.number
 
     def render_all(self, specs: Sequence[JobSpec], at_once: int) -> Submission:
@@ -123,10 +127,14 @@ class Slurm(Launcher):
 
     def cancel(self, run: Path) -> None:
         job = _job(run)
+        if not job.active():  # how it ended stays what it was
+            return
         (run / CANCELLED).touch()
         until = time.monotonic() + PATIENCE
-        job.cancel()
+        refused = job.cancel()
         while job.active():
+            if refused:
+                raise RunFailed(f"job {job.number} was not told to end: {refused}; it will not start again by itself")
             if time.monotonic() > until:
                 raise RunFailed(f"job {job.number} was told to end and is still {job.state()[0].lower()}")
             time.sleep(BETWEEN)
@@ -144,8 +152,12 @@ class Slurm(Launcher):
         if (run / jobs.RECORD).is_file() and json.loads((run / jobs.RECORD).read_text())["launcher"] == "slurm":
             job = _job(run)
             if job.active():
+                state, why = job.state()
                 cure = f"wait for it, or end it by `loomtune cancel {run}`"
-                raise UserError.of(f"{run} is job {job.number} already, which is {job.state()[0].lower()}", cure)
+                if state == NO_ANSWER:
+                    cure = f"ask again later; where its cluster is no more, remove {run / jobs.RECORD}"
+                    state = f"perhaps not over, as Slurm does not say: {why}"
+                raise UserError.of(f"{run} is job {job.number} already, which is {state.lower()}", cure)
         for name in (CANCELLED, STOP):
             (run / name).unlink(missing_ok=True)
 

@@ -8,31 +8,37 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from loomtune.errors import Preempted, UserError
 from loomtune_launchers import jobs
+from loomtune_launchers.jobs import CANCELLED
 from loomtune_launchers.slurm_queue import NO_ANSWER, Job
 
 NODE_COMMAND = "slurm.json"
 """In the run's folder: what starts the nodes, as a list, so that no value passes through the batch script's shell."""
 
-CANCELLED = "cancelled"
-"""In the run's folder: the run was ended by its owner, and nothing may start it again."""
-
 STOP = "stop"
 """In the run's folder: ranks are asked to save and leave. Whoever hears it takes it away."""
 
 PORTS = (15000, 15000)
-"""Rendezvous ports, as (first, how many): below those that Linux hands out, and another one for each job."""
+"""Rendezvous ports, as (first, how many): below those that Linux hands out. Jobs begin to look at different ones."""
 
 PATIENCE = 60.0
 """Seconds in which the nodes of a job must answer, or one of them counts as lost."""
+
+SHOWN = 60
+"""Seconds until a shared folder shows, by NFS's defaults at the latest, what another node has written."""
+
+OVER = ("completed", "stopped")
+"""Results that nothing follows."""
 
 GONE = 300.0
 """Seconds in which a controller that is away is expected back, and Slurm to end this process after a requeue."""
@@ -61,6 +67,10 @@ class Batch:
         """Runs the nodes to their end, and decides what that means."""
         if (self.run / CANCELLED).exists():
             return _told("the run was cancelled", 1)
+        if not self._ours():
+            return _told("the run has been started in another way since this job was submitted", 1)
+        if self.starts and self._result().get("status") in OVER:  # a node was lost when all was done
+            return self.after(0)
         for name in ("result.json", STOP):  # of an earlier start; this one's are to be told from them
             (self.run / name).unlink(missing_ok=True)
         if self.starts >= self.spec.requeues:
@@ -79,16 +89,25 @@ class Batch:
 
     def meeting(self) -> list[str]:
         """Endpoint, name of the attempt, and how many nodes came: of this start alone, and the same on all nodes."""
-        first, count = PORTS
         expand = ["scontrol", "show", "hostnames", self.said["SLURM_JOB_NODELIST"]]
         head = subprocess.run(expand, check=True, capture_output=True, text=True).stdout.split()[0]
-        port = first + int(self.said["SLURM_JOB_ID"]) % count
+        port = _free(int(self.said["SLURM_JOB_ID"]))  # Slurm runs the batch script on the first node
         return [f"{head}:{port}", f"{self.job.number}-{self.starts}", self.said["SLURM_JOB_NUM_NODES"]]
+
+    def _ours(self) -> bool:
+        """Whether the run is still this job's. sbatch may return, and the record be written, after the job began."""
+        path = self.run / jobs.RECORD
+        for _ in range(SHOWN):
+            said = json.loads(path.read_text()) if path.is_file() else {}
+            if not said or (said["launcher"], said.get("job")) == ("slurm", self.job.number):
+                return True
+            time.sleep(1)
+        return False
 
     def after(self, code: int) -> int:
         """Queues the job again where that is called for. Gives its exit code. code: srun's."""
-        result = self._result()
-        if result.get("status") in ("completed", "stopped"):
+        result = self._result(SHOWN if code == 0 else 0)
+        if result.get("status") in OVER:
             return int(result["error"] is not None)
         asked = result.get("status") == "preempted" or code == Preempted.exit_code
         code = Preempted.exit_code if asked else code or 1
@@ -133,10 +152,28 @@ class Batch:
         _told(f"heard {signal.Signals(number).name}; the run is asked to save and leave", 0)
         (self.run / STOP).touch()
 
-    def _result(self) -> dict[str, Any]:
+    def _result(self, patience: int = 0) -> dict[str, Any]:
+        """What the run has left. patience: seconds that another node's file may take to be seen here."""
         path = self.run / "result.json"
+        for _ in range(patience):
+            if path.is_file():
+                break
+            time.sleep(1)
         found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return found
+
+
+def _free(job: int) -> int:
+    """A port of this node that nothing listens on: the one of the job's number, or one further on."""
+    first, count = PORTS
+    for further in range(count):
+        port = first + (job + further) % count
+        with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what only waits to be forgotten is free
+            with suppress(OSError):
+                one.bind(("", port))
+                return port
+    raise RuntimeError(f"every port from {first} to {first + count - 1} is taken")
 
 
 def _told(what: str, code: int) -> int:

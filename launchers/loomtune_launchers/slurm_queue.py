@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ PATIENCE = 120.0
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 """Which cluster is meant. The other SLURM_* of a job that we are in would be taken for options of ours."""
 
+TASTES = ("SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SBATCH_WAIT", "SBATCH_ARRAY_INX")
+"""What a user has set for commands typed by hand: a filter hides a job that lives, a question waits for an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -30,9 +34,11 @@ class Job:
     @classmethod
     def parse(cls, parsable: str) -> Job:
         """Of what `sbatch --parsable` printed."""
-        number, _, cluster = parsable.strip().rpartition("\n")[2].partition(";")
-        assert number.isdigit(), f"sbatch printed {parsable!r}"
-        return cls(number, cluster)
+        found = re.findall(r"^(\d+)(?:;(\S+))?\s*$", parsable, re.MULTILINE)  # a site's wrapper may say more
+        if not found:
+            what = f"sbatch did not say which job it made, but {parsable.strip()!r}"
+            raise UserError.of(what, "look for it with squeue, and leave out what sbatch makes no job with")
+        return cls(*found[-1])
 
     def item(self, number: int) -> Job:
         """An item of this array."""
@@ -58,7 +64,7 @@ class Job:
         asked = _done([*queue, "--format=%T|%r"])
         if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
             return [(NO_ANSWER, asked.stderr.strip() if asked else "squeue does not answer")]
-        said = asked.stdout.strip() if not asked.returncode else ""
+        said = _plain(asked.stdout) if not asked.returncode else ""
         if not said:
             records = ["sacct", *self._on(), "--noheader", "--parsable2", "--allocations", f"--jobs={self.number}"]
             said = _asked([*records, "--format=State,Reason"])
@@ -79,15 +85,18 @@ class Job:
         """Tells Slurm not to queue it again by itself, as it does after a preemption or a lost node."""
         _called(["scontrol", *self._on(), "update", f"JobId={self.number}", "Requeue=0"])
 
-    def cancel(self) -> None:
-        """Ends it: SIGTERM, and after Slurm's `KillWait` SIGKILL."""
-        _called(["scancel", *self._on(), self.number])
+    def cancel(self) -> str:
+        """Ends it: SIGTERM, and after Slurm's `KillWait` SIGKILL. Gives what Slurm said where it did not hear of it."""
+        done = _done(["scancel", *self._on(), self.number])
+        if done is None:
+            return "scancel is not here, or does not answer"
+        return " ".join(done.stderr.split()) or f"exit code {done.returncode}" if done.returncode else ""
 
 
 def environment(outer: Mapping[str, str] | None = None) -> dict[str, str]:
     """Of a command of Slurm: ours, but nothing of a job that we may be in."""
     found = os.environ if outer is None else outer
-    return {name: value for name, value in found.items() if not name.startswith("SLURM_") or name in KEPT}
+    return {name: value for name, value in found.items() if not name.startswith(TASTES) or name in KEPT}
 
 
 def run(command: list[str], environment: Mapping[str, str]) -> str:
@@ -108,7 +117,12 @@ def run(command: list[str], environment: Mapping[str, str]) -> str:
 def _asked(command: list[str]) -> str:
     """What a command answers; nothing where it fails, as for a job that is forgotten."""
     done = _done(command)
-    return done.stdout.strip() if done and not done.returncode else ""
+    return _plain(done.stdout) if done and not done.returncode else ""
+
+
+def _plain(said: str) -> str:
+    """Without the line that names a cluster before its jobs."""
+    return re.sub(r"^CLUSTER: .*\n?", "", said, flags=re.MULTILINE).strip()
 
 
 def _called(command: list[str]) -> bool:

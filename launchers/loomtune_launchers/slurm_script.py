@@ -171,5 +171,5 @@ def _contained(settings: SlurmSettings, spec: JobSpec, folder: Path) -> tuple[st
     if settings.container == "pyxis":
         image = (f"--container-image={settings.image}", f"--container-mounts={mounts}")
         return (*image, f"--container-workdir={folder}")
-    cards = ("--nv",) if spec.resources.gpus else ()
+    cards = ("--nv",) if spec.resources.gpus or any("gpu" in option for option in settings.options) else ()
     return ("apptainer", "exec", *cards, f"--bind={mounts}", f"--pwd={folder}", settings.image)

@@ -27,6 +27,7 @@ from loomtune_launchers.ssh_settings import SshSettings
 
 LEAST_PATIENCE = 2
 
+
 class Ssh(Launcher):
     """Runs in the foreground; nothing outlives it, here or there."""
 

@@ -118,4 +118,5 @@ class Link:
             if shown is sys.stderr:
                 self.tail.append(line)
             with suppress(OSError, ValueError):  # whoever read our output has gone; the run goes on
-                print(line, file=shown, flush=True)
+                shown.write(f"{line}\n")  # in one piece: other hosts speak at the same time
+                shown.flush()

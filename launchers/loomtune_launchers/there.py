@@ -3,7 +3,7 @@
 It adds two things to torchrun. It ends with the exit code of the rank that failed first, where torchrun says 1 for
 all, so that an engine can tell a preempted run (75) from a mistake (2). And the first node prints the run's result, the
 one way in which it reaches those who see no more of the job than its output. Without arguments it takes them, and
-further variables of the environment, from `LOOMTUNE_JOB`, where an engine has only a shell to give them by.
+further variables of the environment, from `LOOMTUNE_PACKED`, where an engine has only a shell to give them by.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loomtune.errors import Preempted
 MARK = "loomtune-result "
 """Before the result, as JSON, on a line of the first node's output."""
 
-PACKED = "LOOMTUNE_JOB"
+PACKED = "LOOMTUNE_PACKED"
 
 PATIENCE = 10.0
 """Seconds for a result that a rank on another node writes; one that failed may leave none."""

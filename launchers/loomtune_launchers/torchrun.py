@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from loomtune.contracts import JobSpec
 
 SCRUBBED = ("TORCHELASTIC_", "PET_", "SLURM_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-SCRUBBED_NAMES = ("RANK", "WORLD_SIZE", "LOOMTUNE_PARENT", "LOOMTUNE_JOB", "LOOMTUNE_HEARTBEATS")
+SCRUBBED_NAMES = ("RANK", "WORLD_SIZE", "LOOMTUNE_PARENT", "LOOMTUNE_JOB", "LOOMTUNE_PACKED", "LOOMTUNE_HEARTBEATS")
 """What an outer launcher left in the environment, which torchrun or the ranks would take for theirs."""
 
 REPLACEABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ def look(ranks: Sequence[Rank]) -> list[Found | None]:
         all(_said(rank) for rank in ranks if beats[rank.number]) and all(_trace(rank).exists() for rank in recorders)
     ):
         time.sleep(0.05)
-    return [_looked_at(rank, beats[rank.number]) for rank in ranks]
+    with ThreadPoolExecutor(min(16, len(ranks))) as pool:  # py-spy may take its time with each of many
+        return list(pool.map(lambda rank: _looked_at(rank, beats[rank.number]), ranks))
 
 
 def _looked_at(rank: Rank, beat: Beat | None) -> Found | None:

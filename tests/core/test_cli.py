@@ -228,17 +228,20 @@ def test_settings_may_stand_after_options(monkeypatch: pytest.MonkeyPatch) -> No
         ("completed", 0),
         ("completed, but an export failed", 1),
         ("stopped", 0),
-        ("failed", 1),
+        ("failed, RuntimeError: of a UserError: x", 1),
+        ("failed, UserError: x", 2),
+        ("failed, rank 3 on node-1.a: UserError: x", 2),
         ("preempted", 75),
+        (KeyboardInterrupt(), 130),
     ],
     ids=str,
 )
 def test_the_exit_code_says_what_to_do(ends: Any, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(*_: object) -> api.Result:
-        if isinstance(ends, Exception):
+        if isinstance(ends, BaseException):
             raise ends
         status, _, after = ends.partition(", ")
-        return api.Result(Path(), status, 3, {}, "RuntimeError: x" if after or status == "failed" else None)
+        return api.Result(Path(), status, 3, {}, after or None)
 
     monkeypatch.setattr(api, "train", train)
     assert called("train") == code

@@ -30,6 +30,13 @@ def test_the_rank_and_host_that_closed_its_connection_are_named() -> None:
     assert "cure: start the run again, and it goes on from its last checkpoint" in said
 
 
+def test_a_rank_does_not_take_itself_for_the_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    assert lost(RuntimeError(CLOSED), THERE, THERE, THERE).startswith("lost rank 0, 2 on beta (10.1.2.3): its")
+    assert lost(RuntimeError(CLOSED), HERE, THERE).startswith("lost another rank; every host can be reached: its")
+
+
 def test_the_host_that_cannot_be_reached_is_named_with_the_time_that_was_waited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

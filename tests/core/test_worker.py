@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from loomtune import worker
+from loomtune import assembly, worker
 from loomtune.errors import PeerLost, Preempted, UserError
 
 
@@ -49,6 +51,14 @@ def test_an_error_that_another_rank_caused_is_told_as_such(left: Path, capfd: py
     assert json.loads(left.read_text())["message"]["extraInfo"]["waited"] is False
 
 
+def test_a_full_disk_changes_neither_what_is_said_nor_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/dev/full")
+    assert failing(UserError.of("no lr", "set it")) == 2
+    assert capfd.readouterr().err == "loomtune: no lr\n    cure: set it\n"
+
+
 def test_where_nobody_looks_nothing_is_left(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     assert failing(ValueError("mine")) == 1 and not left.exists()
@@ -61,3 +71,31 @@ def test_where_nobody_looks_nothing_is_left(left: Path, monkeypatch: pytest.Monk
 def test_the_exit_code_says_how_it_ended(left: Path, status: str, error: str | None, code: int) -> None:
     assert worker.guarded(lambda: {"status": status, "error": error}) == code
     assert not left.exists()
+
+
+@pytest.mark.parametrize(("asked", "gone"), [(True, False), (True, True), (False, False)])
+def test_ranks_that_are_asked_to_leave_do_so_once_the_first_has_written_all(
+    asked: bool, gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun ends the others as soon as one has left."""
+    seen: list[list[str]] = []
+
+    def barrier() -> None:
+        seen.append([path.name for path in tmp_path.iterdir()])
+        if gone:
+            raise RuntimeError("Connection closed by peer")
+
+    def trained(given: object) -> str:
+        if asked:
+            raise Preempted("asked to leave")
+        return "stopped"
+
+    told = SimpleNamespace(tell=lambda event, **named: (tmp_path / event).touch())
+    run = SimpleNamespace(step=3, metrics={}, guards=[], events=told, tell_once=lambda said: None)
+    monkeypatch.setattr(assembly, "assemble", lambda *words, **named: SimpleNamespace(run=run))
+    monkeypatch.setattr(worker, "_trained", trained)
+    world: Any = SimpleNamespace(leads=True, barrier=barrier)
+    given: Any = None
+    result = worker._attempt(given, tmp_path, world, given, given)
+    assert result["status"] == ("preempted" if asked else "stopped")
+    assert [sorted(names) for names in seen] == ([["result.json", "run_finished"]] if asked else [])

@@ -32,6 +32,7 @@ case "$2" in
     empty) exec sh -c "exec /no/such/python -m loomtune_launchers.remote";;
     bare) exec {python} -I -S -m loomtune_launchers.remote;;
     talking) echo "welcome to this machine";;
+    silent) touch {folder}/run/asked.silent; exec sleep 600;;
 esac
 exec {python} {folder}/side.py "$2"
 """

@@ -48,6 +48,13 @@ def test_a_run_goes_on_by_the_same_job_and_in_the_same_folder(kubectl: Tool, tmp
     assert worker(expanded(second, node=0)[0]) == worker(expanded(first, node=0)[0])
 
 
+def test_what_was_trained_here_is_not_begun_anew_elsewhere(kubectl: Tool, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds checkpoints of this machine"):
+        api.train([*THERE, *JOB, f"run.dir={tmp_path / 'mine'}"])
+    assert kubectl.calls == [] and not (tmp_path / "mine" / "run.yaml").exists()
+
+
 def test_settings_that_contradict_each_other_are_told_before_anything_is_sent(kubectl: Tool, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="objective"):
         api.train([*THERE, *JOB, "objective=dop", f"run.dir={tmp_path / 'mine'}"])

@@ -82,6 +82,10 @@ def test_the_traceback_s_end_is_told_or_what_the_rank_said_last(tmp_path: Path) 
     failures.write(tmp_path / "1", failures.how(-9), NOW)
     (tmp_path / "1" / ranklogs.FILE).write_text(log.read_text())
     killed = failures.read(tmp_path / "1")
+    (tmp_path / "2").mkdir()
+    failures.write(tmp_path / "2", "torn", NOW)
+    silent = failures.read(tmp_path / "2")
+    assert silent is not None and silent.told(heard=False).endswith("torn\nloomtune: it said nothing")
     assert killed is not None and "its last words" in killed.told(heard=False) and "SIGKILL" in killed.short
 
 
@@ -128,6 +132,13 @@ def test_the_result_of_a_newer_attempt_is_not_touched(pid: int, taken: float, wr
     (tmp_path / "lease").write_text(json.dumps({"attempt": "x", "host": "h", "pid": pid, "time": taken}))
     failures.conclude(tmp_path, cause(tmp_path, 1), NOW, (7,))
     assert (tmp_path / "result.json").exists() is written
+
+
+def test_a_result_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json.new").symlink_to("/dev/full")
+    failures.missing(tmp_path, "torn")
+    assert "result.json cannot be written: [Errno 28]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_ends_are_put_into_words() -> None:

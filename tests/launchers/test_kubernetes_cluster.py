@@ -140,8 +140,45 @@ def test_logs_are_followed_until_the_run_is_over_and_nothing_is_told_twice(
 def test_cancelling_deletes_the_job_and_waits_for_its_pods(run: Path, kubectl: Tool) -> None:
     launcher().cancel(run)
     deleted = ["delete", KIND, "loomtune-mine", "--ignore-not-found", "--cascade=foreground", "--wait"]
-    assert kubectl.calls[-1] == deleted
+    assert kubectl.calls[-1] == [*deleted, "--timeout=165s"], "pods of a lost node would stay for ever"
     assert launcher().status(run).state == "cancelled"
+
+
+def test_cancelling_what_is_over_takes_nothing_away(run: Path, kubectl: Tool) -> None:
+    kubectl.answer("get", says=job("Complete"))
+    launcher().cancel(run)
+    assert "delete" not in [call[0] for call in kubectl.calls]
+    assert launcher().status(run).state == "completed"
+
+
+def test_a_run_is_asked_after_where_it_was_made(tmp_path: Path, kubectl: Tool) -> None:
+    made = launcher(context="east", namespace="team", nodes=3)
+    made.submit(made.spec(tmp_path / "mine", 3))
+    list(launcher().logs(tmp_path / "mine"))
+    assert kubectl.calls[-1][:3] == ["--context=east", "--namespace=team", "logs"]
+    assert "--max-log-requests=3" in kubectl.calls[-1]
+    launcher(namespace="other").cancel(tmp_path / "mine")
+    assert [call[:2] for call in kubectl.calls[-2:]] == [["--context=east", "--namespace=team"]] * 2
+
+
+def test_a_submission_that_is_broken_off_can_be_cancelled(
+    tmp_path: Path, kubectl: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(words: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("loomtune_launchers.elsewhere.call", interrupted)
+        launcher().submit(launcher().spec(tmp_path / "mine", 2))
+    launcher().cancel(tmp_path / "mine")
+    assert kubectl.calls[-1][:3] == ["delete", KIND, "loomtune-mine"]
+
+
+def test_why_there_are_no_logs_is_told_once(run: Path, kubectl: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    kubectl.answer("logs", says="Error from server (BadRequest): container is waiting to start: ErrImagePull", code=1)
+    asked = launcher()
+    assert [*asked.logs(run), *asked.logs(run)] == []
+    assert capsys.readouterr().err.count("ErrImagePull") == 1
 
 
 def test_what_kubectl_refuses_is_told_in_its_words(tmp_path: Path, kubectl: Tool) -> None:

@@ -294,17 +294,24 @@ def test_a_name_that_no_variable_has_is_refused(launcher: str, name: str) -> Non
         GIVEN[launcher]({name: "value"}).spec(Path("run"), 1)
 
 
+@pytest.mark.parametrize("launcher", GIVEN)
+@pytest.mark.parametrize("name", ["RANK", "MASTER_PORT", "PET_NNODES", "LOOMTUNE_PACKED"])
+def test_a_name_that_decides_who_meets_whom_is_refused_with_its_cure(launcher: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"leave {name} out"):
+        GIVEN[launcher]({name: "value"}).spec(Path("run"), 1)
+
+
 @pytest.mark.parametrize("launcher", ["local", "ray", "ssh", "slurm"])
 def test_a_value_that_no_variable_has_is_refused(launcher: str) -> None:
     with pytest.raises(UserError, match="NUL in a value"):
         GIVEN[launcher]({"NAME": "value\0"}).spec(Path("run"), 1)
 
 
-@pytest.mark.parametrize("launcher", ["kubernetes", "skypilot"])
+@pytest.mark.parametrize("launcher", GIVEN)
 @pytest.mark.parametrize("name", ["A B", "$(touch executed)", "1A", "A\nB"])
 def test_a_name_that_an_engine_would_misread_is_refused(launcher: str, name: str) -> None:
     with pytest.raises(UserError, match="name"):
-        GIVEN[launcher]({name: "value"})
+        GIVEN[launcher]({name: "value"}).spec(Path("run"), 1)
 
 
 def test_a_folder_that_slurm_would_misread_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -290,6 +292,40 @@ def test_what_a_single_process_says_is_kept_where_no_terminal_shows_it(
     assert (heard.out, heard.err) == ("warp\n", "weft")
     assert sorted(line.split(" | ")[1] for line in launcher().logs(tmp_path)) == ["warp", "weft"]
     assert [path.name for path in ranklogs.attempts(tmp_path)[0].iterdir()] == ["0"]
+
+
+KILLED = "signal 9 (SIGKILL); where nobody sent it, the machine ran out of memory"
+
+
+@pytest.mark.parametrize(
+    ("does", "status", "error"),
+    [
+        ("os.kill(os.getpid(), 9)", "failed", rf"process \d+ on \S+ ended by {re.escape(KILLED)}"),
+        ("os._exit(2)", "failed", r"UserError: process \d+ on \S+ ended with exit code 2"),
+        ("open('cancelled', 'w'); os.kill(os.getpid(), 15)", "preempted", None),
+        ('open(\'result.json\', \'w\').write(\'{"status": "failed", "error": "mine"}\')', "failed", "mine"),
+    ],
+)
+def test_a_process_that_leaves_no_result_gets_one_that_says_how_it_ended(
+    does: str, status: str, error: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaving.py").write_text(f"import os; {does}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    launcher().submit(JobSpec(run=tmp_path, arguments=(), module="leaving"))
+    found = launcher().result(tmp_path)
+    assert found is not None and found["status"] == status
+    assert found["error"] is None if error is None else re.fullmatch(error, found["error"])
+
+
+def test_who_was_asked_before_it_could_listen_is_preempted_unless_somebody_started_anew(tmp_path: Path) -> None:
+    child = SimpleNamespace(pid=7, returncode=-15)
+    jobs.note(tmp_path, "local", pid=8, host="here", began=0.0)
+    local._conclude(tmp_path, child, True)  # type: ignore[arg-type]
+    assert launcher().result(tmp_path) is None, "the other start's to write"
+    jobs.note(tmp_path, "local", pid=7, host="here", began=0.0)
+    local._conclude(tmp_path, child, True)  # type: ignore[arg-type]
+    assert launcher().result(tmp_path) == {"status": "preempted", "step": 0, "metrics": {}, "error": None}
 
 
 def test_logs_are_followed_until_the_process_has_ended(tmp_path: Path) -> None:

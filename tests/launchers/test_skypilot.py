@@ -145,8 +145,8 @@ def test_nothing_that_users_set_is_in_the_script() -> None:
     typed = (f"run.name={quoted(NASTY)}",)
     plain, full = (yaml.safe_load(text) for text in (task(nodes=2), task(typed, nodes=2, environment={"NASTY": NASTY})))
     assert plain["run"] == full["run"]
-    assert list(full["envs"]) == ["LOOMTUNE_JOB"]
-    assert full["envs"]["LOOMTUNE_JOB"] != plain["envs"]["LOOMTUNE_JOB"]
+    assert list(full["envs"]) == ["LOOMTUNE_PACKED"]
+    assert full["envs"]["LOOMTUNE_PACKED"] != plain["envs"]["LOOMTUNE_PACKED"]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,56 @@ def test_a_run_that_goes_on_is_not_started_twice(started: tuple[SkyPilot, Path],
         made.submit(made.spec(run, 1))
     sky.answer("queue", says=queue(made, "FAILED"))
     made.submit(made.spec(run, 1))
-    assert [call for call in sky.calls if "launch" in call] == [sky.calls[0]] * 2
+    launches = [call for call in sky.calls if "launch" in call]
+    assert len(launches) == 2 and launches[0] == launches[1]
+
+
+def test_a_run_does_not_join_the_machines_of_another_of_its_name(sky: Tool, tmp_path: Path) -> None:
+    made = launcher()
+    sky.answer("queue", says=queue(made, "RUNNING"))
+    with pytest.raises(UserError, match=r"set launcher\.job="):
+        made.submit(made.spec(tmp_path / "mine", 1))
+    assert not [call for call in sky.calls if "launch" in call]
+
+
+def test_a_launch_that_failed_halfway_can_be_cancelled(sky: Tool, tmp_path: Path) -> None:
+    made = launcher()
+    sky.answer("launch", says="no machines left", code=1)
+    with pytest.raises(UserError, match="what sky says above"):
+        made.submit(made.spec(tmp_path / "mine", 1))
+    made.cancel(tmp_path / "mine")
+    assert sky.calls[-1] == ["down", "loomtune-mine", "--yes"]
+
+
+@pytest.mark.parametrize(
+    ("why", "state"),
+    [
+        ("sky.exceptions.ClusterDoesNotExist: Cluster 'loomtune-mine' does not exist.", "unknown"),
+        ("sky.exceptions.ClusterNotUpError: skipped for cluster 'loomtune-mine' (status: STOPPED).", "unknown"),
+        ("sky.exceptions.ClusterNotUpError: skipped for cluster 'loomtune-mine' (status: INIT).", "pending"),
+        ("sky.exceptions.CommandError: no route to host", None),
+    ],
+)
+def test_machines_that_cannot_be_asked_are_not_taken_for_given_back(
+    why: str, state: str | None, sky: Tool, tmp_path: Path
+) -> None:
+    made = launcher()
+    made.submit(made.spec(tmp_path / "mine", 1))
+    sky.answer("queue", says=f"\x1b[33mFailed to get the job queue for cluster 'loomtune-mine'.\x1b[0m\n  {why}\n{{}}")
+    if state:
+        assert made.status(tmp_path / "mine").state == state
+        return
+    with pytest.raises(UserError, match="no route to host"):
+        made.status(tmp_path / "mine")
+
+
+def test_a_run_whose_cancellation_failed_is_not_called_cancelled(started: tuple[SkyPilot, Path], sky: Tool) -> None:
+    made, run = started
+    sky.answer("--yes", says="no such cloud", code=1)
+    with pytest.raises(UserError, match="no such cloud"):
+        made.cancel(run)
+    sky.answer("queue", says=queue(made, "RUNNING"))
+    assert made.status(run).state == "running"
 
 
 def test_a_missing_sky_is_told_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

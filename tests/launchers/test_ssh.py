@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from launchers.ssh_side import PATIENCE, end, launched, launcher, log, prepared, there, wait
+from launchers.ssh_side import LAUNCH, PATIENCE, end, launched, launcher, log, prepared, there, wait
 from loomtune.contracts import JobSpec
-from loomtune.errors import RunFailed
-from loomtune_launchers import remote
-from loomtune_launchers.ssh import CANCELLED, Ssh
+from loomtune.errors import Preempted, RunFailed
+from loomtune_launchers import jobs, remote, ssh
+from loomtune_launchers.ssh import Ssh
 from loomtune_launchers.ssh_settings import SshSettings
 
 
@@ -78,8 +81,9 @@ def test_a_polite_signal_reaches_every_host_once_and_is_waited_for(run: Path) ->
     (run / "leaves").touch()
     with launched(run, "one", "two") as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == Preempted.exit_code
         assert not there(run)
+    assert launcher().status(run).state == "preempted", "though it left no result"
     assert [(run / f"asked.{host}").read_text() for host in ("one", "two")] == ["asked\n"] * 2
     assert "up to 30 s for a last checkpoint" in log(run)
 
@@ -94,8 +98,9 @@ def test_a_second_signal_ends_all_at_once(run: Path) -> None:
         assert not there(run)
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_leave_is_ended_after_the_grace(run: Path) -> None:
-    with launched(run, "one", grace=-4) as process:
+    with launched(run, "one", grace=0) as process:
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
         assert not there(run)
@@ -125,9 +130,31 @@ def test_a_run_can_be_asked_after_and_ended_from_another_process(run: Path) -> N
     with launched(run, "one", "two") as process:
         assert launcher().status(run).state == "running"
         launcher().cancel(run)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == Preempted.exit_code
         assert not there(run) and launcher().status(run).state == "cancelled"
     launcher().cancel(run)
+
+
+def test_a_run_that_is_asked_to_leave_before_its_hosts_have_answered_may_be_started_again(run: Path) -> None:
+    said = json.dumps({"hosts": ["silent"], "address": "192.0.2.1"})
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH, str(run), said], stderr=subprocess.PIPE, text=True)
+    wait((run / "asked.silent").exists)
+    assert launcher().status(run).state == "running"
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == Preempted.exit_code and "start it again" in said
+    assert launcher().status(run).state == "preempted"
+
+
+def test_a_run_that_a_later_start_took_over_leaves_that_ones_record_alone(run: Path) -> None:
+    with launched(run, "one") as process:
+        said = json.loads((run / "launcher.json").read_text())
+        later = json.dumps({**said, "attempt": "later", "pid": os.getpid(), "began": psutil.Process().create_time()})
+        (run / "launcher.json").write_text(later)
+        end(run, "one", code=1)
+        assert process.wait(PATIENCE) == RunFailed.exit_code
+    assert (run / "launcher.json").read_text() == later
+    assert launcher().status(run).state == "running"
 
 
 @pytest.mark.slow
@@ -138,14 +165,16 @@ def test_a_run_can_be_ended_from_another_host(run: Path) -> None:
         (run / "launcher.json").write_text(json.dumps({**said, "host": "elsewhere"}))
         assert launcher().status(run).state == "unknown"
         launcher().cancel(run)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == Preempted.exit_code
     assert launcher().status(run).state == "cancelled"
 
 
 @pytest.mark.slow
-def test_a_cancelled_run_that_does_not_end_is_ended(run: Path) -> None:
+def test_a_cancelled_run_that_does_not_end_is_ended(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "SLACK", 0)
+    monkeypatch.setattr(ssh, "LAST", 3)
     with launched(run, "one", grace=600) as process:
-        Ssh(SshSettings(hosts=["one"], grace=-12)).cancel(run)
+        Ssh(SshSettings(hosts=["one"], grace=0)).cancel(run)
         process.wait(PATIENCE)
         wait(lambda: not there(run), seconds=10)
 
@@ -173,7 +202,7 @@ sys.exit(75)
 
 def test_a_cancelled_run_does_not_start_again(run: Path) -> None:
     (run.parent / "patient_agent.py").write_text(
-        PREEMPTED.replace("sys.exit", f"(Path(sys.argv[1]) / '{CANCELLED}').touch(); sys.exit")
+        PREEMPTED.replace("sys.exit", f"(Path(sys.argv[1]) / '{jobs.CANCELLED}').touch(); sys.exit")
     )
     with launched(run, "one", requeues=5) as process:
         assert process.wait(PATIENCE) == 0, log(run)

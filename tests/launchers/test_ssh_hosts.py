@@ -42,6 +42,11 @@ def test_what_is_no_host_is_refused(written: str) -> None:
         ssh_hosts.parse(written)
 
 
+def test_names_know_no_capitals() -> None:
+    with pytest.raises(UserError, match="One, one: a host twice"):
+        ssh_hosts.chosen(SshSettings(hosts=["one", "two", "One"]))
+
+
 @pytest.mark.parametrize(("text", "names", "slots"), [(DEEPSPEED, ["one", "two"], 4), (OPENMPI, ["one", "two"], 2)])
 def test_a_hostfile_of_deepspeed_or_open_mpi_is_read(text: str, names: list[str], slots: int, tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_text(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import pytest
 from launchers.ssh_side import launcher, prepared
 from loomtune.contracts import JobSpec
 from loomtune.errors import UserError
-from loomtune_launchers import jobs, torchrun
+from loomtune_launchers import jobs, ssh_hosts, torchrun
 from loomtune_launchers.ssh import Ssh
+from loomtune_launchers.ssh_link import Link
 from loomtune_launchers.ssh_settings import SshSettings
 
 
@@ -101,3 +104,45 @@ def test_auto_is_the_slots_of_the_hostfile_and_is_not_guessed(tmp_path: Path) ->
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(UserError):
         Ssh(SshSettings(**settings))
+
+
+@pytest.mark.parametrize("key", ["requeues", "restarts", "grace", "threads"])
+def test_nothing_counts_below_nothing(key: str) -> None:
+    with pytest.raises(UserError, match=rf"launcher\.{key}=-1 is less than 0"):
+        launcher("one", **{key: -1})
+
+
+def test_an_ipv6_address_stands_in_brackets_before_its_port() -> None:
+    there = launcher("[fd00::2]:2222", procs=1)
+    assert '"endpoint": "[fd00::2]:FREE-PORT"' in there.render(there.spec(Path("RUN"), 1)).input
+
+
+def test_a_long_order_that_waits_for_its_connection_holds_nobody_up() -> None:
+    link = Link(ssh_hosts.parse("one"), ("sleep", "60"))
+    link.order("x" * 2**20)
+    beating = threading.Thread(target=link.beat, args=(0,), daemon=True)
+    try:
+        beating.start()
+        beating.join(5)
+        assert not beating.is_alive(), "more than a pipe holds"
+    finally:
+        link.process.kill()
+        link.process.wait()
+
+
+def test_what_two_hosts_say_at_once_is_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    monkeypatch.setattr("sys.stdout", Terminal())
+    link = Link(ssh_hosts.parse("one"), ("sh", "-c", "read order; read go; echo this is one"))
+    link.order("{}")
+    link.go({})
+    link.process.wait()
+    link.drained()
+    link.close()
+    assert pieces == ["this is one\n"]

@@ -55,12 +55,12 @@ def test_ranks_get_what_was_typed_and_the_first_node_prints_the_result(tmp_path:
 def test_it_ends_as_the_rank_that_failed_first(code: int, status: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "step": 1, "metrics": {}, "error": "old"}))
     packed = there.pack(given(tmp_path), {"NASTY": NASTY, "WITNESS_CODE": str(code)})
-    done = start(tmp_path, LOOMTUNE_JOB=packed, WITNESS_STATUS=status)
+    done = start(tmp_path, LOOMTUNE_PACKED=packed, WITNESS_STATUS=status)
     assert done.returncode == code, done.stderr
     heard = json.loads((tmp_path / "rank-0.json").read_text())
     assert heard["arguments"] == [NASTY]
     assert heard["environment"]["NASTY"] == NASTY
-    assert "LOOMTUNE_JOB" not in heard["environment"]
+    assert "LOOMTUNE_PACKED" not in heard["environment"]
     found = elsewhere.result(done.stdout.splitlines())
     assert found == ({"status": status, "step": 3, "metrics": {}, "error": None} if status else None), "not the old one"
 

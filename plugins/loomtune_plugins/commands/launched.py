@@ -10,9 +10,6 @@ from pathlib import Path
 
 from loomtune_plugins.commands.words import parser, read
 
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells have it."""
-
 
 def status(words: Sequence[str]) -> int:
     """Prints what the run is doing."""
@@ -36,11 +33,8 @@ def logs(words: Sequence[str]) -> int:
     options = read(asked, words)
     from loomtune import api
 
-    try:
-        for line in api.launched(options.folder).logs(Path(options.folder).absolute(), follow=options.follow):
-            print(line, flush=options.follow)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    for line in api.launched(options.folder).logs(Path(options.folder).absolute(), follow=options.follow):
+        print(line, flush=options.follow)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from loomtune_plugins.commands.words import parser, read
 if TYPE_CHECKING:
     from loomtune.api import Result
     from loomtune.contracts import Launcher, Submission
+
+
+_MISTAKE = re.compile(r"(rank \d+ on \S+: )?UserError: ")
+"""How a result begins that ended by a mistake of the user's, which ranks alone could find."""
 
 
 def train(words: Sequence[str]) -> int:
@@ -70,7 +75,7 @@ def _ended(result: Result) -> int:
         print(f"loomtune: submitted; follow it by `loomtune logs -f {run}` and `loomtune status {run}`")
     if result.status == "failed" or result.error:
         print(f"loomtune: the run {result.status} at step {result.step}: {result.error}", file=sys.stderr)
-        return 1
+        return UserError.exit_code if _MISTAKE.match(result.error or "") else 1
     return Preempted.exit_code if result.status == "preempted" else 0
 
 

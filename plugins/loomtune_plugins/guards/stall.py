@@ -6,12 +6,11 @@ import faulthandler
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from loomtune.contracts import Guard, Judgement, Verdict
 from loomtune.errors import UserError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from loomtune.run import Run
 
 GRACE = 60.0
+_ERRORS = 2  # stderr
 HEARTBEATS = "LOOMTUNE_HEARTBEATS"
 """Names a folder of this node, where an agent watches over its ranks."""
 
@@ -42,18 +42,16 @@ class Stall(Guard):
         self._seconds = settings.seconds
         self._over = threading.Event()
         self._last = 0.0
-        self._file: TextIO | None = None
+        self._path: Path | None = None
         self._beats: Beats | None = None
 
     def started(self, run: Run) -> None:
         """Begins to watch."""
-        path = run.folder / "logs" / f"stall-{run.world.rank}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w")
+        self._path = path = run.folder / "logs" / f"stall-{run.world.rank}.txt"
         if folder := os.environ.get(HEARTBEATS):
             self._beats = Beats(Path(folder), run.world.rank, self._seconds)
         self._progress(getattr(run, "step", 0))
-        threading.Thread(target=self._watch, args=(path, self._file), daemon=True, name="loomtune-stall").start()
+        threading.Thread(target=self._watch, args=(path,), daemon=True, name="loomtune-stall").start()
 
     def judge(self, step: int, loss: float, gradient_norm: float) -> Judgement:
         """Takes the call for a sign of life; never objects."""
@@ -65,14 +63,11 @@ class Stall(Guard):
         self._progress()
 
     def finished(self, run: Run) -> None:
-        """Ends the watch; the file goes with it, for there was nothing to write."""
+        """Ends the watch."""
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
         if self._beats is not None:
             self._beats.close()
-        if self._file is not None:
-            self._file.close()
-            Path(self._file.name).unlink(missing_ok=True)
 
     @property
     def _allowed(self) -> float:
@@ -83,23 +78,30 @@ class Stall(Guard):
         self._last = time.monotonic()
         if self._beats is not None:
             self._beats.beat(step, self._last)
-        if self._file is not None:
+        if self._path is not None:
             # A call that hangs with the interpreter's lock held stops our thread too; this timer needs no lock.
-            faulthandler.dump_traceback_later(self._allowed + GRACE, exit=True, file=self._file)
+            faulthandler.dump_traceback_later(self._allowed + GRACE, exit=True, file=_ERRORS)
 
-    def _watch(self, path: Path, file: TextIO) -> None:
+    def _watch(self, path: Path) -> None:
         while not self._over.wait(max(0.0, self._last + self._allowed - time.monotonic())):
             idle = time.monotonic() - self._last
             if idle >= self._allowed:
-                self._end(path, file, idle)
+                self._end(path, idle)
 
-    def _end(self, path: Path, file: TextIO, idle: float) -> None:
-        message = f"loomtune: no step for {idle:.0f} s (guard.stall.seconds={self._seconds:g}); stacks are in {path}"
-        for stream in (file, sys.stderr):
-            print(message, file=stream, flush=True)
-            faulthandler.dump_traceback(stream, all_threads=True)
-            stream.flush()
+    def _end(self, path: Path, idle: float) -> None:
+        """Says it on stderr first: the file system may be what hangs; the timer then ends this process."""
+        message = f"loomtune: no step for {idle:.0f} s (guard.stall.seconds={self._seconds:g}); stacks are in {path}\n"
+        self._say(_ERRORS, message)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w") as file:
+                self._say(file.fileno(), message)
         os._exit(1)
+
+    @staticmethod
+    def _say(fd: int, message: str) -> None:
+        os.write(fd, message.encode())
+        faulthandler.dump_traceback(fd, all_threads=True)
 
 
 class Beats:

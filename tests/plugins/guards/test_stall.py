@@ -49,7 +49,21 @@ def test_a_run_that_ends_in_time_leaves_no_file(tmp_path: Path) -> None:
     guard.started(run)
     assert guard.judge(1, float("nan"), 1.0).verdict is Verdict.CONTINUE
     guard.finished(run)
-    assert not list((tmp_path / "logs").iterdir())
+    assert not list(tmp_path.rglob("stall-*"))
+
+
+def test_a_process_that_is_killed_leaves_no_empty_file(tmp_path: Path) -> None:
+    killed = HANGS.replace("0.3", "60").replace("threading.Event().wait(60)", "import os; os.kill(os.getpid(), 9)")
+    assert subprocess.run([sys.executable, "-c", killed, tmp_path], timeout=50, check=False).returncode == -9
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_where_nothing_can_be_written_the_stacks_are_said(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS, tmp_path], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert ended.returncode == 1 and "waits_for_a_lost_peer" in ended.stderr
 
 
 def test_a_run_that_failed_before_its_first_step_can_be_finished() -> None:
