@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -134,8 +135,10 @@ def _folder(plan: Plan) -> Path:
 
 def _same_run(folder: Path, plan: Plan, catalogue: Catalogue) -> Plan:
     """The plan as the folder's run began. Raises UserError where the folder holds another run: nothing is written."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError.of(f"run.dir={folder} is a file", "name a folder, or a path where one can be made")
+    here = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (here.is_dir() and os.access(here, os.W_OK)):
+        why = "may not be written to" if here.is_dir() else "is a file"
+        raise UserError.of(f"run.dir={folder}: {here} {why}", "name a folder, or a path where one can be made")
     if not (folder / "run.yaml").is_file():
         return plan
     before = Plan.load(folder)

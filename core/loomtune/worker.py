@@ -65,7 +65,7 @@ def record(error: BaseException) -> None:
         extra |= {"host": os.uname().nodename, "waited": isinstance(error, PeerLost)}
         message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
         with suppress(OSError):  # a full disk does not change what is said, and how this ends
-            Path(path).write_text(json.dumps({"message": message}))
+            replace_text(Path(path), json.dumps({"message": message}))
 
 
 def execute(plan: Plan | None, folder: Path, world: World | None = None) -> Result:

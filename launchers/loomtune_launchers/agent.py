@@ -28,6 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, parse_args
 
 from loomtune.errors import Preempted, UserError
+from loomtune.signals import TOGETHER
 from loomtune_launchers import failures, orphans, ranklogs, shadow, watchdog
 from loomtune_launchers.pipes import Pipes
 
@@ -163,8 +164,14 @@ class NodeAgent(LocalElasticAgent):
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         """Asks the ranks by SIGUSR1, which may come twice: a scheduler sends SIGTERM to ranks and agents alike, and a
-        second SIGTERM is an order to leave at once."""
-        super()._shutdown(signal.SIGUSR1 if death_sig == signal.SIGTERM else death_sig, timeout)
+        second SIGTERM, or one to us while they leave, is an order to leave at once."""
+        began = time.monotonic()
+        try:
+            super()._shutdown(signal.SIGUSR1 if death_sig == signal.SIGTERM else death_sig, timeout)
+        except SignalException:
+            if time.monotonic() - began > TOGETHER:
+                super()._shutdown(signal.SIGKILL)
+            raise
 
     def _agreed(self, worker_group: WorkerGroup) -> Path:
         """The folder of this attempt: the first name that is free, chosen on the first node for all of them."""
@@ -227,6 +234,7 @@ def main(arguments: Sequence[str]) -> int:
         orphans.end_descendants(spared=(watcher.pid,))
         group.close()
         watcher.dismiss()
+        shutil.rmtree(folder, ignore_errors=True)  # where somebody has ended the watcher
 
 
 def _node(group: Group, attempt: str, arguments: list[str]) -> int:

@@ -108,15 +108,18 @@ class Kubernetes(Launcher):
         if not follow:
             yield from sorted(self._said(run, "--tail=-1"))
             return
-        last, heard = "", set[str]()
-        while self.status(run).state in ("pending", "running"):
-            for line in self._said(run, "--tail=-1", "-f", *([f"--since-time={last}Z"] if last else [])):
+        last, heard, goes_on = "", set[str](), True
+        while goes_on:
+            goes_on = self.status(run).state in ("pending", "running")
+            said = self._said(run, "--tail=-1", *(["-f"] * goes_on), *([f"--since-time={last}Z"] if last else []))
+            for line in said if goes_on else sorted(said):
                 if line not in heard:  # a stream that is opened anew begins with the last second
                     yield line
                 if line[:19] > last:
                     last, heard = line[:19], set()
                 heard.add(line)
-            time.sleep(POLL)
+            if goes_on:
+                time.sleep(POLL)
 
     def cancel(self, run: Path) -> None:
         found = self._found(run)

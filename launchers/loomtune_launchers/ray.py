@@ -37,8 +37,9 @@ class Ray(Launcher):
         _bytes(settings.memory)
         if settings.strategy not in STRATEGIES:
             raise UserError.of(f"launcher.strategy={settings.strategy} is none", f"set one of {', '.join(STRATEGIES)}")
-        if settings.cpus < 1:
-            raise UserError.of(f"launcher.cpus={settings.cpus}: a process needs one", "set launcher.cpus=1 or more")
+        jobs.check_counts(settings)
+        for key, least in {"cpus": 1, "gpus": 0, "patience": 0, "requeues": 0}.items():
+            jobs.number(key, getattr(settings, key), least)
         if settings.address.startswith("ray://"):
             said = f"launcher.address={settings.address} is a Ray client's, which may come back after its death"
             raise UserError.of(said, "start on a node of the cluster (`ray job submit -- loomtune train ...`)")

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -30,20 +31,27 @@ BRIEF = 3.0
 SETTLE = 3.0
 """Seconds in which the others may end by themselves when one has failed, and say why in their own words."""
 
+REACH = 10.0
+"""Seconds in which a cluster's head must take a connection."""
+
 SLACK = 5
 """Seconds beyond the grace in which an agent may clear away what it had to kill."""
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A driver of the cluster, or the one that this process is. Raises UserError where there is no cluster."""
-    import ray
+    """A driver of the cluster, or the one that this process is. Raises UserError where Ray or a cluster is missing."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError.of(f"launcher=ray needs Ray: {error}", "pip install 'loomtune[ray]'") from None
 
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
     try:
+        _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
         ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         said = f"no Ray cluster answers at launcher.address={address}: {_line(error)}"
@@ -52,6 +60,17 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at `host:port`: Ray itself would try that for minutes."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        at_home = host in ("localhost", "127.0.0.1")  # for which Ray takes this machine's address
+        host = ray.util.get_node_ip_address() if at_home else host.strip("[]")
+        socket.create_connection((host, int(port)), REACH).close()
 
 
 @contextmanager
@@ -196,7 +215,7 @@ class Group:
             return
         except ray.exceptions.RayError as error:
             member.lost = _line(error)
-            if not self._stopped:
+            if not self.asked.times:  # else it may be that it was taken away on purpose
                 say(f"{member.name} was lost: {member.lost}")
             return
         for errors, line in said:

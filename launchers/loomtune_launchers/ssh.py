@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
-from loomtune.errors import Preempted, RunFailed, UserError
+from loomtune.errors import LeaseLost, Preempted, RunFailed, UserError
 from loomtune_launchers import jobs, ranklogs
 from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.remote import LAST, SLACK
@@ -84,6 +84,8 @@ class Ssh(Launcher):
                     break
                 say(f"the run was asked to leave, but not from here; it starts again, {left} more times at most")
                 (spec.run / "result.json").unlink()
+            if _attempt(spec.run) != attempt:  # what the folder says now is not of this start
+                raise LeaseLost(f"a later start has taken {spec.run} over")
             if asked.times and not _settled(spec.run):
                 raise Preempted("it was asked to leave before its ranks had anything to say; start it again")
         if group.cause:

@@ -167,7 +167,14 @@ def test_a_run_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) ->
     taken.write_text("mine")
     with pytest.raises(UserError, match="is a file"):
         api.train([f"run.dir='{taken}'"])
+    with pytest.raises(UserError, match=f"{taken} is a file"):
+        api.train([f"run.dir='{taken}/below'"])
     assert taken.read_text() == "mine"
+
+
+def test_a_run_folder_where_nothing_may_be_written_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match=r"run\.dir=/proc/runs/one: /proc may not be written to"):
+        api.train(["run.dir=/proc/runs/one"])
 
 
 def test_a_report_is_drawn_by_the_run_s_own_tracker_or_by_any_that_can(

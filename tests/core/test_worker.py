@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from loomtune import assembly, worker
+from loomtune.checkpoint import files
 from loomtune.errors import PeerLost, Preempted, UserError
 
 
@@ -52,11 +54,16 @@ def test_an_error_that_another_rank_caused_is_told_as_such(left: Path, capfd: py
 
 
 def test_a_full_disk_changes_neither_what_is_said_nor_the_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    left: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/dev/full")
+    def full(path: Path, *blocks: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_bytes", full)
     assert failing(UserError.of("no lr", "set it")) == 2
     assert capfd.readouterr().err == "loomtune: no lr\n    cure: set it\n"
+    assert not left.exists(), "torch cannot read half a file"
 
 
 def test_where_nobody_looks_nothing_is_left(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:

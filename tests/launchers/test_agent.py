@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from loomtune_launchers import ranklogs, shadow
 
@@ -274,6 +276,18 @@ def test_a_killed_agent_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     wait(lambda: not list(tmp_path.glob("loomtune-*")))
 
 
+@pytest.mark.slow
+def test_an_agent_whose_watcher_was_killed_clears_away_by_itself(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with agent(run, "dies", "--shutdown-timeout=1") as process:
+        pids = left(run)
+        (watcher,) = [one for one in psutil.Process(process.pid).children() if shadow.__file__ in one.cmdline()]
+        watcher.kill()
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+        assert gone(pids) and not list(tmp_path.glob("loomtune-*"))
+
+
 def test_the_mark_is_found_in_the_environment_of_whoever_inherited_it() -> None:
     sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
     with (
@@ -284,3 +298,37 @@ def test_the_mark_is_found_in_the_environment_of_whoever_inherited_it() -> None:
         shadow.end_marked("mine")
         assert mine.wait(PATIENCE) == -signal.SIGKILL and other.poll() is None
         other.kill()
+
+
+def test_on_a_full_disk_the_agent_itself_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from loomtune_launchers import agent as node
+
+    group = node.Group(tmp_path, tmp_path, "no process has this mark")
+    group.attempt = Path("/dev/null/attempt")
+    assert node._ended(group, {1: 7, 3: -9}) == 7
+    said = capsys.readouterr().err
+    assert said.startswith("loomtune: rank 1 ended with exit code 7\nloomtune: rank 3 ended by signal 9")
+    assert node._ended(group, {}) == 1 and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("apart", "sent"), [(0.0, ["SIGUSR1", "SIGKILL"]), (60.0, ["SIGUSR1"])])
+def test_who_asks_again_while_ranks_leave_has_them_ended_but_not_with_the_same_request(
+    apart: float, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loomtune_launchers import agent as node
+
+    seen: list[str] = []
+
+    def close(number: signal.Signals, timeout: int) -> None:
+        seen.append(number.name)
+        if number == signal.SIGUSR1:
+            time.sleep(0.01)
+            raise SignalException("asked again", signal.SIGTERM)
+
+    monkeypatch.setattr(node, "TOGETHER", apart)
+    one = object.__new__(node.NodeAgent)
+    one._worker_watchdog = one._health_check_server = None
+    one._pcontext = SimpleNamespace(close=close)  # type: ignore[assignment]
+    with pytest.raises(SignalException):
+        one._shutdown(signal.SIGTERM, timeout=30)
+    assert seen == sent

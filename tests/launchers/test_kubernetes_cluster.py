@@ -137,6 +137,12 @@ def test_logs_are_followed_until_the_run_is_over_and_nothing_is_told_twice(
     assert [line.rpartition(" ")[2] for line in said] == ["first", "again"]
 
 
+def test_following_a_run_that_is_over_tells_what_was_said(run: Path, kubectl: Tool) -> None:
+    kubectl.answer("get", says=job("Complete"))
+    kubectl.answer("logs", says="[pod/loomtune-mine-node-0-0-abcde/node] 2026-11-22T20:00:01.5Z [rank 0] the end")
+    assert list(launcher().logs(run, follow=True)) == ["2026-11-22T20:00:01.5Z node-0-0 [rank 0] the end"]
+
+
 def test_cancelling_deletes_the_job_and_waits_for_its_pods(run: Path, kubectl: Tool) -> None:
     launcher().cancel(run)
     deleted = ["delete", KIND, "loomtune-mine", "--ignore-not-found", "--cascade=foreground", "--wait"]

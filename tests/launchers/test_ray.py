@@ -60,6 +60,10 @@ def test_the_world_is_as_large_as_what_is_asked_for(settings: dict[str, Any], ma
         ({"memory": "much"}, r"launcher\.memory=64G"),
         ({"strategy": "SCATTER"}, "STRICT_SPREAD"),
         ({"cpus": 0}, r"launcher\.cpus=1"),
+        ({"gpus": -1}, r"launcher\.gpus=1"),
+        ({"patience": -1}, r"launcher\.patience=1"),
+        ({"requeues": -1}, r"launcher\.requeues=1"),
+        ({"grace": -1}, r"launcher\.grace=1"),
         ({"address": "ray://head:10001"}, "ray job submit"),
     ],
 )
@@ -244,7 +248,7 @@ def test_a_cancelled_run_is_not_placed_anew(
     inner = Ray._attempt
 
     def cancelled(self: Ray, spec: JobSpec, name: str, asked: Any) -> list[str]:
-        (spec.run / launchers.CANCELLED).touch()
+        (spec.run / jobs.CANCELLED).touch()
         return inner(self, spec, name, asked)
 
     monkeypatch.setattr(Ray, "_attempt", cancelled)

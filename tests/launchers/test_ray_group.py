@@ -83,6 +83,15 @@ def test_when_one_fails_the_others_are_asked_to_leave_once_and_then_ended(
     assert both.lost == (["a node was lost: it is gone"] if isinstance(end, Exception) else [])
 
 
+def test_a_lost_node_is_named_though_others_failed_of_it_before_ray_knew(
+    ray: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing, lost = Actor(([], 1)), Actor(RUNS, RUNS, Dead("it is gone"))
+    group(monkeypatch, tmp_path, failing, lost, grace=5).follow()
+    assert "stop" in lost.told
+    assert "a node was lost: it is gone" in capsys.readouterr().err
+
+
 def test_an_actor_that_is_away_for_a_while_is_waited_for(
     ray: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +142,28 @@ def test_a_node_that_does_not_see_the_run_is_named_before_any_starts(
 )
 def test_of_an_error_of_ray_s_the_line_that_says_why_is_told(error: str, line: str) -> None:
     assert ray_group._line(Dead(error)) == line
+
+
+def test_without_ray_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'loomtune\[ray\]'"), ray_group.connected("auto"):
+        pass
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_where_no_cluster_listens_that_is_told_at_once(by_variable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*given: Any, **more: Any) -> None:
+        pytest.fail("Ray would wait for minutes")
+
+    module = types.ModuleType("ray")
+    module.is_initialized, module.init = lambda: False, init
+    module.util = types.SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    module.exceptions = types.SimpleNamespace(RayError=Dead)
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said = "no Ray cluster answers at .*refused"
+    with pytest.raises(UserError, match=said), ray_group.connected("auto" if by_variable else "127.0.0.1:1"):
+        pass
 
 
 def test_whoever_waits_for_room_may_be_asked_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:

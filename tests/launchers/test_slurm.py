@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from launchers.slurm_side import commands
 from loomtune.contracts import JobSpec
-from loomtune.errors import UserError
-from loomtune_launchers import jobs, slurm_queue, slurm_script
+from loomtune.errors import RunFailed, UserError
+from loomtune_launchers import jobs, node, slurm_script
 from loomtune_launchers.slurm import Slurm
 from loomtune_launchers.slurm_queue import Job
 from loomtune_launchers.slurm_settings import SlurmSettings
+from loomtune_launchers.torchrun import Meeting
 
 ODD = 'it\'s "quoted" $(id) `id`\nsecond line'
 
@@ -200,19 +202,6 @@ def test_runs_that_ask_for_different_things_are_no_array(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_an_outer_job_is_not_taken_for_options_of_ours() -> None:
-    outer = {"SLURM_CONF": "/etc/x", "SLURM_MEM_PER_NODE": "1", "SLURM_JOB_ID": "7", "SBATCH_ACCOUNT": "a", "HOME": "/"}
-    assert slurm_queue.environment(outer) == {"SLURM_CONF": "/etc/x", "SBATCH_ACCOUNT": "a", "HOME": "/"}
-
-
-def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
-    """Stand-ins for Slurm's commands."""
-    for name, script in scripts.items():
-        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-
-
 def test_what_sbatch_says_is_the_error_and_the_run_is_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands(tmp_path, monkeypatch, sbatch="echo sbatch: error: invalid partition specified: x >&2; exit 1")
     launcher = Slurm(SlurmSettings(partition="x"))
@@ -288,50 +277,57 @@ def test_how_a_run_stands_is_what_its_files_and_slurm_say_together(
     assert Slurm(SlurmSettings()).status(tmp_path).state == state
 
 
-def test_the_state_is_asked_of_the_queue_and_then_of_the_accounts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
-    commands(tmp_path, monkeypatch, squeue="echo 'PENDING|Resources'", sacct="exit 1")
-    assert Job("7").state() == ("PENDING", "Resources") and Job("7").active()
-    commands(tmp_path, monkeypatch, squeue=gone, sacct="echo 'CANCELLED by 0|None'")
-    assert Job("7").state() == ("CANCELLED", "None") and not Job("7").active()
-    commands(tmp_path, monkeypatch, squeue=gone, sacct="echo disabled >&2; exit 1")
-    assert Job("7").state() == ("", "") and not Job("7").active()
-    commands(tmp_path, monkeypatch, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert Job("7").state()[0] == "UNKNOWN" and Job("7").active(), "silence is no end"
-
-
-@pytest.mark.parametrize(
-    ("times", "preempted"),
-    [
-        ("2026-11-22T19:43:48   2026-11-22T19:43:52  ", True),
-        ("2026-11-22T19:43:48   N/A  ", False),
-        ("2026-11-22T19:43:48   2026-11-22T18:00:00  ", False),
-        ("", False),
-    ],
-)
-def test_a_preemption_counts_for_the_start_that_it_ends(
-    times: str, preempted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands(tmp_path, monkeypatch, squeue=f"echo '{times}'")
-    assert Job("7").preempted() is preempted
-
-
-def test_an_array_is_active_while_an_item_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands(tmp_path, monkeypatch, squeue="echo 'RUNNING|None'; echo 'COMPLETED|None'")
-    assert Job("7").active()
-
-
 def test_a_run_is_forbidden_to_start_again_before_its_job_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.note(tmp_path, "slurm", job="12", cluster="", output="")
     seen = []
-    monkeypatch.setattr(Job, "cancel", lambda self: seen.append((self.number, (tmp_path / "cancelled").exists())))
-    monkeypatch.setattr(Job, "active", lambda self: False)
+    monkeypatch.setattr(Job, "cancel", lambda self: seen.append((self.number, (tmp_path / "cancelled").exists())) or "")
+    monkeypatch.setattr(Job, "active", lambda self: not seen)
     Slurm(SlurmSettings()).cancel(tmp_path)
     assert seen == [("12", True)]
+
+
+def test_a_run_that_failed_is_not_called_cancelled_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.note(tmp_path, "slurm", job="12", cluster="", output="")
+    said = {"status": "failed", "step": 3, "metrics": {}, "error": "rank 1"}
+    (tmp_path / "result.json").write_text(json.dumps(said))
+    commands(tmp_path, monkeypatch, squeue="echo 'FAILED|NonZeroExitCode'")
+    launcher = Slurm(SlurmSettings())
+    launcher.cancel(tmp_path)
+    assert launcher.status(tmp_path).state == "failed"
+
+
+def test_a_cancel_that_slurm_does_not_hear_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.note(tmp_path, "slurm", job="12", cluster="", output="")
+    commands(
+        tmp_path, monkeypatch, squeue="echo 'RUNNING|None'", scancel="echo 'scancel: error: no controller' >&2; exit 1"
+    )
+    with pytest.raises(RunFailed, match="not told to end: scancel: error: no controller"):
+        Slurm(SlurmSettings()).cancel(tmp_path)
+
+
+def test_where_slurm_does_not_answer_a_start_names_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.note(tmp_path, "slurm", job="12", cluster="", output="")
+    commands(tmp_path, monkeypatch, squeue="echo 'error: no such cluster' >&2; exit 1")
+    launcher = Slurm(SlurmSettings())
+    with pytest.raises(UserError, match=r"does not say: error: no such cluster") as raised:
+        launcher.submit(spec(launcher, tmp_path))
+    assert str(tmp_path / "launcher.json") in raised.value.faults[0].cure
+
+
+def test_gpus_that_are_asked_for_by_an_option_are_seen_in_a_container() -> None:
+    settings = SlurmSettings(container="apptainer", image="x", options=["--gres=gpu:a100:4"], procs=4)
+    launcher = Slurm(settings)
+    assert "--nv" in json.loads(launcher.render(spec(launcher)).files["slurm.json"])
+
+
+def test_a_node_meets_the_others_by_slurms_word_for_who_it_is() -> None:
+    said = {"SLURM_NODEID": "0", "SLURMD_NODENAME": "localhost"}
+    assert node.meeting("a:1", "x", said) == Meeting("a:1", "x", hosts=True, address="localhost")
+    said = {"SLURM_NODEID": "1", "SLURMD_NODENAME": "no.such.host.invalid"}
+    assert node.meeting("a:1", "x", said) == Meeting("a:1", "x", hosts=False), "torch then finds a name by itself"
+    assert node.meeting("a:1", "x", {}) == Meeting("a:1", "x")
 
 
 def test_a_run_whose_job_is_not_over_is_not_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

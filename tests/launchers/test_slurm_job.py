@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -168,6 +169,44 @@ def test_a_run_that_was_cancelled_while_it_waited_does_not_start(queue: Queue, s
     (served / "cancelled").touch()
     assert batch(served).serve() == 1
     assert json.loads((served / "result.json").read_text())["status"] == "failed", "nothing was touched"
+
+
+def test_a_job_leaves_a_run_alone_that_was_started_in_another_way(
+    queue: Queue, served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for launcher, said in (("local", {"pid": 7}), ("slurm", {"job": "31001"})):
+        jobs.note(served, launcher, **said)
+        assert batch(served).serve() == 1
+        assert "started in another way" in capsys.readouterr().err
+    assert json.loads((served / "result.json").read_text())["status"] == "failed", "nothing was touched"
+
+
+def test_a_job_that_begins_before_its_record_is_written_waits_for_it(
+    queue: Queue, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.note(served, "slurm", job="30000")
+    monkeypatch.setattr(time, "sleep", lambda seconds: jobs.note(served, "slurm", job="31000"))
+    assert batch(served).serve() == 75
+
+
+def test_a_run_that_was_over_when_its_node_was_lost_is_not_run_again(queue: Queue, served: Path) -> None:
+    result(served, "completed")
+    assert batch(served, starts=1).serve() == 0
+    assert json.loads((served / "result.json").read_text())["step"] == 3, "its result stays"
+
+
+def test_a_result_that_another_node_wrote_may_be_seen_late(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: result(tmp_path, "completed"))
+    assert batch(tmp_path).after(0) == 0
+
+
+def test_a_port_that_is_taken_is_passed_over() -> None:
+    port = slurm_job._free(31000)
+    with socket.create_server(("", port)):
+        assert slurm_job._free(31000) > port
+    assert slurm_job._free(31000) == port
 
 
 def test_an_item_of_an_array_finds_its_run_in_the_table(

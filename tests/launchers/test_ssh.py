@@ -14,7 +14,7 @@ import pytest
 
 from launchers.ssh_side import LAUNCH, PATIENCE, end, launched, launcher, log, prepared, there, wait
 from loomtune.contracts import JobSpec
-from loomtune.errors import Preempted, RunFailed
+from loomtune.errors import LeaseLost, Preempted, RunFailed
 from loomtune_launchers import jobs, remote, ssh
 from loomtune_launchers.ssh import Ssh
 from loomtune_launchers.ssh_settings import SshSettings
@@ -152,7 +152,7 @@ def test_a_run_that_a_later_start_took_over_leaves_that_ones_record_alone(run: P
         later = json.dumps({**said, "attempt": "later", "pid": os.getpid(), "began": psutil.Process().create_time()})
         (run / "launcher.json").write_text(later)
         end(run, "one", code=1)
-        assert process.wait(PATIENCE) == RunFailed.exit_code
+        assert process.wait(PATIENCE) == LeaseLost.exit_code and "later start" in log(run)
     assert (run / "launcher.json").read_text() == later
     assert launcher().status(run).state == "running"
 

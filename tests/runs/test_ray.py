@@ -202,7 +202,8 @@ import sys
 from pathlib import Path
 from loomtune_launchers.ray import Ray
 from loomtune_launchers.ray_settings import RaySettings
-folder, launcher = Path(sys.argv[1]), Ray(RaySettings(address=sys.argv[2], grace=-10))
+folder, launcher = Path(sys.argv[1]), Ray(RaySettings(address=sys.argv[2]))
+launcher.settings.grace = -10
 print(launcher.status(folder).state)
 launcher.cancel(folder)
 print(launcher.status(folder).state)

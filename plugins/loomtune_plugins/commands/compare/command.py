@@ -26,9 +26,17 @@ def compare(words: Sequence[str]) -> int:
 
     goal = goal_of(options.folders)
     if options.metric and options.metric != goal.metric:
-        goal = chosen(options.metric, options.mode, "", None)
+        goal = _asked(options.metric, options.mode)
     elif options.mode:
         goal = Goal(goal.metric, options.mode)
     sweep = len(options.folders) == 1 and (options.folders[0] / "sweep.json").is_file()
     compared(options.folders, options.out or (options.folders[0] if sweep else None), goal)
     return 0
+
+
+def _asked(metric: str, mode: str) -> Goal:
+    try:
+        return chosen(metric, mode, "", None)
+    except UserError:
+        what = f"--metric {metric} does not say whether more or less of it is better"
+        raise UserError.of(what, "add --mode max, or --mode min") from None

@@ -50,6 +50,8 @@ def _lines(
         lines += ["", *shown.markdown(several)]
     if failed := shown.failures(found):
         lines += ["", "Failed:", *failed]
+    if found and all(row.value is None for row in found):
+        lines += ["", f"No run has {goal.metric}. {shown.measured(found)}"]
     if winner:
         value = f"{goal.metric} {shown.number(winner.value)}"
         lines += ["", f"Best: {winner.folder.name}, {value}", f"    {shown.command(winner)}"]

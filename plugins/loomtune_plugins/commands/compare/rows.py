@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ _NOT_COMPARED = ("run.dir", "tracker.wandb.group")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run. typed: its overrides. settings: key to value of what was typed. lines: of its metrics."""
+    """A run. typed: its overrides but for its folder. settings: key to value of what was typed. lines: of its metrics."""
 
     folder: Path
     typed: tuple[str, ...]
@@ -59,6 +60,8 @@ class Group:
 
     @property
     def spread(self) -> float:
+        if not all(map(math.isfinite, self.values)):
+            return math.nan
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
 
@@ -94,10 +97,11 @@ def _row(folder: Path, goal: Goal, record: Mapping[str, Any]) -> Row:
     value = goal.of(result.get("metrics") or {}) if status in WENT else None
     if value is None and status != "failed" and (curve := goal.curve(lines)):
         value = curve[max(curve)]
-    settings = {entry.key_or_group: entry.value() for entry in parsed(typed)}
+    entries = parsed(typed)
+    settings = {entry.key_or_group: entry.value() for entry in entries}
     return Row(
         folder,
-        typed,
+        tuple(text for text, entry in zip(typed, entries, strict=True) if entry.key_or_group != "run.dir"),
         {key: value for key, value in settings.items() if key not in _NOT_COMPARED},
         status,
         value,

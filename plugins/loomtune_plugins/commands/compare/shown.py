@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -66,6 +67,12 @@ def failures(found: Sequence[Row]) -> list[str]:
     return [f"- {row.folder.name}: {' '.join(row.error.split())}" for row in found if row.status == "failed"]
 
 
+def measured(found: Sequence[Row]) -> str:
+    """What could be compared instead."""
+    names = {key for row in found for line in row.lines for key, value in line.items() if isinstance(value, float)}
+    return f"What they have: {', '.join(sorted(names))}" if names else "They have no metrics yet."
+
+
 def command(row: Row) -> str:
     """What to type for such a run, in a folder of its own."""
     return shlex.join(["loomtune", "train", *row.typed])
@@ -88,7 +95,7 @@ def html(title: str, found: Sequence[Row], keys: Sequence[str], made: Sequence[G
 
 
 def _points(found: Sequence[Row], key: str) -> list[tuple[Any, float]]:
-    known = [(row.setting(key), row.value) for row in found if row.value is not None]
+    known = [(row.setting(key), row.value) for row in found if row.value is not None and math.isfinite(row.value)]
     return [(value if isinstance(value, int | float) else said(value), of) for value, of in known]
 
 
@@ -108,7 +115,7 @@ def _label(row: Row, keys: Sequence[str]) -> str:
 
 
 def _finite(curve: Mapping[int, float]) -> list[tuple[float, float]]:
-    return [(float(step), value) for step, value in curve.items() if abs(value) != float("inf")]
+    return [(float(step), value) for step, value in curve.items() if math.isfinite(value)]
 
 
 def _rows(title: str, cells: Cells) -> str:

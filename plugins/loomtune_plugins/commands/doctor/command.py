@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout, suppress
@@ -19,7 +21,7 @@ from loomtune.errors import LoomtuneError, UserError
 from loomtune_plugins.commands.doctor import report
 from loomtune_plugins.commands.doctor.findings import FAULT, Finding
 from loomtune_plugins.commands.doctor.shown import shown
-from loomtune_plugins.commands.doctor.waiting import PAUSE, Deadline, awaited, bounded
+from loomtune_plugins.commands.doctor.waiting import PAUSE, Deadline, awaited, bounded, cancelled_with_us
 from loomtune_plugins.commands.words import parser, read
 
 MODULE = "loomtune_plugins.commands.doctor.rank"
@@ -41,12 +43,20 @@ def doctor(words: Sequence[str]) -> int:
     launcher: Launcher = plan.build(installed(), "launcher")
     folder = _folder(plan.root.run.dir, options.out)
     spec = _examination(launcher, launcher.spec(folder, launcher.processes(many=True), plan.overrides), options)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (report.FILE, "result.json"):
-        (folder / name).unlink(missing_ok=True)
+    _made(folder)
     if launcher.elsewhere:
         return _elsewhere(launcher, spec, options)
     return _concluded(folder, _carried_out(launcher, spec, options), json_wanted=options.json)
+
+
+def _made(folder: Path) -> None:
+    """Raises UserError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (report.FILE, "result.json"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError.of(f"{folder} cannot be written to: {error}", "name another folder: run.dir or --out") from None
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:
@@ -57,7 +67,11 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
                        "default: doctor-<time> beside run.dir, or in runs/")  # fmt: skip
     asked.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds until it ends, whatever hangs")
     asked.add_argument("--wait", type=float, default=3600, metavar="S", help="seconds in a scheduler's queue before")
-    return read(asked, words)
+    options = read(asked, words)
+    for name in ("timeout", "wait"):
+        if not 1 <= (seconds := getattr(options, name)) <= threading.TIMEOUT_MAX:  # nan is neither
+            raise UserError.of(f"--{name} {seconds:g} is no time", f"give seconds, such as --{name} 600")
+    return options
 
 
 def _folder(run: str | None, out: str | None) -> Path:
@@ -101,6 +115,8 @@ def _carried_out(launcher: Launcher, spec: JobSpec, options: argparse.Namespace)
         return [*late, *(Finding(FAULT, fault.what, fault.cure) for fault in error.faults)]
     except LoomtuneError as error:
         return [*late, Finding(FAULT, f"the launcher gave up: {error}", "start again when that is mended")]
+    except OSError as error:
+        return [*late, Finding(FAULT, f"{folder} cannot be written to: {error}", "make room, or name another by --out")]
 
 
 def _concluded(folder: Path, found: Sequence[Finding], *, json_wanted: bool) -> int:
@@ -108,8 +124,13 @@ def _concluded(folder: Path, found: Sequence[Finding], *, json_wanted: bool) -> 
     said = _said(folder)
     if said is None:
         found = [*found, *_nobody(folder, explained=bool(found))]
+    elif error := _error(folder):
+        cure = f"look at what that rank said: {folder / 'logs'}"
+        found = [*found, Finding(FAULT, f"the examination broke off: {error}", cure)]
+    shutil.rmtree(folder / "seen", ignore_errors=True)  # of ranks that were killed
     said = report.concluded(said or {"nodes": {}, "size": 0}, found)
-    report.write(said, folder)
+    with suppress(OSError):  # a full disk is among the findings
+        report.write(said, folder)
     print(json.dumps(said, indent=1) if json_wanted else "\n".join(shown(said)), flush=True)
     print(f"loomtune doctor: {folder / report.FILE}", file=sys.stderr)
     return 0 if said["sound"] else 1
@@ -129,12 +150,17 @@ def _nobody(folder: Path, *, explained: bool) -> Iterator[Finding]:
     """No answer: the ranks' own error, if one was left, says most. explained: whether something else says why."""
     for line in _tail(folder):
         print(line, file=sys.stderr)
-    error = ""
-    with suppress(OSError, ValueError, KeyError):
-        error = f": {json.loads((folder / 'result.json').read_text())['error']}"
+    error = f": {said}" if (said := _error(folder)) else ""
     if error or not explained:
         cure = "read the logs above; every node must import loomtune, see this folder, and reach the first node's port"
         yield Finding(FAULT, f"no rank gave an answer in {folder}{error}", cure)
+
+
+def _error(folder: Path) -> str:
+    """Why the job failed, as its result says; empty where it did not, or was only asked to end."""
+    with suppress(OSError, ValueError, KeyError):
+        return json.loads((folder / "result.json").read_text())["error"] or ""
+    return ""
 
 
 def _tail(folder: Path) -> Iterator[str]:
@@ -148,8 +174,9 @@ def _elsewhere(launcher: Launcher, spec: JobSpec, options: argparse.Namespace) -
     late: list[Finding] = []
     with bounded(launcher, spec.run, Deadline(options.timeout, options.wait), late, lambda: 1):
         launcher.submit(spec)
-        for line in launcher.logs(spec.run, follow=True):
-            print(line, flush=True)
+        with cancelled_with_us(launcher, spec.run):
+            for line in launcher.logs(spec.run, follow=True):
+                print(line, flush=True)
     for finding in late:
         print(f"{finding.level}: {finding.what}\n    cure: {finding.cure}", file=sys.stderr)
     said = launcher.result(spec.run)

@@ -48,15 +48,13 @@ def _speed(place: Path, seconds: float, most: int) -> float | None:
     if most < BLOCK:
         return None
     block, path, written = os.urandom(BLOCK), place / f".doctor-{os.uname().nodename}-{os.getpid()}", 0
-    began = time.perf_counter()
-    try:
-        with path.open("wb", buffering=0) as file:
-            while written + BLOCK <= most and time.perf_counter() - began < seconds:
-                written += file.write(block)
-                os.fsync(file.fileno())
+    with path.open("wb", buffering=0) as file:
+        path.unlink()  # it goes with us, however we end
+        began = time.perf_counter()
+        while written + BLOCK <= most and time.perf_counter() - began < seconds:
+            written += file.write(block)
+            os.fsync(file.fileno())
         return written / (time.perf_counter() - began)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _latency(place: Path) -> float:

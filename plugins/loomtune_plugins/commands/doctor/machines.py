@@ -143,9 +143,13 @@ def _room(place: str, at: Mapping[str, Any]) -> Iterator[Finding]:
     for level, bound in ((FAULT, FULL), (WARNING, SCARCE)):
         above = FULL if level == WARNING else 0
         if low := [name for name, of in at.items() if above <= of["free"] < bound]:
-            what = f"{at[low[0]]['free'] / GIB:.1f} GiB free for the {place} {at[low[0]]['path']} on {names(low)}"
+            what = f"{_room_left(at[low[0]]['free'])} free for the {place} {at[low[0]]['path']} on {names(low)}"
             yield Finding(level, what, "make room, or name another place by run.dir or LOOMTUNE_CACHE")
     yield from _pace(place, {name: of["written"] for name, of in at.items() if of["written"]}, at)
+
+
+def _room_left(free: int) -> str:
+    return f"{free / GIB:.1f} GiB" if free >= GIB else f"{free >> 20} MiB"
 
 
 def _pace(place: str, speeds: Mapping[str, float], at: Mapping[str, Any]) -> Iterator[Finding]:

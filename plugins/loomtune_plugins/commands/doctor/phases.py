@@ -114,7 +114,7 @@ def phases(store: dist.Store) -> tuple[Phase, ...]:
         Phase("clocks", lambda one: clocks.clocks(one.me, one.leaders), 30, together=True),
         Phase("collectives", _collectives, 120, together=True),
         Phase("pairs", _pairs, 180, together=True),
-        Phase("clearing", _clear, 20),
+        Phase("clearing", clear, 20),
     )
 
 
@@ -194,10 +194,11 @@ def _read(one: Patient, word: str) -> Any:
     return found
 
 
-def _clear(one: Patient) -> None:
+def clear(one: Patient) -> None:
+    """Takes away what this rank left for others to see."""
     path = one.folder / "seen"
-    (path / str(one.rank)).unlink(missing_ok=True)
-    with suppress(OSError):  # the last one's work
+    with suppress(OSError):  # the folder is the last one's work
+        (path / str(one.rank)).unlink(missing_ok=True)
         path.rmdir()
 
 

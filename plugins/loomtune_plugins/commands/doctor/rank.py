@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from loomtune.errors import Preempted
 from loomtune_plugins.commands.doctor import report
 from loomtune_plugins.commands.doctor.board import Board, met
-from loomtune_plugins.commands.doctor.phases import Patient, examine
+from loomtune_plugins.commands.doctor.phases import Patient, clear, examine
 from loomtune_plugins.commands.doctor.shown import shown
 
 DEFAULT_SECONDS = 600
@@ -28,6 +29,10 @@ HARD = 30
 
 COMING = 120
 """Seconds at most that rank 0 waits for the others: a slow file system gives libraries to some much later."""
+
+
+ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""How launchers, schedulers and agents ask a rank to leave."""
 
 
 class Asked(Exception):
@@ -48,24 +53,33 @@ def main(words: list[str]) -> int:
         until=time.monotonic() + seconds,
     )
     _bound(seconds + HARD, lambda: _answered(one, asked, "the time was over"))
-    signal.signal(signal.SIGTERM, _told)
+    for number in ASKS:
+        signal.signal(number, _told)
     try:
         _examine(one, min(COMING, seconds / 4))
-    except (Asked, TimeoutError, RuntimeError) as error:  # RuntimeErrors are the store's, when rank 0 is gone
+    except Asked as error:
+        print(f"loomtune doctor: rank {one.rank}: {error}", file=sys.stderr, flush=True)
+        clear(one)
+        _answered(one, asked, str(error), settle="launched" not in asked)
+        return Preempted.exit_code if "launched" in asked else 1
+    except (TimeoutError, RuntimeError) as error:  # RuntimeErrors are the store's, when rank 0 is gone
         print(f"loomtune doctor: rank {one.rank}: {error}", file=sys.stderr, flush=True)
         return _answered(one, asked, str(error))
     return _answered(one, asked)
 
 
-def _answered(one: Patient, asked: Mapping[str, str], ended: str = "") -> int:
-    """Rank 0 writes the answer, or as much as it has. ended: why the examination was not finished."""
+def _answered(one: Patient, asked: Mapping[str, str], ended: str = "", *, settle: bool = True) -> int:
+    """Rank 0 writes the answer, or as much as it has. ended: why the examination was not finished.
+
+    settle: whether it is also the job's result, which is else for the agent to write, who knows what came first.
+    """
     if one.rank or not one.nodes:
         return int(bool(ended))
     if ended:
         one.troubles.append({"phase": "the examination was not finished", "ranks": [0], "error": ended})
     expected = {name: int(asked[name]) for name in ("nodes", "procs") if asked.get(name)}
     said = report.made(one.answers, one.troubles, size=one.size, expected=expected)
-    return _written(said, one.folder, asked)
+    return _written(said, one.folder, asked, settle=settle)
 
 
 def _examine(one: Patient, coming: float) -> None:
@@ -77,11 +91,12 @@ def _examine(one: Patient, coming: float) -> None:
         board.gather("left", one.ranks, 3)  # our end takes the store with it
 
 
-def _written(said: dict[str, Any], folder: Path, asked: Mapping[str, str]) -> int:
+def _written(said: dict[str, Any], folder: Path, asked: Mapping[str, str], *, settle: bool) -> int:
     quiet = "quiet" in asked
     try:
         report.write(said, folder)
-        report.settle(said, folder)
+        if settle:
+            report.settle(said, folder)
     except OSError as error:
         print(f"loomtune doctor: {folder} cannot be written to: {error}", file=sys.stderr, flush=True)
         quiet = False
@@ -91,7 +106,9 @@ def _written(said: dict[str, Any], folder: Path, asked: Mapping[str, str]) -> in
 
 
 def _told(number: int, frame: object) -> NoReturn:
-    raise Asked(f"ended by signal {number}, probably because another rank ended")
+    for other in ASKS:
+        signal.signal(other, signal.SIG_IGN)  # once is enough: what is known is being written
+    raise Asked(f"it was asked to end ({signal.Signals(number).name}), as when another rank ended, or by Ctrl-C")
 
 
 def _bound(seconds: float, answered: Callable[[], int]) -> None:

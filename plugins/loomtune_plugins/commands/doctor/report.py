@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from loomtune_plugins.commands.doctor.cluster import cluster, lost, offsets, scores
@@ -39,7 +40,7 @@ def made(
 
 def concluded(said: dict[str, Any], found: Sequence[Finding]) -> dict[str, Any]:
     """With further findings, faults first, and the verdict."""
-    findings = [*said.get("findings", ()), *map(asdict, found)]
+    findings = [*map(asdict, found), *said.get("findings", ())]
     findings.sort(key=lambda finding: finding["level"] != FAULT)
     return {**said, "findings": findings, "sound": all(one["level"] != FAULT for one in findings)}
 
@@ -67,7 +68,7 @@ def _nodes(answers: Answers) -> dict[str, Any]:
     """What the table shows of each node."""
     facts, disks, graphics = (answers.of_nodes(phase) for phase in ("facts", "disks", "graphics"))
     ranked, ahead = answers.by_node("facts"), offsets(answers)
-    bandwidths, latencies = scores(answers, "bandwidth", _upper), scores(answers, "latency", min)
+    bandwidths, latencies = scores(answers, "bandwidth", median_high), scores(answers, "latency", min)
     return {
         name: {
             "ranks": list(ranks),
@@ -83,10 +84,6 @@ def _nodes(answers: Answers) -> dict[str, Any]:
         }
         for name, ranks in answers.nodes.items()
     }
-
-
-def _upper(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _flops(answers: Answers, ranks: Sequence[int]) -> float | None:

@@ -25,8 +25,13 @@ def shown(said: Mapping[str, Any]) -> Iterator[str]:
         yield f"    cure: {finding['cure']}"
     faults = sum(finding["level"] == FAULT for finding in said["findings"])
     warnings = len(said["findings"]) - faults
-    verdict = "sound" if said["sound"] else f"{faults} fault{'s' * (faults != 1)}"
-    yield f"{verdict}, {warnings} warning{'s' * (warnings != 1)}: {len(nodes)} nodes, {said.get('size', 0)} ranks"
+    verdict = "sound" if said["sound"] else _counted(faults, "fault")
+    came = f"{_counted(len(nodes), 'node')}, {_counted(said.get('size', 0), 'rank')}"
+    yield f"{verdict}, {_counted(warnings, 'warning')}: {came}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -53,7 +58,11 @@ def _disk(of: Mapping[str, Any], place: str) -> str:
     at = (of["disks"] or {}).get(place)
     if at is None or "error" in at:
         return NONE
-    return f"{at['free'] / (1 << 30):.0f} GiB, {_scaled(at['written'], 1e6, ' MB/s')}"
+    return f"{_room(at['free'])}, {_scaled(at['written'], 1e6, ' MB/s')}"
+
+
+def _room(free: int) -> str:
+    return f"{free / (1 << 30):.0f} GiB" if free >= 1 << 30 else f"{free >> 20} MiB"
 
 
 def _scaled(value: float | None, unit: float, name: str) -> str:

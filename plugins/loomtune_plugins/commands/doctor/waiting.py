@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,15 +45,27 @@ class Deadline:
 
 def awaited(launcher: Launcher, folder: Path, deadline: Deadline, done: Callable[[], bool]) -> list[Finding]:
     """Waits for the end of a job that an engine has; ends it when its time is over."""
-    while not done():
-        status = launcher.status(folder)
-        if status.state not in ("pending", "running", "unknown"):
-            return []
-        if late := deadline.over(status):
-            launcher.cancel(folder)
-            return [late]
-        time.sleep(PAUSE)
+    with cancelled_with_us(launcher, folder):
+        while not done():
+            status = launcher.status(folder)
+            if status.state not in ("pending", "running", "unknown"):
+                return []
+            if late := deadline.over(status):
+                launcher.cancel(folder)
+                return [late]
+            time.sleep(PAUSE)
     return []
+
+
+@contextmanager
+def cancelled_with_us(launcher: Launcher, folder: Path) -> Iterator[None]:
+    """Around waiting for a job that an engine has: Ctrl-C does not leave it in the engine's queue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("loomtune doctor: cancelling the job", file=sys.stderr, flush=True)
+        launcher.cancel(folder)
+        raise
 
 
 @contextmanager

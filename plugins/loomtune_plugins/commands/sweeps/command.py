@@ -17,12 +17,12 @@ from omegaconf import DictConfig
 
 from loomtune import api
 from loomtune.compose import quoted
-from loomtune.errors import LoomtuneError, Preempted, UserError
+from loomtune.errors import Preempted, RunFailed, UserError
 from loomtune_plugins.commands.compare.comparison import compared
 from loomtune_plugins.commands.sweeps import engine
 from loomtune_plugins.commands.sweeps.crew import Asked, places, tell
 from loomtune_plugins.commands.sweeps.goal import Goal, chosen
-from loomtune_plugins.commands.sweeps.items import DONE, Item
+from loomtune_plugins.commands.sweeps.items import DONE, Item, keep
 from loomtune_plugins.commands.sweeps.request import Request, first, fixed, label
 from loomtune_plugins.commands.sweeps.sweep import Sweep, composed
 
@@ -41,7 +41,7 @@ def sweep(typed: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     shares = places(settings.jobs, settings.gpus)
     goal = _goal(made, request)
     engine.fit(made, request, goal, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with _locked(folder) as lock, Asked().listening() as asked:
         _note(folder, request)
         running = Sweep(
@@ -73,6 +73,7 @@ def shown(typed: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Prints the items, and what is wrong with them; of a sweeper that learns, those it begins with. Starts nothing."""
     request = Request.read(typed, config_dirs)
     made = engine.config(request)
+    places(made.hydra.launcher.jobs, made.hydra.launcher.gpus)
     goal, faulty = _goal(made, request), []
     with TemporaryDirectory() as scratch:
         engine.fit(made, request, goal, Path(scratch))
@@ -105,14 +106,18 @@ def _run(made: DictConfig, request: Request, running: Sweep) -> int:
     except Preempted as error:
         tell(str(error))
         return Preempted.exit_code
-    except LoomtuneError as error:
+    except RunFailed as error:
         tell(f"the sweeper has had enough failures: {error}")
         return error.exit_code
-    except Exception as error:  # a sweeper's own, such as Optuna's where no trial went to its end
-        if all(item.status in DONE for item in running.items.values()):
+    except UserError:
+        raise
+    except Exception as error:  # a sweeper's own, such as Optuna's where no trial came to a value
+        if running.items and all(item.status in DONE and item.valued for item in running.items.values()):
             raise
         tell(f"the sweeper ended: {type(error).__name__}: {error}")
         return 1
+    if not running.items:
+        raise UserError.of("the sweeper asked for no item", "see hydra.sweeper.n_trials, or add key=a,b")
     statuses = {item.status for item in running.items.values()}
     if "preempted" in statuses:
         return Preempted.exit_code
@@ -126,8 +131,20 @@ def _folder(made: DictConfig, request: Request) -> Path:
     return Path(f"sweeps/{time.strftime('%Y%m%d-%H%M%S')}-{digest[:8]}").absolute()
 
 
+def _make(folder: Path) -> None:
+    if (folder / "run.yaml").is_file():
+        raise UserError.of(f"hydra.sweep.dir={folder} is the folder of a run", "name another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError.of(f"hydra.sweep.dir={folder} cannot be made: {error.strerror}", "name another") from error
+
+
 def _goal(made: DictConfig, request: Request) -> Goal:
     settings, sweeper = made.hydra.launcher, made.hydra.sweeper
+    if settings.prune_after < 0:
+        what = f"hydra.launcher.prune_after={settings.prune_after} is no number of steps"
+        raise UserError.of(what, "set it to 1 or more, or to 0 for never")
     direction = str(sweeper.direction) if request.set_by_hand("hydra.sweeper.direction") else ""
     if "," in direction:
         raise UserError.of(f"hydra.sweeper.direction={direction} has several goals", "a sweep is after one metric")
@@ -147,7 +164,7 @@ def _note(folder: Path, request: Request) -> None:
     path = folder / FILE
     known = json.loads(path.read_text()) if path.is_file() else {"items": []}
     known |= {"words": [*request.words, *request.hydra], "config_dirs": list(request.config_dirs)}
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    keep(path, known)
 
 
 @contextmanager

@@ -50,7 +50,11 @@ def config(request: Request) -> DictConfig:
     try:
         made: DictConfig = loader.load_configuration(None, overrides, RunMode.MULTIRUN)
         OmegaConf.to_container(made.hydra.launcher, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        AttributeError,
+    ) as error:  # OmegaConf's, of {} for null
         told = " ".join(str(error.__cause__ or error).split("\n    full_key")[0].split()[:40])
         cure = "hydra.launcher has jobs, gpus, metric, mode and prune_after; a sweeper has what Hydra's pages say"
         if "hydra/sweeper/" in told or "hydra/sweeper=" in told or "'optuna'" in told:
@@ -85,10 +89,14 @@ def learns(made: DictConfig) -> bool:
 
 
 def run(made: DictConfig, request: Request, task: Callable[..., Any]) -> None:
-    """Has the sweeper ask the task for items until it has no more."""
+    """Has the sweeper ask the task for items until it has no more. Raises UserError of what it cannot search."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"optuna|hydra_plugins\.hydra_optuna.*")
     warnings.filterwarnings("ignore", message="Deprecated API features detected")  # Optuna 2.10 of SQLAlchemy 1.4
     context = HydraContext(config_loader=_Items(create_config_search_path(None)), callbacks=Callbacks())
     sweeper = Plugins.instance().instantiate_sweeper(config=made, hydra_context=context, task_function=task)
     logging.getLogger("optuna").setLevel(logging.WARNING)  # it set its own when the sweeper imported it
-    sweeper.sweep(arguments=list(request.words))
+    try:
+        sweeper.sweep(arguments=list(request.words))
+    except (HydraException, NotImplementedError) as error:
+        cure = "`basic` takes lists, range and glob of what is there; interval and tag want hydra/sweeper=optuna"
+        raise UserError.of(f"the sweeper cannot take this: {error}", cure) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ class Item:
             item.ended(item.result()["status"])
         return item
 
+    @property
+    def valued(self) -> bool:
+        """Whether it came to a value that can be compared."""
+        return self.value is not None and not math.isnan(self.value)
+
     def result(self) -> dict[str, Any]:
         """What `result.json` says; nothing where there is none."""
         return _json(self.folder / "result.json")
@@ -84,9 +90,7 @@ class Item:
     def write(self) -> None:
         """Keeps its record."""
         said = {"overrides": self.overrides, "status": self.status, "value": self.value, "error": self.error}
-        draft = self._record.with_suffix(".new")
-        draft.write_text(json.dumps(said, indent=1) + "\n")
-        draft.replace(self._record)
+        keep(self._record, said)
 
     def words(self) -> list[str]:
         """What it is started with. wandb sees the sweep as a group, unless one was set.
@@ -106,6 +110,13 @@ def recorded(sweep: Path) -> list[Mapping[str, Any]]:
     """The records of all items of a sweep, each with its folder, in the order of the sweep."""
     order = _json(sweep / "sweep.json").get("items", [])
     return [_json(sweep / f"{name}.json") | {"folder": sweep / name} for name in order]
+
+
+def keep(path: Path, said: Mapping[str, Any]) -> None:
+    """Writes a file of the sweep whole or not at all, whenever the sweep is killed."""
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(said, indent=1) + "\n")
+    draft.replace(path)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
+from loomtune.catalogue import installed
 from loomtune.errors import Fault, UserError
 
 _KNOWN = re.compile(r"hydra(\.sweep\.dir=|\.sweeper[.=]|\.launcher\.|/sweeper[/=])")
@@ -67,6 +68,8 @@ def _first(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.get_value_element_as_str())
     value = override.value()
+    if isinstance(value, Glob):  # what matches nothing is refused by the sweeper
+        return next(iter(value.filter(list(installed().names(override.key_or_group)))), "null")
     return str(value.start) if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
 
 

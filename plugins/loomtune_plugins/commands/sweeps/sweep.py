@@ -15,12 +15,12 @@ from loomtune.errors import LoomtuneError, RunFailed
 from loomtune.plan import Plan
 from loomtune_plugins.commands.sweeps.crew import Asked, Crew, failed, tell
 from loomtune_plugins.commands.sweeps.goal import Goal
-from loomtune_plugins.commands.sweeps.items import DONE, Item
+from loomtune_plugins.commands.sweeps.items import DONE, Item, keep
 from loomtune_plugins.commands.sweeps.processes import Job, Process, Running
 from loomtune_plugins.commands.sweeps.request import label
 
 Answer = float | Exception | None
-"""What a sweeper is told of an item: its value, none where it has none, or how it failed."""
+"""What a sweeper is told of an item: its value, or how it failed, or that it has none."""
 
 
 @dataclass(slots=True)
@@ -73,9 +73,7 @@ class Sweep:
         known = json.loads(path.read_text()) if path.is_file() else {}
         items = list(dict.fromkeys([*known.get("items", ()), *self.items]))
         known |= {"metric": self.goal.metric, "mode": self.goal.mode, "items": items}
-        draft = path.with_suffix(".new")
-        draft.write_text(json.dumps(known, indent=1) + "\n")
-        draft.replace(path)
+        keep(path, known)
 
     def _check(self, items: Sequence[Item]) -> None:
         """Composes all before the first starts: one with faults has failed, which is said at once."""
@@ -174,4 +172,6 @@ def _under_way(launcher: Launcher, folder: Path) -> bool:
 
 
 def _answer(item: Item) -> Answer:
-    return item.value if item.status in DONE else RunFailed(f"{item.name}: {item.error}")
+    if item.status in DONE:
+        return item.value if item.valued else RunFailed(f"{item.name} has no {item.goal.metric}")
+    return RunFailed(f"{item.name}: {item.error}")

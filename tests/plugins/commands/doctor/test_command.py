@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
-from loomtune.errors import UserError
+from loomtune.errors import Preempted, UserError
 from loomtune_plugins.commands.doctor import command, report
 from loomtune_plugins.commands.doctor.waiting import Deadline, awaited, bounded
 
@@ -63,6 +64,34 @@ def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").touch()
     with pytest.raises(UserError, match="no folder for an examination"):
         command.doctor(["--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("seconds", ["0", "-5", "nan", "inf"])
+@pytest.mark.parametrize("option", ["--timeout", "--wait"])
+def test_what_is_no_time_is_refused(option: str, seconds: str) -> None:
+    with pytest.raises(UserError, match=f"{option} .* is no time"):
+        command.doctor([f"{option}={seconds}"])
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written to"):
+        command.doctor(["--out", str(tmp_path / "file" / "out")])
+
+
+def test_a_rank_that_is_asked_to_end_says_what_it_knows_and_leaves_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", command.MODULE, str(tmp_path), "launched", "quiet", "seconds=60"]
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    with subprocess.Popen(words, env=alone | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True) as rank:
+        assert rank.stderr is not None
+        while "disks" not in rank.stderr.readline():
+            assert rank.poll() is None
+        rank.send_signal(signal.SIGUSR1)
+        assert rank.wait(30) == Preempted.exit_code
+    said = json.loads((tmp_path / report.FILE).read_text())
+    assert said["said"]["facts"] and not said["sound"]
+    assert "asked to end (SIGUSR1)" in said["findings"][0]["what"]
+    assert [path.name for path in tmp_path.iterdir()] == [report.FILE], "the result is for the agent to write"
 
 
 class Engine(Launcher):
@@ -138,6 +167,46 @@ def test_a_launcher_that_waits_itself_is_ended_too(tmp_path: Path, monkeypatch: 
     with bounded(engine, tmp_path, Deadline(timeout=0.05, wait=60), late, lambda: 1):
         engine.submit(engine.spec(tmp_path, 6))
     assert len(late) == 1
+
+
+def test_ctrl_c_takes_the_job_out_of_its_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loomtune_plugins.commands.doctor.waiting.time.sleep", interrupted)
+    engine = Engine("pending")
+    with pytest.raises(KeyboardInterrupt):
+        awaited(engine, tmp_path, Deadline(timeout=60, wait=60), lambda: False)
+    assert engine.cancelled
+
+
+def test_a_full_disk_is_a_fault_and_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(spec: JobSpec) -> str:
+        raise OSError(28, "No space left on device")
+
+    engine = Engine("running")
+    monkeypatch.setattr(engine, "submit", full)
+    (found,) = command._carried_out(engine, engine.spec(tmp_path, 6), options())
+    assert "No space left on device" in found.what and "make room" in found.cure
+
+
+def test_why_an_examination_broke_off_is_told_before_what_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed = {"level": "fault", "what": "it was asked to end", "cure": "look"}
+    (tmp_path / report.FILE).write_text(json.dumps({"nodes": {}, "size": 2, "findings": [followed]}))
+    (tmp_path / "result.json").write_text('{"error": "rank 1 on b: ended by signal 9 (SIGKILL)"}')
+    (tmp_path / "seen").mkdir()
+    assert command._concluded(tmp_path, [], json_wanted=False) == 1
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "fault: the examination broke off: rank 1 on b: ended by signal 9 (SIGKILL)"
+    assert not (tmp_path / "seen").exists()
+
+
+def test_where_a_job_was_asked_to_end_none_is_not_told_as_its_error(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"error": null}')
+
+    assert "None" not in "".join(finding.what for finding in command._nobody(tmp_path, explained=False))
 
 
 def test_where_nobody_answers_that_is_a_fault_with_what_the_job_said(

@@ -93,7 +93,7 @@ def test_a_sound_cluster_has_no_finding() -> None:
         ("facts", {"interface": {**FACTS["interface"], "loopback": True}}, FAULT, "name of c resolves to the loopback"),
         ("facts", {"interface": {**FACTS["interface"], "gloo": "docker0"}}, WARNING, "most nodes, but docker0 on c"),
         ("disks", {"cache": {"path": "/cache", "error": "Permission denied"}}, FAULT, "cannot be written to on c"),
-        ("disks", {"run folder": {**PLACE, "free": GIB // 2}}, FAULT, "0.5 GiB free for the run folder /runs on c"),
+        ("disks", {"run folder": {**PLACE, "free": GIB // 2}}, FAULT, "512 MiB free for the run folder /runs on c"),
         ("disks", {"run folder": {**PLACE, "free": 9 * GIB}}, WARNING, "9.0 GiB free for the run folder /runs on c"),
         ("disks", {"cache": {**PLACE, "written": 1e8}}, WARNING, "the cache takes 100 MB/s on c, 1000 on others"),
         ("disks", {"run folder": {**PLACE, "opened": 0.4}}, WARNING, "takes 400 ms to make on c"),

@@ -83,6 +83,13 @@ def test_a_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     assert disks.disk(tmp_path, 0.05, disks.BLOCK // 2)["written"] is None
 
 
+def test_what_is_written_to_a_disk_goes_with_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr("os.fsync", lambda number: seen.extend([tmp_path, *tmp_path.iterdir()]))
+    disks.disk(tmp_path, 0.01, disks.BLOCK)
+    assert set(seen) == {tmp_path}, "a name would stay where the writer is killed"
+
+
 def test_a_place_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOOMTUNE_CACHE", str(tmp_path / "file"))
