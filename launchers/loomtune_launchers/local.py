@@ -150,14 +150,18 @@ def _follow(child: subprocess.Popen[bytes], grace: int) -> bool:
 
 
 def _conclude(run: Path, child: subprocess.Popen[bytes], asked: bool) -> None:
-    """Sees to it that there is a result, also where the child was killed, or asked to leave before it could listen."""
+    """Sees to it that there is a result, also where the child was killed, or asked to leave before it could listen.
+
+    Whoever ended with exit code 1 has said why, and may have left the result to a newer attempt.
+    """
     said, code = jobs.noted(run, "local"), child.returncode
-    if said["pid"] != child.pid:  # somebody has started the run anew
+    asked = asked or (run / jobs.CANCELLED).exists()
+    if said["pid"] != child.pid or (code == 1 and not asked):
         return
     error = f"process {child.pid} on {said['host']} {failures.how(code)}"
     if code == UserError.exit_code:
         error = f"{UserError.__name__}: {error}"
-    elif asked or (run / jobs.CANCELLED).exists():
+    elif asked:
         error = ""
     failures.missing(run, error or None)
 

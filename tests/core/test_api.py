@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,13 @@ def test_a_run_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) ->
     assert taken.read_text() == "mine"
 
 
-def test_a_run_folder_where_nothing_may_be_written_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(UserError, match=r"run\.dir=/proc/runs/one: /proc may not be written to"):
-        api.train(["run.dir=/proc/runs/one"])
+def test_a_run_folder_where_nothing_may_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, how: path != tmp_path)  # as on a read-only disk
+    monkeypatch.setattr(api, "tokenise", lambda *_: pytest.fail("rows were read"))
+    with pytest.raises(UserError, match=f"{tmp_path}/runs/one: {tmp_path} may not be written to"):
+        api.train([f"run.dir='{tmp_path}/runs/one'"])
 
 
 def test_a_report_is_drawn_by_the_run_s_own_tracker_or_by_any_that_can(

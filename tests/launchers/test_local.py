@@ -324,6 +324,8 @@ def test_who_was_asked_before_it_could_listen_is_preempted_unless_somebody_start
     local._conclude(tmp_path, child, True)  # type: ignore[arg-type]
     assert launcher().result(tmp_path) is None, "the other start's to write"
     jobs.note(tmp_path, "local", pid=7, host="here", began=0.0)
+    local._conclude(tmp_path, SimpleNamespace(pid=7, returncode=1), False)  # type: ignore[arg-type]
+    assert launcher().result(tmp_path) is None, "it said why, and a newer attempt may write"
     local._conclude(tmp_path, child, True)  # type: ignore[arg-type]
     assert launcher().result(tmp_path) == {"status": "preempted", "step": 0, "metrics": {}, "error": None}
 

@@ -79,6 +79,34 @@ def test_the_best_is_a_command_to_type(tmp_path: Path, capsys: pytest.CaptureFix
     assert (said["metric"], said["value"]) == ("loss", 2.0)
 
 
+def test_a_run_is_typed_again_without_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare([str(run(tmp_path / "one", ["seed=1", f"run.dir={tmp_path / 'one'}"], 2.0))])
+    said = capsys.readouterr().out
+    assert "loomtune train seed=1" in said and "run.dir" not in said
+
+
+def test_what_is_not_finite_is_in_the_table_and_never_best(tmp_path: Path) -> None:
+    losses = {
+        ("a", 0): float("inf"),
+        ("a", 1): 1.0,
+        ("b", 0): float("nan"),
+        ("b", 1): 1.0,
+        ("c", 0): 2.0,
+        ("c", 1): 3.0,
+    }
+    folders = [run(tmp_path / f"{n}{s}", [f"run.name={n}", f"seed={s}"], loss) for (n, s), loss in losses.items()]
+    found = rows(folders, Goal())
+    keys = differing(found)
+    assert best(found, keys, Goal()).folder.name == "c0"
+    page = shown.html("all", found, keys, groups(found, keys), Goal())
+    assert "<td>inf</td>" in page and page.count("<svg") >= 2
+
+
+def test_a_metric_of_unknown_direction_is_asked_for_it_by_the_command_s_own_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--mode max"):
+        compare([str(run(tmp_path / "one", ["seed=1"], 2.0)), "--metric", "score"])
+
+
 def test_a_metric_is_plotted_against_numbers_and_names(tmp_path: Path) -> None:
     rates = {"1e-5": 3.0, "1e-3": 1.0}
     folders = [

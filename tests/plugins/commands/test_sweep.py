@@ -263,12 +263,52 @@ def test_a_dry_run_shows_the_items_and_starts_nothing(
     assert not stage.started and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("sweeper", ["basic", pytest.param("optuna", marks=optuna)], ids=["basic", "optuna"])
+def test_what_can_be_chosen_is_swept_by_a_glob(sweeper: str, capsys: pytest.CaptureFixture[str], stage: Stage) -> None:
+    assert command.shown(["adapter=glob(l*a)", f"hydra/sweeper={sweeper}"]) == 0
+    assert "adapter=lora" in capsys.readouterr().out
+
+
+def test_what_a_sweeper_cannot_search_is_refused_in_our_words(stage: Stage, tmp_path: Path) -> None:
+    for sweep in (command.shown, command.sweep):
+        with pytest.raises(UserError, match="INTERVAL_SWEEP"):
+            sweep(["optimizer.lr=interval(0.1,0.2)", f"hydra.sweep.dir={tmp_path}"])
+
+
+def test_a_sweep_is_made_neither_in_a_run_s_folder_nor_in_a_file(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("{}")
+    with pytest.raises(UserError, match="folder of a run"):
+        command.sweep(["seed=0,1", f"hydra.sweep.dir={tmp_path}"])
+    with pytest.raises(UserError, match="cannot be made"):
+        command.sweep(["seed=0,1", f"hydra.sweep.dir={tmp_path / 'run.yaml'}"])
+
+
+@pytest.mark.parametrize("word", ["hydra.launcher.jobs=0", "hydra.launcher.prune_after=-1"])
+def test_a_dry_run_refuses_what_the_sweep_would(stage: Stage, word: str) -> None:
+    with pytest.raises(UserError, match=word.partition("=")[0]):
+        command.shown(["seed=0,1", word])
+
+
+@optuna
+def test_a_metric_that_nobody_has_is_named_with_those_that_there_are(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Optuna ends with an error of its own where no trial has a value."""
+    goal = ["hydra.launcher.metric=nobody", "hydra.launcher.mode=max", f"hydra.sweep.dir={tmp_path}"]
+    assert command.sweep(["seed=0,1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", *goal]) == 1
+    said = capsys.readouterr()
+    assert "No run has nobody. What they have: loss" in said.out and "the sweeper ended" in said.err
+
+
 def test_two_sweeps_do_not_share_a_folder(stage: Stage, tmp_path: Path) -> None:
     with command._locked(tmp_path), pytest.raises(UserError, match="another sweep"):
         command.sweep(["seed=0,1", f"hydra.sweep.dir={tmp_path}"])
 
 
-@pytest.mark.parametrize("word", ["hydra.launcher.job=2", "hydra.launcher.jobs=many", "hydra/sweeper=annealing"])
+@pytest.mark.parametrize(
+    "word",
+    ["hydra.launcher.job=2", "hydra.launcher.jobs=many", "hydra/sweeper=annealing", "hydra.sweeper.params={a:1}"],
+)
 def test_what_hydra_cannot_compose_is_refused_in_our_words(word: str) -> None:
     with pytest.raises(UserError, match="do not compose"):
         command.sweep(["seed=0,1", word])

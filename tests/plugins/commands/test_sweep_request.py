@@ -9,7 +9,7 @@ from loomtune.settings import ROOT_KEYS
 from loomtune_plugins.commands.sweeps.goal import Goal, chosen
 from loomtune_plugins.commands.sweeps.items import Item
 from loomtune_plugins.commands.sweeps.pruning import LEAST, hopeless
-from loomtune_plugins.commands.sweeps.request import Request, first, fixed, label
+from loomtune_plugins.commands.sweeps.request import Request, first, fixed, label, spread
 
 
 def test_hydra_s_words_are_told_from_those_of_the_items() -> None:
@@ -58,6 +58,15 @@ def test_one_item_stands_for_all() -> None:
         "run.name='x,y'",
     ]
     assert first(words) == ["seed=3", "optimizer.lr=1e-05", "steps=4", "loss=[a,b]", "run.name='x,y'"]
+
+
+def test_a_glob_is_the_list_of_what_can_be_chosen() -> None:
+    (word, other) = spread(["optimizer=glob(*,exclude=sgd)", "run.name='a,b',c"])
+    assert {"adamw", "lion"} <= set(word.removeprefix("optimizer=").split(",")) and "sgd" not in word
+    assert other == "run.name='a,b',c" and first(["adapter=glob(lo*)", "seed=1,2"]) == ["adapter=lora", "seed=1"]
+    for word, said in (("adapter=glob(nobody*)", "can be chosen: .*lora"), ("seed=glob(*)", "only an axis")):
+        with pytest.raises(UserError, match=said):
+            spread([word])
 
 
 def test_an_item_is_told_by_what_sets_it_apart() -> None:

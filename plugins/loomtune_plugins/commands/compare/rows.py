@@ -25,7 +25,7 @@ _NOT_COMPARED = ("run.dir", "tracker.wandb.group")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run. typed: its overrides but for its folder. settings: key to value of what was typed. lines: of its metrics."""
+    """A run. typed: its overrides without `run.dir`. settings: key to value of what was typed. lines: its metrics."""
 
     folder: Path
     typed: tuple[str, ...]

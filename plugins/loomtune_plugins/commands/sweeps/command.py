@@ -116,8 +116,6 @@ def _run(made: DictConfig, request: Request, running: Sweep) -> int:
             raise
         tell(f"the sweeper ended: {type(error).__name__}: {error}")
         return 1
-    if not running.items:
-        raise UserError.of("the sweeper asked for no item", "see hydra.sweeper.n_trials, or add key=a,b")
     statuses = {item.status for item in running.items.values()}
     if "preempted" in statuses:
         return Preempted.exit_code

@@ -22,20 +22,16 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from loomtune.catalogue import installed
 from loomtune.errors import UserError
 from loomtune_plugins.commands.sweeps.goal import Goal
-from loomtune_plugins.commands.sweeps.request import Request
+from loomtune_plugins.commands.sweeps.request import Request, spread
 
 SEED = 0
 """Of a sampler that was given none: a sweep that is started again must ask for the same items."""
 
 
-class _Items(ConfigLoaderImpl):
-    """Knows what can be chosen, for `objective=glob(*)`, and leaves the composition of items to loomtune."""
-
-    def get_group_options(self, group_name: str, *arguments: Any, **named: Any) -> list[str]:
-        return list(installed().names(group_name))
+class _Loader(ConfigLoaderImpl):
+    """Leaves the composition of items to loomtune."""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         return master_config
@@ -92,11 +88,12 @@ def run(made: DictConfig, request: Request, task: Callable[..., Any]) -> None:
     """Has the sweeper ask the task for items until it has no more. Raises UserError of what it cannot search."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"optuna|hydra_plugins\.hydra_optuna.*")
     warnings.filterwarnings("ignore", message="Deprecated API features detected")  # Optuna 2.10 of SQLAlchemy 1.4
-    context = HydraContext(config_loader=_Items(create_config_search_path(None)), callbacks=Callbacks())
+    context = HydraContext(config_loader=_Loader(create_config_search_path(None)), callbacks=Callbacks())
     sweeper = Plugins.instance().instantiate_sweeper(config=made, hydra_context=context, task_function=task)
     logging.getLogger("optuna").setLevel(logging.WARNING)  # it set its own when the sweeper imported it
+    words = spread(request.words)
     try:
-        sweeper.sweep(arguments=list(request.words))
+        sweeper.sweep(arguments=words)
     except (HydraException, NotImplementedError) as error:
         cure = "`basic` takes lists, range and glob of what is there; interval and tag want hydra/sweeper=optuna"
         raise UserError.of(f"the sweeper cannot take this: {error}", cure) from error

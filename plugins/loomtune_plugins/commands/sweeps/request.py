@@ -44,13 +44,20 @@ class Request:
 
 def first(words: Iterable[str]) -> list[str]:
     """The overrides of one item that stands for all: of several values the first, of an interval its start."""
-    return [f"{override.get_key_element()}={_first(override)}" for override in parsed(words)]
+    return [f"{override.get_key_element()}={_first(override)}" for override in parsed(spread(words))]
 
 
 def parsed(words: Iterable[str]) -> list[Override]:
     """The words as Hydra reads them."""
     found: list[Override] = OverridesParser.create().parse_overrides(list(words))
     return found
+
+
+def spread(words: Iterable[str]) -> list[str]:
+    """The words with a list of names for each glob: not every sweeper knows those. Raises UserError of an empty one."""
+    return [
+        _named(override) if isinstance(override.value(), Glob) else override.input_line for override in parsed(words)
+    ]
 
 
 def fixed(words: Iterable[str]) -> frozenset[str]:
@@ -64,12 +71,20 @@ def label(overrides: Sequence[str], same: Collection[str]) -> str:
     return " ".join(text if text.isprintable() else repr(text) for text in apart)
 
 
+def _named(override: Override) -> str:
+    key, glob = override.key_or_group, override.value()
+    assert isinstance(glob, Glob)
+    there = installed().names(key)
+    if names := glob.filter(there):
+        return f"{override.get_key_element()}={','.join(names)}"
+    cure = f"what can be chosen: {', '.join(there)}" if there else "only an axis, such as adapter, has names to choose"
+    raise UserError.of(f"'{override.input_line}' matches nothing", cure)
+
+
 def _first(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.get_value_element_as_str())
     value = override.value()
-    if isinstance(value, Glob):  # what matches nothing is refused by the sweeper
-        return next(iter(value.filter(list(installed().names(override.key_or_group)))), "null")
     return str(value.start) if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
 
 
