@@ -142,6 +142,9 @@ def _same_run(folder: Path, plan: Plan, catalogue: Catalogue) -> Plan:
     if not (folder / "run.yaml").is_file():
         return plan
     before = Plan.load(folder)
+    if before.build(catalogue, "launcher").elsewhere != plan.build(catalogue, "launcher").elsewhere:
+        what = f"{folder} is of launcher={before.chosen('launcher')['name']}, and the other does not see its checkpoints"
+        raise UserError.of(what, "copy the run's folder to where it is to go on, and name that by run.dir")
     plan = plan.as_begun(before, catalogue)
     if before.hash != plan.hash:
         raise UserError.of(
@@ -188,9 +191,6 @@ def announced(plan: Plan) -> Path:
     if plan.config_dirs:
         raise UserError.of("--config-dir names a folder of this machine", "put those configs into a plugin there")
     folder = _folder(plan)
-    if (folder / "checkpoints").is_dir():
-        cure = "copy the folder to where the job can see it, and name another run.dir; or go on with a launcher of here"
-        raise UserError.of(f"{folder} holds checkpoints of this machine, which the job would not see", cure)
     plan = _same_run(folder, plan, installed())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(plan.dump())

@@ -133,7 +133,7 @@ class Slurm(Launcher):
         until = time.monotonic() + PATIENCE
         refused = job.cancel()
         while job.active():
-            if refused:
+            if refused and job.state()[0] != "COMPLETING":
                 raise RunFailed(f"job {job.number} was not told to end: {refused}; it will not start again by itself")
             if time.monotonic() > until:
                 raise RunFailed(f"job {job.number} was told to end and is still {job.state()[0].lower()}")

@@ -186,6 +186,9 @@ def test_a_killed_node_costs_what_was_not_yet_committed(
     lab.slurm.kill(1)
     seen = ("sinfo", "--noheader", "--Node", "--format=%n %T")
     until(lambda: "node1 down" in lab.slurm.run(*seen), "the loss being seen")
+    done, kept = len(steps(run)), int((run / "checkpoints" / "LATEST").read_text().strip().removeprefix("step-"))
+    print(f"lost in step {done}, goes on after step {kept}")
+    assert 0 <= done - kept <= 20, "no more than since the checkpoint before"
     assert launcher.status(run).state in ("running", "pending")
     lab.slurm.revive(1)
     assert lab.ended(launcher, run) == "completed"

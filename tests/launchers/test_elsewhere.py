@@ -48,11 +48,19 @@ def test_a_run_goes_on_by_the_same_job_and_in_the_same_folder(kubectl: Tool, tmp
     assert worker(expanded(second, node=0)[0]) == worker(expanded(first, node=0)[0])
 
 
-def test_what_was_trained_here_is_not_begun_anew_elsewhere(kubectl: Tool, tmp_path: Path) -> None:
-    (tmp_path / "mine" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds checkpoints of this machine"):
-        api.train([*THERE, *JOB, f"run.dir={tmp_path / 'mine'}"])
-    assert kubectl.calls == [] and not (tmp_path / "mine" / "run.yaml").exists()
+def test_what_began_elsewhere_is_not_begun_anew_here_nor_the_other_way(
+    kubectl: Tool, tmp_path: Path, tiny_model: Path, mixed_data: Path
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    api.train([*THERE, *JOB, f"run.dir={there}"])
+    sent = list(kubectl.calls)
+    with pytest.raises(UserError, match=r"launcher=kubernetes, and the other does not see"):
+        api.prepare(api.resumed(there, ["launcher=local"]))
+    known = [f"model.path={tiny_model}", "data=jsonl", f"data.path={mixed_data}", "sharding=single", "launcher.procs=1"]
+    api.prepare(api.compose([*known, f"run.dir={here}"]))
+    with pytest.raises(UserError, match=r"launcher=local, and the other does not see"):
+        api.resume(here, JOB)
+    assert kubectl.calls == sent
 
 
 def test_settings_that_contradict_each_other_are_told_before_anything_is_sent(kubectl: Tool, tmp_path: Path) -> None:

@@ -300,11 +300,14 @@ def test_a_run_that_failed_is_not_called_cancelled_later(tmp_path: Path, monkeyp
 
 def test_a_cancel_that_slurm_does_not_hear_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs.note(tmp_path, "slurm", job="12", cluster="", output="")
-    commands(
-        tmp_path, monkeypatch, squeue="echo 'RUNNING|None'", scancel="echo 'scancel: error: no controller' >&2; exit 1"
-    )
+    deaf = "echo 'scancel: error: no controller' >&2; exit 1"
+    commands(tmp_path, monkeypatch, squeue="echo 'RUNNING|None'", scancel=deaf)
     with pytest.raises(RunFailed, match="not told to end: scancel: error: no controller"):
         Slurm(SlurmSettings()).cancel(tmp_path)
+    states = iter(["RUNNING", "COMPLETING", "COMPLETING", "COMPLETED"])  # it was ending by itself
+    monkeypatch.setattr(Job, "_states", lambda self: [(next(states), "None")])
+    Slurm(SlurmSettings()).cancel(tmp_path)
+    assert not list(states)
 
 
 def test_where_slurm_does_not_answer_a_start_names_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

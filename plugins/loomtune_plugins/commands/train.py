@@ -97,14 +97,15 @@ def _dry_run(options: argparse.Namespace) -> int:
         if not plan.build(installed(), "model").at_hand():
             print("not asked: whether the model can be laid out so, because its config is not at hand")
         return 0
-    _show(launcher.render(launcher.spec(Path("RUN"), plan.processes, plan.overrides)))
+    folder = Path(plan.root.run.dir or "RUN")
+    _show(folder, launcher.render(launcher.spec(folder, plan.processes, plan.overrides)))
     return 0
 
 
-def _show(submission: Submission) -> None:
+def _show(folder: Path, submission: Submission) -> None:
     """What would be written, and run, quoted as a shell would take it."""
     for name, text in submission.files.items():
-        print(f"would write: RUN/{name}", *text.splitlines(), sep="\n    ")
+        print(f"would write: {folder / name}", *text.splitlines(), sep="\n    ")
     for name, value in submission.environment.items():
         print(f"would set: {name}={shlex.quote(value)}")
     for command in submission.commands:

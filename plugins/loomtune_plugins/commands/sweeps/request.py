@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
@@ -55,9 +56,7 @@ def parsed(words: Iterable[str]) -> list[Override]:
 
 def spread(words: Iterable[str]) -> list[str]:
     """The words with a list of names for each glob: not every sweeper knows those. Raises UserError of an empty one."""
-    return [
-        _named(override) if isinstance(override.value(), Glob) else override.input_line for override in parsed(words)
-    ]
+    return [_named(one) if isinstance(one.value(), Glob) else str(one.input_line) for one in parsed(words)]
 
 
 def fixed(words: Iterable[str]) -> frozenset[str]:
@@ -72,9 +71,8 @@ def label(overrides: Sequence[str], same: Collection[str]) -> str:
 
 
 def _named(override: Override) -> str:
-    key, glob = override.key_or_group, override.value()
-    assert isinstance(glob, Glob)
-    there = installed().names(key)
+    glob: Any = override.value()
+    there = installed().names(override.key_or_group)
     if names := glob.filter(there):
         return f"{override.get_key_element()}={','.join(names)}"
     cure = f"what can be chosen: {', '.join(there)}" if there else "only an axis, such as adapter, has names to choose"
