@@ -143,7 +143,7 @@ def _same_run(folder: Path, plan: Plan, catalogue: Catalogue) -> Plan:
         return plan
     before = Plan.load(folder)
     if before.build(catalogue, "launcher").elsewhere != plan.build(catalogue, "launcher").elsewhere:
-        what = f"{folder} is of launcher={before.chosen('launcher')['name']}, and the other does not see its checkpoints"
+        what = f"{folder} is of launcher={before.chosen('launcher')['name']}, whose checkpoints this one does not see"
         raise UserError.of(what, "copy the run's folder to where it is to go on, and name that by run.dir")
     plan = plan.as_begun(before, catalogue)
     if before.hash != plan.hash:

@@ -54,11 +54,11 @@ def test_what_began_elsewhere_is_not_begun_anew_here_nor_the_other_way(
     there, here = tmp_path / "there", tmp_path / "here"
     api.train([*THERE, *JOB, f"run.dir={there}"])
     sent = list(kubectl.calls)
-    with pytest.raises(UserError, match=r"launcher=kubernetes, and the other does not see"):
+    with pytest.raises(UserError, match=r"is of launcher=kubernetes"):
         api.prepare(api.resumed(there, ["launcher=local"]))
     known = [f"model.path={tiny_model}", "data=jsonl", f"data.path={mixed_data}", "sharding=single", "launcher.procs=1"]
     api.prepare(api.compose([*known, f"run.dir={here}"]))
-    with pytest.raises(UserError, match=r"launcher=local, and the other does not see"):
+    with pytest.raises(UserError, match=r"is of launcher=local"):
         api.resume(here, JOB)
     assert kubectl.calls == sent
 
