@@ -29,8 +29,8 @@ from torch.distributed.run import config_from_args, parse_args
 
 from loomtune.errors import Preempted, UserError
 from loomtune.signals import TOGETHER
-from loomtune_launchers import failures, orphans, ranklogs, shadow, watchdog
-from loomtune_launchers.pipes import Pipes
+from loomtune_launchers.watching import failures, orphans, ranklogs, shadow, watchdog
+from loomtune_launchers.watching.pipes import Pipes
 
 FINAL = (Preempted.exit_code, UserError.exit_code)
 """What is not tried again: the run was asked to leave, or has a fault that it would meet again."""

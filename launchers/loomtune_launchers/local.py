@@ -21,9 +21,10 @@ import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import UserError
-from loomtune_launchers import failures, jobs, orphans, ranklogs, torchrun
-from loomtune_launchers.pipes import Pipes
+from loomtune_launchers import jobs, torchrun
 from loomtune_launchers.settings import LocalSettings
+from loomtune_launchers.watching import failures, orphans, ranklogs
+from loomtune_launchers.watching.pipes import Pipes
 
 SLACK = 5
 """Seconds beyond the grace in which torchrun may clear away what it had to kill."""

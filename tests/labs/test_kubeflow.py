@@ -17,8 +17,8 @@ from launchers.kubelet import expanded
 from loomtune.compose import quoted
 from loomtune.plan import Plan
 from loomtune_launchers import elsewhere
-from loomtune_launchers.kubernetes import Kubernetes
-from loomtune_launchers.kubernetes_settings import KubernetesSettings
+from loomtune_launchers.kubernetes.kubernetes import Kubernetes
+from loomtune_launchers.kubernetes.settings import KubernetesSettings
 from runs.worlds import maths
 
 NASTY = """ a 'b' "c" $(PET_NODE_RANK) $$(x) $HOME `id` ; & | > \\ \n\ttwo: lines # é"""

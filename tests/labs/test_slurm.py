@@ -15,8 +15,8 @@ from loomtune import api
 from loomtune.compose import quoted
 from loomtune.contracts import JobSpec, Launcher
 from loomtune.errors import UserError
-from loomtune_launchers.slurm import Slurm
-from loomtune_launchers.slurm_settings import SlurmSettings
+from loomtune_launchers.slurm.settings import SlurmSettings
+from loomtune_launchers.slurm.slurm import Slurm
 from runs.processes import COMMAND
 from runs.processes import run as run_to_end
 

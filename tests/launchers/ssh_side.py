@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loomtune_launchers.ssh import Ssh
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers.ssh.settings import SshSettings
+from loomtune_launchers.ssh.ssh import Ssh
 
 PATIENCE = 60.0
 """Seconds until what is waited for counts as hanging."""
@@ -29,8 +29,8 @@ case "$2" in
     refusing) echo "ssh: connect to host refusing port 22: Connection refused" >&2; exit 255;;
     strange) echo "Host key verification failed." >&2; exit 255;;
     locked) echo "me@locked: Permission denied (publickey)." >&2; exit 255;;
-    empty) exec sh -c "exec /no/such/python -m loomtune_launchers.remote";;
-    bare) exec {python} -I -S -m loomtune_launchers.remote;;
+    empty) exec sh -c "exec /no/such/python -m loomtune_launchers.ssh.remote";;
+    bare) exec {python} -I -S -m loomtune_launchers.ssh.remote;;
     talking) echo "welcome to this machine";;
     silent) touch {folder}/run/asked.silent; exec sleep 600;;
 esac
@@ -41,7 +41,8 @@ SIDE = """
 import importlib.metadata, json, os, sys
 from dataclasses import asdict
 from pathlib import Path
-from loomtune_launchers import jobs, remote, torchrun
+from loomtune_launchers import jobs, torchrun
+from loomtune_launchers.ssh import remote
 host, version, remote.VISIBLE = sys.argv[1], importlib.metadata.version, 0
 remote.LAST = float(os.environ.get("LAST", "0.5"))
 if host == "blind":
@@ -84,11 +85,11 @@ LAUNCH = """
 import json, sys
 from pathlib import Path
 from loomtune.errors import LoomtuneError
-from loomtune_launchers import ssh_group
-from loomtune_launchers.ssh import Ssh
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers.ssh import group
+from loomtune_launchers.ssh.ssh import Ssh
+from loomtune_launchers.ssh.settings import SshSettings
 from loomtune.contracts import JobSpec
-ssh_group.SETTLE, ssh_group.LAST = 0.2, 0.5
+group.SETTLE, group.LAST = 0.2, 0.5
 settings = SshSettings(**json.loads(sys.argv[2]))
 hosts = len(settings.hosts)
 job = JobSpec(run=Path(sys.argv[1]), module="patient_agent", arguments=(sys.argv[1],), nodes=(hosts, hosts),

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from loomtune_launchers import ranklogs, shadow
+from loomtune_launchers.watching import ranklogs, shadow
 
 PATIENCE = 120.0
 

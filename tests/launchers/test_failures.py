@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loomtune_launchers import failures, ranklogs
+from loomtune_launchers.watching import failures, ranklogs
 
 NOW = 1_800_000_000.0
 

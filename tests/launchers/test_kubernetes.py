@@ -15,9 +15,9 @@ from launchers.definitions import mistakes
 from launchers.kubelet import container, expanded, worker
 from loomtune.compose import compose
 from loomtune.errors import UserError
-from loomtune_launchers import kubernetes_manifests
-from loomtune_launchers.kubernetes import Kubernetes
-from loomtune_launchers.kubernetes_settings import KubernetesSettings
+from loomtune_launchers.kubernetes import manifests
+from loomtune_launchers.kubernetes.kubernetes import Kubernetes
+from loomtune_launchers.kubernetes.settings import KubernetesSettings
 
 TYPED = ("model=huggingface", "optimizer.lr=1e-3", "launcher=kubernetes", "launcher.nodes=2", "run.dir=/home/me/it")
 NASTY = """ a 'b' "c" $(PET_NODE_RANK) $$(x) $HOME `id` ; rm -rf / & | > \\ \n\ttwo: lines # $ é 1e3"""
@@ -162,7 +162,7 @@ def test_values_arrive_as_they_were_typed(kind: str) -> None:
 
 
 def test_no_text_can_be_taken_for_a_number_or_a_truth() -> None:
-    said = kubernetes_manifests.text(manifest(kind="jobset", **FULL))
+    said = manifests.text(manifest(kind="jobset", **FULL))
     for text in ("1e3", "y", "0o17", "", "true"):
         assert re.search(rf": (['\"]){re.escape(text)}\1$", said, re.MULTILINE), text
 

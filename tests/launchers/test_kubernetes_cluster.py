@@ -10,8 +10,8 @@ import pytest
 
 from launchers.tools import Tool
 from loomtune.errors import UserError
-from loomtune_launchers.kubernetes import Kubernetes
-from loomtune_launchers.kubernetes_settings import KubernetesSettings
+from loomtune_launchers.kubernetes.kubernetes import Kubernetes
+from loomtune_launchers.kubernetes.settings import KubernetesSettings
 
 KIND = "trainjobs.trainer.kubeflow.org"
 RESULT = {"status": "completed", "step": 9, "metrics": {"loss": 0.5}, "error": None}
@@ -132,7 +132,7 @@ def test_logs_are_followed_until_the_run_is_over_and_nothing_is_told_twice(
             lambda: kubectl.answer("get", says=job("Complete")),
         ]
     )
-    monkeypatch.setattr("loomtune_launchers.kubernetes.time.sleep", lambda seconds: next(asleep)())
+    monkeypatch.setattr("loomtune_launchers.kubernetes.kubernetes.time.sleep", lambda seconds: next(asleep)())
     said = list(launcher().logs(run, follow=True))
     assert [line.rpartition(" ")[2] for line in said] == ["first", "again"]
 

@@ -25,19 +25,19 @@ from loomtune.compose import quoted
 from loomtune.contracts import JobSpec, Launcher
 from loomtune.errors import UserError
 from loomtune_launchers import jobs, torchrun
-from loomtune_launchers.kubernetes import Kubernetes
-from loomtune_launchers.kubernetes_settings import KubernetesSettings
+from loomtune_launchers.kubernetes.kubernetes import Kubernetes
+from loomtune_launchers.kubernetes.settings import KubernetesSettings
 from loomtune_launchers.local import Local
-from loomtune_launchers.ray import Ray
-from loomtune_launchers.ray_node import Node
-from loomtune_launchers.ray_settings import RaySettings
+from loomtune_launchers.ray.node import Node
+from loomtune_launchers.ray.ray import Ray
+from loomtune_launchers.ray.settings import RaySettings
 from loomtune_launchers.settings import LocalSettings
-from loomtune_launchers.skypilot import SkyPilot
-from loomtune_launchers.skypilot_settings import SkyPilotSettings
-from loomtune_launchers.slurm import Slurm
-from loomtune_launchers.slurm_settings import SlurmSettings
-from loomtune_launchers.ssh import Ssh
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers.skypilot.settings import SkyPilotSettings
+from loomtune_launchers.skypilot.skypilot import SkyPilot
+from loomtune_launchers.slurm.settings import SlurmSettings
+from loomtune_launchers.slurm.slurm import Slurm
+from loomtune_launchers.ssh.settings import SshSettings
+from loomtune_launchers.ssh.ssh import Ssh
 
 PATIENCE = 240.0
 """Seconds until what is waited for counts as hanging."""

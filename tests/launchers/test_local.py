@@ -21,9 +21,10 @@ import pytest
 
 from loomtune.contracts import JobSpec, JobStatus
 from loomtune.errors import UserError
-from loomtune_launchers import jobs, local, ranklogs
+from loomtune_launchers import jobs, local
 from loomtune_launchers.local import Local
 from loomtune_launchers.settings import LocalSettings
+from loomtune_launchers.watching import ranklogs
 
 PATIENCE = 60.0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from loomtune_launchers import pipes, ranklogs
-from loomtune_launchers.pipes import Pipes
+from loomtune_launchers.watching import pipes, ranklogs
+from loomtune_launchers.watching.pipes import Pipes
 
 
 @contextmanager

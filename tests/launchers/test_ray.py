@@ -18,10 +18,12 @@ import pytest
 
 from loomtune.contracts import JobSpec
 from loomtune.errors import RunFailed, UserError
-from loomtune_launchers import jobs, ray_group, ray_node, torchrun
-from loomtune_launchers import ray as launchers
-from loomtune_launchers.ray import Ray
-from loomtune_launchers.ray_settings import RaySettings
+from loomtune_launchers import jobs, torchrun
+from loomtune_launchers.ray import group
+from loomtune_launchers.ray import node as ray_node
+from loomtune_launchers.ray import ray as launchers
+from loomtune_launchers.ray.ray import Ray
+from loomtune_launchers.ray.settings import RaySettings
 
 PATIENCE = 60.0
 
@@ -177,7 +179,8 @@ ACTOR = """
 import sys, time
 from loomtune.contracts import JobSpec
 from pathlib import Path
-from loomtune_launchers import jobs, ray_node, torchrun
+from loomtune_launchers import jobs, torchrun
+from loomtune_launchers.ray import node as ray_node
 torchrun.command = lambda spec, _: (sys.executable, "-m", "patient", *spec.arguments)
 ray_node.Node().start(jobs.text(JobSpec(run=Path(sys.argv[1]), arguments=(sys.argv[1],))),
                       {"endpoint": "", "attempt": ""}, "/")
@@ -194,7 +197,7 @@ def test_an_agent_is_asked_to_leave_when_its_actor_is_gone(folder: Path) -> None
 
 
 def test_an_agent_does_not_start_when_its_actor_is_gone_already() -> None:
-    command = [sys.executable, "-m", "loomtune_launchers.ray_node", "1", sys.executable, "-c", "print('started')"]
+    command = [sys.executable, "-m", "loomtune_launchers.ray.node", "1", sys.executable, "-c", "print('started')"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
 
@@ -219,7 +222,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return end if isinstance(end, list) else []
 
     monkeypatch.setattr(Ray, "_attempt", attempt)
-    monkeypatch.setattr(ray_group, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(group, "connected", lambda address: nullcontext())
     return ends
 
 

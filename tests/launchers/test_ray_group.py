@@ -11,8 +11,8 @@ import pytest
 
 from loomtune.contracts import JobSpec
 from loomtune.errors import Preempted, UserError
-from loomtune_launchers import ray_group
-from loomtune_launchers.ray_group import Group
+from loomtune_launchers.ray import group as ray_group
+from loomtune_launchers.ray.group import Group
 
 
 class Actor:

@@ -17,9 +17,10 @@ from launchers.tools import Tool
 from loomtune.compose import quoted
 from loomtune.errors import UserError
 from loomtune.plan import Plan
-from loomtune_launchers import elsewhere, skypilot
-from loomtune_launchers.skypilot import SkyPilot
-from loomtune_launchers.skypilot_settings import SkyPilotSettings
+from loomtune_launchers import elsewhere
+from loomtune_launchers.skypilot import skypilot
+from loomtune_launchers.skypilot.settings import SkyPilotSettings
+from loomtune_launchers.skypilot.skypilot import SkyPilot
 from runs.worlds import free_port, maths
 
 NASTY = """ a 'b' "c" $(id) $$(x) $HOME `id` ; & | > \\ \n\ttwo: lines # é"""

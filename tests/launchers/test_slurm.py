@@ -13,10 +13,11 @@ import pytest
 from launchers.slurm_side import commands
 from loomtune.contracts import JobSpec
 from loomtune.errors import RunFailed, UserError
-from loomtune_launchers import jobs, node, slurm_script
-from loomtune_launchers.slurm import Slurm
-from loomtune_launchers.slurm_queue import Job
-from loomtune_launchers.slurm_settings import SlurmSettings
+from loomtune_launchers import jobs, node
+from loomtune_launchers.slurm import script as slurm_script
+from loomtune_launchers.slurm.queue import Job
+from loomtune_launchers.slurm.settings import SlurmSettings
+from loomtune_launchers.slurm.slurm import Slurm
 from loomtune_launchers.torchrun import Meeting
 
 ODD = 'it\'s "quoted" $(id) `id`\nsecond line'
@@ -72,7 +73,7 @@ def test_the_script_holds_the_setup_and_paths_of_ours_and_no_value(tmp_path: Pat
         "#!/bin/bash",
         "module load cuda",
         "ulimit -l unlimited",
-        f"exec {sys.executable} -m loomtune_launchers.slurm_job {quoted}",
+        f"exec {sys.executable} -m loomtune_launchers.slurm.job {quoted}",
     ]
     assert jobs.read(files["job.json"]).environment["A"] == ODD
     assert not list(tmp_path.iterdir()), "rendering writes nothing"
@@ -190,7 +191,7 @@ def test_an_array_is_one_command_and_a_table_of_the_runs() -> None:
     made = launcher.render_all(specs, at_once=2)
     table, script = sorted(made.files, reverse=False)
     assert json.loads(made.files[table]) == ["/sweep/0", "/sweep/1", "/sweep/2"]
-    assert made.files[script].endswith(f"slurm_job --item-of /sweep/{table}\n")
+    assert made.files[script].endswith(f"slurm.job --item-of /sweep/{table}\n")
     assert "--array=0-2%2" in made.commands[0] and "--output=/sweep/slurm-%A_%a.out" in made.commands[0]
     assert "--array=0-2" in launcher.render_all(specs, at_once=0).commands[0]
 

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from loomtune.contracts import JobSpec
-from loomtune_launchers import jobs, slurm_job, slurm_log
-from loomtune_launchers.slurm_job import Batch
-from loomtune_launchers.slurm_queue import Job
+from loomtune_launchers import jobs
+from loomtune_launchers.slurm import job as slurm_job
+from loomtune_launchers.slurm import log
+from loomtune_launchers.slurm.job import Batch
+from loomtune_launchers.slurm.queue import Job
 from support import signals_kept
 
 SAID = {"SLURM_JOB_ID": "31000", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_NUM_NODES": "2"}
@@ -237,11 +239,11 @@ def test_the_log_has_every_line_once_though_rank_0_speaks_in_the_scripts_file_to
     expected = ["srun: error", "loomtune: queued again", "step 3"]
     expected += ["10:00:00.000 rank 0 node0 | step 2", "10:00:00.000 rank 1 node1 | hello"]
     expected += ["10:00:01.000 rank 0 node0 | step 3"]
-    assert list(slurm_log.lines(tmp_path, tmp_path / "slurm-7.out", None)) == expected
+    assert list(log.lines(tmp_path, tmp_path / "slurm-7.out", None)) == expected
 
 
 def test_a_log_is_followed_until_the_job_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_log, "EVERY", 0.0)
+    monkeypatch.setattr(log, "EVERY", 0.0)
     record(tmp_path, "7-0", 0, "step 1")
     asked = []
 
@@ -252,7 +254,7 @@ def test_a_log_is_followed_until_the_job_is_over(tmp_path: Path, monkeypatch: py
             (tmp_path / "slurm-7.out").write_text("step 1\nsrun: done\n")
         return len(asked) < 4
 
-    found = list(slurm_log.lines(tmp_path, tmp_path / "slurm-7.out", active))
+    found = list(log.lines(tmp_path, tmp_path / "slurm-7.out", active))
     ranks = [line for line in found if "rank" in line]
     assert [line.partition(" | ")[2] for line in ranks] == ["step 1", "hello"]
     assert [line for line in found if "rank" not in line] == ["srun: done"]

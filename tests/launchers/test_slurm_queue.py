@@ -8,13 +8,13 @@ import pytest
 
 from launchers.slurm_side import commands
 from loomtune.errors import UserError
-from loomtune_launchers import slurm_queue
-from loomtune_launchers.slurm_queue import Job
+from loomtune_launchers.slurm import queue
+from loomtune_launchers.slurm.queue import Job
 
 
 def test_an_outer_job_is_not_taken_for_options_of_ours() -> None:
     outer = {"SLURM_CONF": "/etc/x", "SLURM_MEM_PER_NODE": "1", "SLURM_JOB_ID": "7", "SBATCH_ACCOUNT": "a", "HOME": "/"}
-    assert slurm_queue.environment(outer) == {"SLURM_CONF": "/etc/x", "SBATCH_ACCOUNT": "a", "HOME": "/"}
+    assert queue.environment(outer) == {"SLURM_CONF": "/etc/x", "SBATCH_ACCOUNT": "a", "HOME": "/"}
 
 
 def test_the_state_is_asked_of_the_queue_and_then_of_the_accounts(

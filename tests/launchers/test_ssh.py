@@ -15,9 +15,10 @@ import pytest
 from launchers.ssh_side import LAUNCH, PATIENCE, end, launched, launcher, log, prepared, there, wait
 from loomtune.contracts import JobSpec
 from loomtune.errors import LeaseLost, Preempted, RunFailed
-from loomtune_launchers import jobs, remote, ssh
-from loomtune_launchers.ssh import Ssh
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers import jobs
+from loomtune_launchers.ssh import remote, ssh
+from loomtune_launchers.ssh.settings import SshSettings
+from loomtune_launchers.ssh.ssh import Ssh
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loomtune.errors import UserError
-from loomtune_launchers import ssh_hosts
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers.ssh import hosts as ssh_hosts
+from loomtune_launchers.ssh.settings import SshSettings
 
 DEEPSPEED = """
 # two machines

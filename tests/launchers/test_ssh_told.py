@@ -14,10 +14,11 @@ import pytest
 from launchers.ssh_side import launcher, prepared
 from loomtune.contracts import JobSpec
 from loomtune.errors import UserError
-from loomtune_launchers import jobs, ssh_hosts, torchrun
-from loomtune_launchers.ssh import Ssh
-from loomtune_launchers.ssh_link import Link
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers import jobs, torchrun
+from loomtune_launchers.ssh import hosts as ssh_hosts
+from loomtune_launchers.ssh.link import Link
+from loomtune_launchers.ssh.settings import SshSettings
+from loomtune_launchers.ssh.ssh import Ssh
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_what_is_rendered_is_pure_and_holds_no_value_of_the_user_s(tmp_path: Pat
     first, second = once.commands
     assert first[:6] == ("ssh", "-T", "-o", "BatchMode=yes", "-i", "a key")
     assert first[-6:-1] == ("me", "-p", "2222", "--", "one") and second[-2] == "two"
-    assert first[-1] == "exec '/a b' -m loomtune_launchers.remote"
+    assert first[-1] == "exec '/a b' -m loomtune_launchers.ssh.remote"
     sent = json.loads(once.input.splitlines()[0])
     assert jobs.read(json.dumps(sent["job"])) == spec == jobs.read(once.files["job.json"])
     assert spec.environment["WARP"] == wild["WARP"] and (spec.nodes, spec.procs) == ((2, 2), 2)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from loomtune_launchers import watchdog
-from loomtune_launchers.watchdog import Found, Rank, Watchdog
+from loomtune_launchers.watching import watchdog
+from loomtune_launchers.watching.watchdog import Found, Rank, Watchdog
 
 PATIENCE = 60.0
 

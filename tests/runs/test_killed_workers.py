@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from loomtune import checkpoint
-from loomtune_launchers import ranklogs
+from loomtune_launchers.watching import ranklogs
 from loomtune_plugins.trackers import metrics
 from runs.curves import largest
 from runs.processes import COMMAND, PATIENCE, run, started

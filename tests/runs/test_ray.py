@@ -200,8 +200,8 @@ def test_a_lost_node_is_named_and_the_run_goes_on_with_what_is_left(
 ELSEWHERE = """
 import sys
 from pathlib import Path
-from loomtune_launchers.ray import Ray
-from loomtune_launchers.ray_settings import RaySettings
+from loomtune_launchers.ray.ray import Ray
+from loomtune_launchers.ray.settings import RaySettings
 folder, launcher = Path(sys.argv[1]), Ray(RaySettings(address=sys.argv[2]))
 launcher.settings.grace = -10
 print(launcher.status(folder).state)

@@ -12,7 +12,8 @@ import pytest
 
 from loomtune import api, cli
 from loomtune.contracts import JobStatus
-from loomtune_launchers import jobs, ranklogs
+from loomtune_launchers import jobs
+from loomtune_launchers.watching import ranklogs
 
 
 @pytest.fixture

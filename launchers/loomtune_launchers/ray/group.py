@@ -18,7 +18,7 @@ from loomtune.contracts import JobSpec
 from loomtune.errors import Preempted, UserError
 from loomtune_launchers import jobs, torchrun
 from loomtune_launchers.asked import Asked, say
-from loomtune_launchers.ray_node import Node
+from loomtune_launchers.ray.node import Node
 
 NAMESPACE = "loomtune"
 

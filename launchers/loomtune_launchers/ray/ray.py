@@ -16,10 +16,12 @@ import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import RunFailed, UserError
-from loomtune_launchers import jobs, ranklogs, ray_group, torchrun
+from loomtune_launchers import jobs, torchrun
 from loomtune_launchers.asked import Asked, say
-from loomtune_launchers.ray_group import SLACK, TICK, Group
-from loomtune_launchers.ray_settings import RaySettings
+from loomtune_launchers.ray import group as ray_group
+from loomtune_launchers.ray.group import SLACK, TICK, Group
+from loomtune_launchers.ray.settings import RaySettings
+from loomtune_launchers.watching import ranklogs
 
 PLACEMENT = "ray.json"
 """What is asked of Ray, in the run's folder."""

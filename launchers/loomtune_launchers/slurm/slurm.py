@@ -12,11 +12,13 @@ from typing import Any
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import RunFailed, UserError
-from loomtune_launchers import jobs, slurm_log, slurm_queue, slurm_script
+from loomtune_launchers import jobs
 from loomtune_launchers.jobs import CANCELLED
-from loomtune_launchers.slurm_job import NODE_COMMAND, STOP
-from loomtune_launchers.slurm_queue import NO_ANSWER, RUNNING, WAITING, Job
-from loomtune_launchers.slurm_settings import SlurmSettings
+from loomtune_launchers.slurm import log, queue
+from loomtune_launchers.slurm import script as slurm_script
+from loomtune_launchers.slurm.job import NODE_COMMAND, STOP
+from loomtune_launchers.slurm.queue import NO_ANSWER, RUNNING, WAITING, Job
+from loomtune_launchers.slurm.settings import SlurmSettings
 
 SCRIPT = "job.sh"
 
@@ -123,7 +125,7 @@ class Slurm(Launcher):
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         said, job = jobs.noted(run, "slurm"), _job(run)
-        return slurm_log.lines(run, Path(said["output"]), job.active if follow else None)
+        return log.lines(run, Path(said["output"]), job.active if follow else None)
 
     def cancel(self, run: Path) -> None:
         job = _job(run)
@@ -164,7 +166,7 @@ class Slurm(Launcher):
     def _queue(self, submission: Submission, folder: Path) -> Job:
         _write(folder, submission.files)
         (command,) = submission.commands
-        return Job.parse(slurm_queue.run(list(command), slurm_queue.environment()))
+        return Job.parse(queue.run(list(command), queue.environment()))
 
     def _follow(self, run: Path, job: Job) -> None:
         try:

@@ -1,6 +1,6 @@
 """What the batch script becomes: it starts the nodes, hears of the time limit, and decides what follows the run's end.
 
-`python -m loomtune_launchers.slurm_job RUN`, or `--item-of TABLE` in an array, where the table lists the runs' folders.
+`python -m loomtune_launchers.slurm.job RUN`, or `--item-of TABLE` in an array, where the table lists the runs' folders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from loomtune.errors import Preempted, UserError
 from loomtune_launchers import jobs
 from loomtune_launchers.jobs import CANCELLED
-from loomtune_launchers.slurm_queue import NO_ANSWER, Job
+from loomtune_launchers.slurm.queue import NO_ANSWER, Job
 
 NODE_COMMAND = "slurm.json"
 """In the run's folder: what starts the nodes, as a list, so that no value passes through the batch script's shell."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from loomtune_launchers import ranklogs
+from loomtune_launchers.watching import ranklogs
 
 EVERY = 3.0
 """Seconds between two questions to the controller, which answers everybody."""

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from loomtune.errors import Fault
-from loomtune_launchers.ssh_link import Link
+from loomtune_launchers.ssh.link import Link
 
 _OF_SSH = (
     ("host key verification failed", "accept its key: connect once by hand, or add it with ssh-keyscan"),

@@ -9,7 +9,7 @@ import yaml
 
 from loomtune.contracts import JobSpec
 from loomtune_launchers import elsewhere
-from loomtune_launchers.kubernetes_settings import KubernetesSettings
+from loomtune_launchers.kubernetes.settings import KubernetesSettings
 
 NODE = "node"
 """Of the pods and their container: Kubeflow's runtimes have it, and a JobSet has it from us."""

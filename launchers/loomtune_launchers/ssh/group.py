@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loomtune.errors import UserError
-from loomtune_launchers import ssh_faults
 from loomtune_launchers.asked import Asked, say
-from loomtune_launchers.remote import LAST, SLACK, beat_every
-from loomtune_launchers.ssh_hosts import LOOPBACK, Host
-from loomtune_launchers.ssh_link import Link
+from loomtune_launchers.ssh import faults as ssh_faults
+from loomtune_launchers.ssh.hosts import LOOPBACK, Host
+from loomtune_launchers.ssh.link import Link
+from loomtune_launchers.ssh.remote import LAST, SLACK, beat_every
 
 TICK = 0.2
 

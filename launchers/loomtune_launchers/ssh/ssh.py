@@ -18,12 +18,13 @@ import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import LeaseLost, Preempted, RunFailed, UserError
-from loomtune_launchers import jobs, ranklogs
+from loomtune_launchers import jobs
 from loomtune_launchers.asked import Asked, say
-from loomtune_launchers.remote import LAST, SLACK
-from loomtune_launchers.ssh_group import Group, endpoint
-from loomtune_launchers.ssh_hosts import chosen, parse, slots
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers.ssh.group import Group, endpoint
+from loomtune_launchers.ssh.hosts import chosen, parse, slots
+from loomtune_launchers.ssh.remote import LAST, SLACK
+from loomtune_launchers.ssh.settings import SshSettings
+from loomtune_launchers.watching import ranklogs
 
 LEAST_PATIENCE = 2
 
@@ -124,7 +125,7 @@ class Ssh(Launcher):
         settings, python = self.settings, self.settings.python or sys.executable
         patient = (f"ConnectTimeout={settings.patience}", f"ServerAliveInterval={max(1, settings.patience // 3)}")
         ours = [part for option in patient for part in ("-o", option)]
-        there = f"exec {shlex.quote(python)} -m loomtune_launchers.remote"
+        there = f"exec {shlex.quote(python)} -m loomtune_launchers.ssh.remote"
         return ("ssh", "-T", "-o", "BatchMode=yes", *settings.options, *ours, *host, there)
 
     def _order(self, spec: JobSpec, attempt: str) -> dict[str, Any]:

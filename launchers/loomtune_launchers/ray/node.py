@@ -1,6 +1,6 @@
 """A node of launcher=ray: an actor of Ray that starts the agent, hands on what it says, and takes it along at its end.
 
-`python -m loomtune_launchers.ray_node PARENT COMMAND...` becomes the command, which is asked to leave when PARENT ends.
+`python -m loomtune_launchers.ray.node PARENT COMMAND...` becomes the command, which is asked to leave when PARENT ends.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Node:
         spec = jobs.read(job)
         command = torchrun.command(spec, torchrun.Meeting(**meeting))
         self._agent = subprocess.Popen(
-            (sys.executable, "-m", "loomtune_launchers.ray_node", str(os.getpid()), *command),
+            (sys.executable, "-m", "loomtune_launchers.ray.node", str(os.getpid()), *command),
             env=torchrun.environment(spec, inherited(os.environ)),
             cwd=folder if Path(folder).is_dir() else None,
             stdin=subprocess.DEVNULL,

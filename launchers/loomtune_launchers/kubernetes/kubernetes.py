@@ -11,11 +11,12 @@ from typing import Any
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import UserError
-from loomtune_launchers import elsewhere, jobs, kubernetes_manifests
+from loomtune_launchers import elsewhere, jobs
 from loomtune_launchers.asked import say
-from loomtune_launchers.kubernetes_faults import KINDS, faults
-from loomtune_launchers.kubernetes_manifests import LIFE_AFTER_GRACE, NODE
-from loomtune_launchers.kubernetes_settings import KubernetesSettings
+from loomtune_launchers.kubernetes import manifests
+from loomtune_launchers.kubernetes.faults import KINDS, faults
+from loomtune_launchers.kubernetes.manifests import LIFE_AFTER_GRACE, NODE
+from loomtune_launchers.kubernetes.settings import KubernetesSettings
 
 FILE = "job.yaml"
 
@@ -74,10 +75,10 @@ class Kubernetes(Launcher):
         )
 
     def render(self, spec: JobSpec) -> Submission:
-        manifest = kubernetes_manifests.manifest(spec, self.settings, self._folder(spec.name))
+        manifest = manifests.manifest(spec, self.settings, self._folder(spec.name))
         _within(manifest)
         create = self._kubectl("create", "-f", str(spec.run / FILE))
-        return Submission(commands=(create,), files={FILE: kubernetes_manifests.text(manifest)})
+        return Submission(commands=(create,), files={FILE: manifests.text(manifest)})
 
     def submit(self, spec: JobSpec) -> str:
         submission = self.render(spec)

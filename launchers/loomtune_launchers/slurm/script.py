@@ -10,7 +10,7 @@ from pathlib import Path
 from loomtune.contracts import JobSpec
 from loomtune.errors import UserError
 from loomtune_launchers import jobs
-from loomtune_launchers.slurm_settings import SlurmSettings
+from loomtune_launchers.slurm.settings import SlurmSettings
 
 NAMED = ("partition", "account", "qos", "reservation", "constraint")
 """Settings that are options of sbatch by the same name."""
@@ -144,7 +144,7 @@ def script(settings: SlurmSettings, *what: str) -> str:
 
     what: its arguments, paths of ours.
     """
-    command = shlex.join([sys.executable, "-m", "loomtune_launchers.slurm_job", *what])
+    command = shlex.join([sys.executable, "-m", "loomtune_launchers.slurm.job", *what])
     return "\n".join(["#!/bin/bash", *settings.setup, f"exec {command}", ""])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loomtune.errors import Fault, UserError
-from loomtune_launchers.ssh_settings import SshSettings
+from loomtune_launchers.ssh.settings import SshSettings
 
 _FORM = re.compile(
     r"(?:(?P<user>\w[\w.\\-]*)@)?(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<name>\w[\w.-]*))(?::(?P<port>\d+))?"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loomtune_launchers import ranklogs
+from loomtune_launchers.watching import ranklogs
 
 LONGEST = 1 << 20
 """Bytes after which a line is written though it has not ended."""

@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import IO, Any, TextIO
 
 from loomtune.errors import UserError
-from loomtune_launchers.remote import BEAT, HELLO
-from loomtune_launchers.ssh_hosts import Host
+from loomtune_launchers.ssh.hosts import Host
+from loomtune_launchers.ssh.remote import BEAT, HELLO
 
 TAIL = 15
 """Lines of what a host said last that are kept, to be shown where it fails."""

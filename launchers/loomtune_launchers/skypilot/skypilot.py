@@ -14,7 +14,7 @@ import yaml
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import Fault, UserError
 from loomtune_launchers import elsewhere, jobs, there
-from loomtune_launchers.skypilot_settings import SkyPilotSettings
+from loomtune_launchers.skypilot.settings import SkyPilotSettings
 
 FILE = "task.yaml"
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loomtune_launchers import ranklogs
+from loomtune_launchers.watching import ranklogs
 
 FILE = "error.json"
 TAIL = 15

@@ -1,4 +1,4 @@
-"""The other side of launcher=ssh: `python -m loomtune_launchers.remote`, told everything on its standard input.
+"""The other side of launcher=ssh: `python -m loomtune_launchers.ssh.remote`, told everything on its standard input.
 
 In come lines: an order (JSON), `go` and a meeting (JSON), later perhaps `stop SECONDS`. Out goes one line, the hello
 (JSON behind `HELLO`), then what the agent says. Between them both sides send a NUL every few seconds: I am here. When
@@ -24,7 +24,8 @@ from typing import Any
 
 import psutil
 
-from loomtune_launchers import jobs, orphans, torchrun
+from loomtune_launchers import jobs, torchrun
+from loomtune_launchers.watching import orphans
 
 HELLO = "loomtune-hello "
 BEAT = b"\0"

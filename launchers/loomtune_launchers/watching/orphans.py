@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import psutil
 
-from loomtune_launchers import shadow
+from loomtune_launchers.watching import shadow
 
 PARENT = "LOOMTUNE_PARENT"
 """Names the process that ranks must not outlive, so that they know it even if it ends before they look."""
