@@ -9,6 +9,7 @@ import pytest
 from runs.conftest import alone, tiny  # noqa: F401 - fixtures
 
 
+@pytest.hookimpl(tryfirst=True)  # before those who leave out what is marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks them; the hook hears of the whole collection."""
     here = Path(__file__).parent

@@ -89,7 +89,7 @@ def test_a_stop_file_leaves_politely_and_a_second_signal_at_once_and_nothing_com
 ) -> None:
     """Steps that last seconds, so that the second signal comes within one."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    settings = [*tiny, "batch.size=3000", "steps=4", "checkpoint.every=1", "sharding=single"]
+    settings = [*tiny, "batch.size=12000", "steps=4", "checkpoint.every=1", "sharding=single"]
     command = [sys.executable, "-m", "loomtune.train", *settings, f"run.dir={folder}"]
     with started(command, log) as process:
         wait_for_step(folder, 1, process)
