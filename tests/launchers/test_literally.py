@@ -179,6 +179,7 @@ def test_local(procs: int, scene: Scene) -> None:
 @pytest.mark.parametrize("agent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ray(agent: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an actor does, which Ray gives its arguments as they are: pickled."""
+    pytest.importorskip("ray", reason="needs loomtune[ray]")
     launcher = Ray(RaySettings(environment=dict(ENVIRONMENT)))
     scene.run.mkdir(parents=True)
     if not agent:  # the time that torch takes to import
