@@ -231,7 +231,11 @@ def test_a_host_whose_processes_are_killed_is_named_and_ends_the_run(what: str, 
     run = tmp_path / "run"
     process = lab.launch(run, *LONG, "launcher.grace=8")
     wait(lambda: steps(run) >= 3, process, run)
-    killed = [other for other, words in lab.there(1) if what == "everything" or f"loomtune_launchers.{what}" in words]
+    killed = [
+        other
+        for other, words in lab.there(1)
+        if what == "everything" or any(word.endswith(f".{what}") for word in words)
+    ]
     assert len(killed) == 1 or what == "everything"
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for other in killed:
