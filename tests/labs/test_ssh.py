@@ -22,7 +22,7 @@ from loomtune.compose import quoted
 
 PREFIX, NET = "labc", "10.83.0"
 
-STEPS = 8
+STEPS = 40
 
 RANK = ["-u", "-m", "loomtune.worker"]
 
