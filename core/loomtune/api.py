@@ -142,9 +142,11 @@ def _same_run(folder: Path, plan: Plan, catalogue: Catalogue) -> Plan:
     if not (folder / "run.yaml").is_file():
         return plan
     before = Plan.load(folder)
-    if before.build(catalogue, "launcher").elsewhere != plan.build(catalogue, "launcher").elsewhere:
+    launcher: Launcher = plan.build(catalogue, "launcher")
+    if before.build(catalogue, "launcher").elsewhere != launcher.elsewhere:
         what = f"{folder} is of launcher={before.chosen('launcher')['name']}, whose checkpoints this one does not see"
         raise UserError.of(what, "copy the run's folder to where it is to go on, and name that by run.dir")
+    launcher.ready(folder)
     plan = plan.as_begun(before, catalogue)
     if before.hash != plan.hash:
         raise UserError.of(

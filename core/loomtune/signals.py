@@ -16,9 +16,6 @@ import psutil
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
-_AGENTS = ("torch.distributed.run", "torchrun", "loomtune_launchers.agent")
-"""What the command lines of torchrun's agents have in them."""
-
 TOGETHER = 2.0
 """Seconds within which signals are one: a scheduler tells every process, and torchrun tells its ranks again."""
 
@@ -26,26 +23,22 @@ TOGETHER = 2.0
 class StopRequest:
     """A flag that a signal or a file raises; ranks agree on it at a step's edge. A second signal leaves at once.
 
-    file: set on the one rank that looks for it.
+    file: set on the one rank that looks for it. asked: what this process heard.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.file: Path | None = None
-        self._asked, self._ordered = False, 0.0
+        self.asked, self._ordered = False, 0.0
 
     @property
     def requested(self) -> bool:
         """Whether this process was asked to leave. The file has done its work once it was seen, and is taken away."""
         if self.file and self.file.exists():
-            self._asked = True
+            self.asked = True
             self.file.unlink(missing_ok=True)
-        return self._asked
-
-    @requested.setter
-    def requested(self, asked: bool) -> None:
-        self._asked = asked
+        return self.asked
 
     def listen(self) -> None:
         """Takes over the signals of this process."""
@@ -53,7 +46,7 @@ class StopRequest:
             signal.signal(number, self._heard)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        self._asked, now = True, time.monotonic()
+        self.asked, now = True, time.monotonic()
         if number != signal.SIGUSR1:  # which only warns
             self._ordered = self._ordered or now
             if now - self._ordered > TOGETHER:
@@ -92,10 +85,11 @@ def end_stuck_agent(seconds: float = 10.0) -> None:
     minutes later, whatever `read_timeout` says. One that is well wakes up ten times a second.
     """
     with suppress(psutil.Error):
-        agent = psutil.Process(int(os.environ.get("LOOMTUNE_PARENT") or os.getppid()))
-        if any(name in " ".join(agent.cmdline()) for name in _AGENTS) and not _moves(agent, seconds):
-            said = "loomtune: torchrun on this host hangs, cut off from its rendezvous; it is ended"
-            print(said, file=sys.stderr, flush=True)  # noqa: T201
+        named = os.environ.get("LOOMTUNE_PARENT")  # by a launcher's agent
+        agent = psutil.Process(int(named or os.getppid()))
+        said = " ".join(agent.cmdline())
+        if (named or "torchrun" in said or "torch.distributed.run" in said) and not _moves(agent, seconds):
+            print("loomtune: torchrun hangs, cut off from its rendezvous: it is ended", file=sys.stderr, flush=True)  # noqa: T201
             agent.kill()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import UserError
-from loomtune_launchers import jobs, torchrun
+from loomtune_launchers import jobs, starter, torchrun
 from loomtune_launchers.settings import LocalSettings
 from loomtune_launchers.watching import failures, orphans, ranklogs
 from loomtune_launchers.watching.pipes import Pipes
@@ -36,6 +33,7 @@ class Local(Launcher):
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings
         jobs.processes_a_node(settings, 1)
+        jobs.check_counts(settings)
 
     def processes(self, many: bool) -> int:
         return jobs.processes_a_node(self.settings, (_gpus() or min(2, os.cpu_count() or 1)) if many else 1)
@@ -63,7 +61,7 @@ class Local(Launcher):
         with _logged(spec.run) if alone else _spoken() as (streams, listen):
             child = subprocess.Popen(command, env=environment, preexec_fn=partial(_bound, os.getpid()), **streams)  # noqa: PLW1509
             listen()  # only now: a child must not be forked beside threads
-            jobs.note(spec.run, "local", pid=child.pid, host=socket.gethostname(), began=_began(child.pid))
+            jobs.note(spec.run, "local", **starter.known(child.pid))
             asked = _follow(child, spec.grace)
         _conclude(spec.run, child, asked)
         return str(child.pid)
@@ -73,24 +71,21 @@ class Local(Launcher):
         if ended and not (run / jobs.RECORD).is_file():
             return ended
         said = jobs.noted(run, "local")
-        where = f"process {said['pid']} on {said['host']}"
-        if _alive(said):
-            return JobStatus("running", where)
-        if (run / jobs.CANCELLED).exists() and (ended is None or ended.state == "preempted"):
-            return JobStatus("cancelled", ended.detail if ended else where)
-        return ended or JobStatus("failed" if _here(said) else "unknown", where)
+        if starter.lives(said):
+            return JobStatus("running", starter.where(said))
+        return starter.left(run, said, "failed" if starter.here(said) else "unknown")
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         said = jobs.noted(run, "local")
-        return ranklogs.merged(run, follow, lambda: not _alive(said))
+        return ranklogs.merged(run, follow, lambda: not starter.lives(said))
 
     def cancel(self, run: Path) -> None:
         said = jobs.noted(run, "local")
-        if not _here(said):
+        if not starter.here(said):
             raise UserError.of(f"{run} was started on {said['host']}", "cancel it there")
         (run / jobs.CANCELLED).touch()
         for number in (signal.SIGTERM, signal.SIGKILL):  # the ranks of a killed torchrun end with it
-            if _alive(said):
+            if starter.lives(said):
                 os.kill(said["pid"], number)
                 _await_end(said, self.settings.grace + SLACK)
 
@@ -159,7 +154,7 @@ def _conclude(run: Path, child: subprocess.Popen[bytes], asked: bool) -> None:
     asked = asked or (run / jobs.CANCELLED).exists()
     if said["pid"] != child.pid or (code == 1 and not asked):
         return
-    error = f"process {child.pid} on {said['host']} {failures.how(code)}"
+    error = f"{starter.where(said)} {failures.how(code)}"
     if code == UserError.exit_code:
         error = f"{UserError.__name__}: {error}"
     elif asked:
@@ -182,27 +177,7 @@ def _gpus() -> int:
     return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
 
 
-def _here(said: dict[str, Any]) -> bool:
-    return bool(said["host"] == socket.gethostname())
-
-
-def _alive(said: dict[str, Any]) -> bool:
-    """Whether the process that was written down runs; its number may long be another's."""
-    if not _here(said):
-        return False
-    with suppress(psutil.Error):
-        process = psutil.Process(said["pid"])
-        return bool(process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - said["began"]) < 1)
-    return False
-
-
-def _began(pid: int) -> float:
-    with suppress(psutil.Error):
-        return float(psutil.Process(pid).create_time())
-    return 0.0
-
-
 def _await_end(said: dict[str, Any], seconds: float) -> None:
     until = time.monotonic() + seconds
-    while _alive(said) and time.monotonic() < until:
+    while starter.lives(said) and time.monotonic() < until:
         time.sleep(0.1)

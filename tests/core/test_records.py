@@ -66,7 +66,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counted:
         if len(seen.read) == seen.fails_at:
             raise KeyboardInterrupt
         seen.read.append(batch.sample_numbers.tolist())
-        seen.stop.requested = len(seen.read) == seen.stops_at
+        seen.stop.asked = len(seen.read) == seen.stops_at
         return live(roles, batch)
 
     def building(self: Single, spec: Any, world: Any) -> Any:
@@ -219,7 +219,7 @@ def test_a_run_that_leaves_before_its_first_step_is_preempted_and_begins_when_ca
     plan = api.compose([*given, "tracker=[]", "steps=1", f"run.dir={tmp_path / 'run'}"])
     folder = api.prepare(plan)
     for requested, code, status in ((True, 75, "preempted"), (False, 0, "completed")):
-        monkeypatch.setattr(StopRequest, "listen", lambda self, asked=requested: setattr(self, "requested", asked))
+        monkeypatch.setattr(StopRequest, "listen", lambda self, asked=requested: setattr(self, "asked", asked))
         assert worker.guarded(lambda: worker.execute(plan, folder)) == code
         result = api.Result.of(folder)
         assert (result.status, result.step) == (status, int(not requested))
@@ -305,7 +305,7 @@ def leaving() -> str:
     world = SimpleNamespace(replica=rank, replicas=size, device=here, total=total, gather_tensor=lambda values: values)
     sample = Sample((Segment(np.array([3, 4], np.int32), np.array([False, True])),))
     run = bare([sample] * 6, world)
-    run.stop.requested = rank == 1
+    run.stop.asked = rank == 1
     try:
         records._read(run, "train", Record(role="teacher", read=lambda roles, batch: batch.target), {}, range(6))
     except Preempted as asked:

@@ -145,7 +145,7 @@ class Asked(World):
 def test_who_hears_that_another_was_asked_to_leave_leaves_too(tmp_path: Path) -> None:
     alone = made(tmp_path / "alone").run
     alone.heed()
-    alone.stop.requested = True
+    alone.stop.asked = True
     with pytest.raises(Preempted, match="during an evaluation"):
         alone.heed()
     with pytest.raises(Preempted, match="before"):

@@ -61,6 +61,12 @@ def test_a_number_of_processes_that_is_none_is_refused(procs: object) -> None:
         launcher(procs=procs)
 
 
+@pytest.mark.parametrize("key", ["threads", "restarts", "grace"])
+def test_what_counts_below_nothing_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"launcher\.{key}=-1"):
+        launcher(**{key: -1})
+
+
 @pytest.mark.parametrize(
     ("settings", "outer", "threads"),
     [
@@ -255,9 +261,10 @@ def test_a_cancelled_run_is_asked_to_end(tmp_path: Path) -> None:
     launcher().cancel(tmp_path)
 
 
-def test_a_cancelled_run_that_does_not_end_is_ended(tmp_path: Path) -> None:
+def test_a_cancelled_run_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SLACK", 1)
     with launched(tmp_path, 1) as (process, (rank,)):
-        launcher(grace=-local.SLACK + 1).cancel(tmp_path)
+        launcher(grace=0).cancel(tmp_path)
         assert process.wait(PATIENCE) == 0 and not rank.is_running()
     assert (tmp_path / "asked.0").exists()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from launchers.slurm_side import commands
+from loomtune import api
 from loomtune.contracts import JobSpec
 from loomtune.errors import RunFailed, UserError
 from loomtune_launchers import jobs, node
@@ -340,3 +341,24 @@ def test_a_run_whose_job_is_not_over_is_not_submitted_again(tmp_path: Path, monk
     launcher = Slurm(SlurmSettings())
     with pytest.raises(UserError, match="is job 12 already"):
         launcher.submit(spec(launcher, tmp_path))
+
+
+def test_nothing_of_a_run_changes_where_its_job_is_not_over(
+    tiny_model: Path, mixed_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result of the start before would else be gone."""
+    known = [f"model.path={tiny_model}", "data=jsonl", f"data.path={mixed_data}", "sharding=single", "steps=2"]
+    plan = api.compose([*known, "launcher=slurm", f"run.dir={tmp_path}/run"])
+    run = api.prepare(plan)
+    jobs.note(run, "slurm", job="12", cluster="", output="")
+    (run / "result.json").write_text("{}")
+    monkeypatch.setattr(Job, "_states", lambda self: [("PENDING", "Resources")])
+    with pytest.raises(UserError, match="is job 12 already"):
+        api.prepare(plan)
+    assert (run / "result.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("key", ["threads", "restarts", "grace"])
+def test_what_counts_below_nothing_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"launcher\.{key}"):
+        Slurm(SlurmSettings(**{key: -1}))

@@ -95,6 +95,10 @@ class Launcher(ABC):
     def render(self, spec: JobSpec) -> Submission:
         """Pure: what `submit` would do."""
 
+    def ready(self, run: Path) -> None:
+        """Raises UserError where an engine still has the run's last job: asked before anything of the run changes."""
+        return
+
     @abstractmethod
     def submit(self, spec: JobSpec) -> str:
         """Starts it and returns an id; unless the launcher is detached, when the run is over."""

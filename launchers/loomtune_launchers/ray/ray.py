@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ import psutil
 
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Resources, Submission
 from loomtune.errors import RunFailed, UserError
-from loomtune_launchers import jobs, torchrun
+from loomtune_launchers import jobs, starter, torchrun
 from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.ray import group as ray_group
 from loomtune_launchers.ray.group import SLACK, TICK, Group
@@ -110,20 +109,15 @@ class Ray(Launcher):
             return group.lost
 
     def _note(self, run: Path, attempt: str, **said: Any) -> None:
-        began = psutil.Process().create_time()
-        here = {"host": socket.gethostname(), "pid": os.getpid(), "began": began, "address": self.settings.address}
-        jobs.note(run, "ray", attempt=attempt, **here, **said)
+        jobs.note(run, "ray", attempt=attempt, **starter.known(), address=self.settings.address, **said)
 
     def status(self, run: Path) -> JobStatus:
         record, ended = jobs.noted(run, "ray"), jobs.ended(run)
-        where = f"process {record['pid']} on {record['host']}"
         if ended is not None and ended.state in ("completed", "stopped"):
             return ended
         if _goes_on(record):
-            return JobStatus(record.get("state", "running"), where)
-        if (run / jobs.CANCELLED).exists() and (ended is None or ended.state == "preempted"):
-            return JobStatus("cancelled", ended.detail if ended else where)
-        return ended or JobStatus("failed", where)
+            return JobStatus(record.get("state", "running"), starter.where(record))
+        return starter.left(run, record, "failed")
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         record = jobs.noted(run, "ray")
@@ -136,7 +130,7 @@ class Ray(Launcher):
         until = time.monotonic() + self.settings.grace + 2 * SLACK
         while (goes_on := _goes_on(jobs.noted(run, "ray"))) and time.monotonic() < until:
             time.sleep(TICK)
-        if goes_on and record["host"] == socket.gethostname():
+        if goes_on and starter.here(record):
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(record["pid"]).kill()
         elif goes_on:
@@ -148,11 +142,8 @@ def _goes_on(record: dict[str, Any]) -> bool:
     """Whether the launcher of a record is still there; on another machine, whether Ray has its group."""
     if record.get("over"):
         return False
-    if record["host"] == socket.gethostname():
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(record["pid"])
-            return bool(process.create_time() == record["began"] and process.status() != psutil.STATUS_ZOMBIE)
-        return False
+    if starter.here(record):
+        return starter.lives(record)
     if "group" not in record:
         return True
     with ray_group.connected(record["address"]):

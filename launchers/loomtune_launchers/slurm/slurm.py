@@ -40,6 +40,7 @@ class Slurm(Launcher):
         self.detached = not settings.wait
         jobs.nodes(settings)
         jobs.processes_a_node(settings, 1)
+        jobs.check_counts(settings)
         slurm_script.check(settings)
 
     def processes(self, many: bool) -> int:
@@ -68,6 +69,17 @@ class Slurm(Launcher):
         files = self._files(spec) | {SCRIPT: slurm_script.script(self.settings, str(spec.run))}
         output = slurm_script.output(spec.run, "slurm-%j.out")
         return Submission(commands=(self._sbatch(spec, output, spec.run / SCRIPT),), files=files)
+
+    def ready(self, run: Path) -> None:
+        if (run / jobs.RECORD).is_file() and json.loads((run / jobs.RECORD).read_text())["launcher"] == "slurm":
+            job = _job(run)
+            if job.active():
+                state, why = job.state()
+                cure = f"wait for it, or end it by `loomtune cancel {run}`"
+                if state == NO_ANSWER:
+                    cure = f"ask again later; where its cluster is no more, remove {run / jobs.RECORD}"
+                    state = f"perhaps not over, as Slurm does not say: {why}"
+                raise UserError.of(f"{run} is job {job.number} already, which is {state.lower()}", cure)
 
     def submit(self, spec: JobSpec) -> str:
         self._make_room(spec.run)
@@ -151,15 +163,7 @@ class Slurm(Launcher):
 
     def _make_room(self, run: Path) -> None:
         """Takes away what forbids a start, or asks for its end. Raises UserError where the last job is not over."""
-        if (run / jobs.RECORD).is_file() and json.loads((run / jobs.RECORD).read_text())["launcher"] == "slurm":
-            job = _job(run)
-            if job.active():
-                state, why = job.state()
-                cure = f"wait for it, or end it by `loomtune cancel {run}`"
-                if state == NO_ANSWER:
-                    cure = f"ask again later; where its cluster is no more, remove {run / jobs.RECORD}"
-                    state = f"perhaps not over, as Slurm does not say: {why}"
-                raise UserError.of(f"{run} is job {job.number} already, which is {state.lower()}", cure)
+        self.ready(run)
         for name in (CANCELLED, STOP):
             (run / name).unlink(missing_ok=True)
 

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from loomtune.contracts import JobSpec, JobStatus, Launcher, Submission
 from loomtune.errors import LeaseLost, Preempted, RunFailed, UserError
-from loomtune_launchers import jobs
+from loomtune_launchers import jobs, starter
 from loomtune_launchers.asked import Asked, say
 from loomtune_launchers.ssh.group import Group, endpoint
 from loomtune_launchers.ssh.hosts import chosen, parse, slots
@@ -98,13 +95,9 @@ class Ssh(Launcher):
         if ended and not (run / jobs.RECORD).is_file():
             return ended
         said = jobs.noted(run, "ssh")
-        where = f"process {said['pid']} on {said['host']}"
         if _lives(said):
-            return JobStatus("running", where)
-        if (run / jobs.CANCELLED).exists() and (ended is None or ended.state == "preempted"):
-            return JobStatus("cancelled", ended.detail if ended else where)
-        known = said["over"] or said["host"] == socket.gethostname()
-        return ended or JobStatus(said["over"] or ("failed" if known else "unknown"), where)
+            return JobStatus("running", starter.where(said))
+        return starter.left(run, said, said["over"] or ("failed" if starter.here(said) else "unknown"))
 
     def logs(self, run: Path, *, follow: bool = False) -> Iterator[str]:
         return ranklogs.merged(run, follow, lambda: self.status(run).state not in ("running", "unknown"))
@@ -112,13 +105,13 @@ class Ssh(Launcher):
     def cancel(self, run: Path) -> None:
         said = jobs.noted(run, "ssh")
         (run / jobs.CANCELLED).touch()  # the launcher looks for it too, so that a run can be ended from any host
-        here = said["host"] == socket.gethostname()
+        here = starter.here(said)
         for number in (signal.SIGTERM, signal.SIGKILL):
             if _lives(said):
                 os.kill(said["pid"], number)
             if _over(run, here, self.settings.grace + 2 * SLACK + LAST):
                 return
-        raise RunFailed(f"the launcher, process {said['pid']} on {said['host']}, has not ended; end it there")
+        raise RunFailed(f"the launcher, {starter.where(said)}, has not ended; end it there")
 
     def _command(self, host: tuple[str, ...]) -> tuple[str, ...]:
         """What runs here for a host; ssh takes the first of several values of an option, so the user's go before."""
@@ -144,7 +137,7 @@ class Ssh(Launcher):
         """One start of all hosts, followed to their end."""
         run, hosts, submission = spec.run, chosen(self.settings), self.render(spec)
         attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        record = {"attempt": attempt, "hosts": [host.written for host in hosts], **_this_process()}
+        record = {"attempt": attempt, "hosts": [host.written for host in hosts], **starter.known()}
         jobs.note(run, "ssh", **record, over="")
         for name, text in submission.files.items():
             (run / name).write_text(text)
@@ -161,19 +154,8 @@ class Ssh(Launcher):
         return group, attempt
 
 
-def _this_process() -> dict[str, Any]:
-    me = psutil.Process()
-    return {"pid": me.pid, "began": me.create_time(), "host": socket.gethostname()}
-
-
 def _lives(said: dict[str, Any]) -> bool:
-    """Whether the process that was written down runs on this host; its number may be another's by now."""
-    if said["over"] or said["host"] != socket.gethostname():
-        return False
-    with suppress(psutil.Error):
-        process = psutil.Process(said["pid"])
-        return bool(process.create_time() == said["began"] and process.status() != psutil.STATUS_ZOMBIE)
-    return False
+    return not said["over"] and starter.lives(said)
 
 
 def _over(run: Path, here: bool, seconds: float) -> bool:
