@@ -90,6 +90,9 @@ class Pairs(Objective):
     def fingerprint(self) -> str:
         return self.version
 
+    def keeps_rows(self) -> bool:
+        return True
+
     def weights(self, batch: object) -> dict[str, float]:
         raise NotImplementedError
 

@@ -63,6 +63,10 @@ class Rows(list[Sample]):
     def lengths(self) -> list[int]:
         return [one.length for one in self]
 
+    def row(self, index: int) -> dict[str, Any]:
+        """None is kept."""
+        return {}
+
 
 TEXTS = ("warp", "a weft", "the heddle", "reed", "of a shuttle", "loom", "bobbin", "selvage", "treadle", "beam")
 

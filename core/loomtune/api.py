@@ -90,8 +90,8 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
         tried(parts["adapter"].suits, parts["model"])
     if not faults and not simulated:
         tried(objective.suits, others)
-        for evaluator in parts["evaluator"].values():
-            tried(evaluator.check, parts["data"])
+        for looking in (*parts["evaluator"].values(), *parts["reward"].values()):
+            tried(looking.check, parts["data"])
     if (data := parts["data"]) is not None and data.window and None not in (objective, parts["evaluator"]):
         faults += streaming.faults(plan.root, objective, parts["evaluator"])
     if faults:

@@ -102,9 +102,9 @@ class Assembly:
         engine.close()
 
     def _owner(self, name: str, wanted: Any) -> str:
-        """The role whose engine serves this one: a twin's, where an adapter lets the base be shared."""
+        """The role whose engine serves this one: a twin's, where an adapter, or the objective, has it be shared."""
         twin = wanted[name].twin_of
-        return name if twin is None or self.adapter.saves_base else twin
+        return name if twin is None or (self.adapter.saves_base and not wanted[name].shares) else twin
 
     def _spec(self, name: str, role: RoleSpec, heads: tuple[str, ...]) -> EngineSpec:
         run, other = self.run, self.models.get(name)

@@ -31,6 +31,7 @@ BUILT_IN = (
     "loomtune_plugins.data",
     "loomtune_plugins.objectives",
     "loomtune_plugins.losses",
+    "loomtune_plugins.rewards",
     "loomtune_plugins.adapters",
     "loomtune_plugins.shardings",
     "loomtune_plugins.optimizers",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Drawn, Sample
+from loomtune.errors import Preempted, UserError
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -25,13 +26,13 @@ class Feed:
 
     def __init__(self, run: Run, stream: Stream | None = None) -> None:
         self.run, self.stream = run, stream
+        run.draw = self.draw
         self.set({})
 
     def set(self, state: Mapping[str, Any]) -> None:
         """Goes on from what a checkpoint kept."""
         self.fetched, self.visited = int(state.get("fetched", 0)), int(state.get("visited", 0))
         self.pending = [[Sample.parse(plain) for plain in step] for step in state.get("pending", [])]
-        self._ahead: list[Drawn] = []
         if self.stream:
             self.stream.set(state)
 
@@ -42,14 +43,20 @@ class Feed:
         return {"fetched": self.fetched, "visited": self.visited, "pending": pending, **place}
 
     def fetch(self) -> None:
-        """Draws what the next step needs, ahead of it: what cannot be had leaves no step begun and nothing drawn."""
-        self._ahead = self._ahead or ([] if self.pending else self.draw())
+        """Has what the next step needs, before it begins: what cannot be had leaves nothing drawn."""
+        if self.pending:
+            return
+        before = self.state()
+        try:
+            while not self.pending:
+                self.pending = [list(step) for step in self.run.objective.experience(self.run, self.draw())]
+        except (Preempted, UserError):
+            self.set(before)
+            raise
 
     def next(self) -> tuple[list[Sample], range]:
         """The samples of the next optimizer step and their numbers, the same on every rank."""
-        while not self.pending:
-            drawn, self._ahead = self._ahead or self.draw(), []
-            self.pending = [list(step) for step in self.run.objective.experience(self.run, drawn)]
+        self.fetch()
         samples = self.pending.pop(0)
         self.visited += len(samples)
         return samples, range(self.visited - len(samples), self.visited)
@@ -60,9 +67,10 @@ class Feed:
             drawn = self.stream.draw(self.fetched, self.run.settings.batch.size)
             self.fetched += len(drawn)
             return drawn
-        rows = self.run.sampler.step(self.fetched)
+        rows, samples = self.run.sampler.step(self.fetched), self.run.splits["train"]
         self.fetched += len(rows)
-        return [Drawn(row, self.run.splits["train"][row]) for row in rows]
+        numbers = range(self.fetched - len(rows), self.fetched)
+        return [Drawn(row, samples[row], samples.row(row), visit) for row, visit in zip(rows, numbers, strict=True)]
 
     def close(self) -> None:
         """No more rows are drawn."""

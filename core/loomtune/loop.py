@@ -20,7 +20,7 @@ from loomtune.keeper import Keeper
 from loomtune.means import StepSums
 from loomtune.run import Run
 from loomtune.streaming import Stream
-from loomtune.world import reseed
+from loomtune.world import derive, reseed
 
 
 class Loop:
@@ -36,11 +36,13 @@ class Loop:
         self.best = Best(self.run.settings.evaluate, state.get("best"))
         self.tokens_seen = int(state.get("tokens_seen", 0))
         self.owed = bool(state.get("owed"))  # the evaluation at this step was not finished
+        self.run.objective.resume(state.get("objective", {}))
         self.feed.set(state)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        return {**self.feed.state(), "tokens_seen": self.tokens_seen, "best": self.best.state(), "owed": self.owed}
+        kept = {"tokens_seen": self.tokens_seen, "best": self.best.state(), "owed": self.owed}
+        return {**self.feed.state(), **kept, "objective": dict(self.run.objective.state())}
 
     def train(self) -> str:
         """Runs to the last step; gives the status: `completed`, `stopped` or `preempted`."""
@@ -51,15 +53,17 @@ class Loop:
                 evaluate(run, suffix="_before")
             ended = self._after_step(last) if self.owed else run.step >= last
             while not ended:
+                began = time.perf_counter()
                 self._fetch()
-                if self._step() is Verdict.ROLL_BACK:
+                if self._step(began) is Verdict.ROLL_BACK:
                     self._roll_back()
                 else:
                     ended = self._after_step(last)
             return self._end()
 
     def _fetch(self) -> None:
-        """Draws the next step's rows. Where every rank hears that there are none, what was learned is kept."""
+        """Has the next step's samples. Where every rank hears that there are none, what was learned is kept."""
+        reseed(derive(self.run.settings.seed, "experience"), self.run.step, self.run.world.replica)
         try:
             self.feed.fetch()
         except (Preempted, UserError):
@@ -68,9 +72,9 @@ class Loop:
                 self.keeper.finish()
             raise
 
-    def _step(self) -> Verdict:
-        """One optimizer step; gives what the guards said of it."""
-        run, began = self.run, time.perf_counter()
+    def _step(self, began: float) -> Verdict:
+        """One optimizer step; gives what the guards said of it. began: when its samples were asked for."""
+        run = self.run
         run.step += 1
         run.events.tell("step_started", run=run, step=run.step)
         reseed(run.settings.seed, run.step, run.world.replica)
@@ -79,6 +83,7 @@ class Loop:
         sums = self._accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)
         metrics = sums.means(run.world, totals)
+        run.objective.verify(run.step, metrics)
         verdict, norm = self._update(rate, metrics["loss"])
         self.tokens_seen += int(metrics["tokens"])
         seconds = time.perf_counter() - began
@@ -89,7 +94,9 @@ class Loop:
             "seconds": seconds,
             "tokens_per_second": metrics["tokens"] / seconds,
             "memory_bytes": run.world.memory_bytes(),
+            **run.noted,
         }
+        run.noted.clear()
         run.metrics |= metrics
         run.events.tell("step_finished", run=run, step=run.step, metrics=metrics)
         return verdict

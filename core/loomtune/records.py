@@ -13,17 +13,16 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from loomtune.batching import micro_limit, step_batches
 from loomtune.checkpoint.files import replace_bytes
 from loomtune.contracts import Record, Role
 from loomtune.errors import UserError
+from loomtune.reading import read
 from loomtune.run import Run
 
 FORMAT = 1
@@ -31,9 +30,6 @@ FORMAT = 1
 
 ROWS, NUMBERS = 512, 8192
 """Rows of a part, fewer where each target has many numbers: rows times numbers is at most so much, or 64 rows."""
-
-DEVICE_TOKENS = 8192
-"""Tokens of a micro-batch on an accelerator where `batch.micro=auto`: a pass that keeps no gradient needs little."""
 
 PATIENCE = 20.0
 """Seconds between two words about how far a pass is."""
@@ -147,18 +143,8 @@ def _read(
     run: Run, split: str, record: Record, roles: Mapping[str, Role], rows: range
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """What a role says of some rows, computed by all ranks: the targets of each, and the numbers of all in order."""
-    limit = replace(micro_limit(run), packed=0)  # what packs has not shown yet that its samples do not see each other
-    if run.world.device.type != "cpu" and limit.tokens:
-        limit = replace(limit, tokens=max(limit.tokens, DEVICE_TOKENS))
-    places, values = [], []
-    with torch.no_grad():
-        for batch in step_batches(run, [run.splits[split][row] for row in rows], rows, limit):
-            # Every rank has equally many of these batches.
-            run.heed("asked to leave before the first step; what was read of frozen roles is kept")
-            values.append(record.read(roles, batch).float())
-            owner = batch.sample_numbers[batch.sample_of_segment[batch.row]]
-            places.append(torch.stack([owner, batch.part[batch.row]], 1))
-    owner, part = run.world.gather_tensor(torch.cat(places)).cpu().numpy().T
-    found = run.world.gather_tensor(torch.cat(values)).cpu().numpy()
-    # Targets of a segment are together and in order, wherever they were computed; sorting keeps equal ones so.
-    return np.bincount(owner - rows.start, minlength=len(rows)), found[np.lexsort((part, owner))]
+    samples = [run.splits[split][row] for row in rows]
+    leaving = "asked to leave before the first step; what was read of frozen roles is kept"
+    # What packs has not shown yet that its samples do not see each other.
+    found = read(run, samples, lambda batch: record.read(roles, batch), rows, packs=False, leaving=leaving)
+    return np.array([len(one) for one in found], np.int64), np.concatenate(found)

@@ -1,7 +1,7 @@
 """Roles that are another network than the policy's: what `roles.<role>.model.<setting>` says of them.
 
-Such a model is made by the policy's plugin, of the policy's settings but for those that are given. It is frozen, has no
-adapter, and is laid out as the policy is.
+Such a model is made by the policy's plugin, of the policy's settings but for those that are given. It has no adapter,
+and is laid out as the policy is. All but a trained twin (a value model) are frozen.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _faults(given: Mapping[str, Any], objective: Objective, chosen: str) -> Iter
     for name in given:
         if name == "policy":
             yield Fault("roles.policy is what is trained", "set model.<setting>")
-        elif name in wanted and name not in own:
+        elif name in wanted and name not in own and (wanted[name].shares or not wanted[name].trained):
             yield Fault(f"roles.{name} starts from the policy's own model", f"leave roles.{name} out")
         elif name not in wanted:
             what = f"objective={chosen} has no role '{name}'.{near(name, own)}"

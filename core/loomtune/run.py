@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,6 +17,8 @@ from loomtune.placement import row_width
 from loomtune.signals import StopRequest
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from loomtune import contracts as c
@@ -36,7 +39,8 @@ class Run:
     token_budget: tokens, with padding, of a micro-batch where `batch.micro=auto`.
     virtual_tokens: what the adapter puts before each row.
     stop: whether this rank was asked to leave; what takes long asks all of them between its pieces (`heed`).
-    metrics: those of the last step and the last evaluation.
+    metrics: those of the last step and the last evaluation. noted: those that join the next step's, equal on all ranks.
+    draw: gives the rows that come next, a `batch.size` of them, while the objective makes experience.
     """
 
     plan: Plan
@@ -64,6 +68,8 @@ class Run:
     roles: dict[str, c.Role] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    noted: dict[str, float] = field(default_factory=dict)
+    draw: Callable[[], list[c.Drawn]] = list
     stop: StopRequest = field(default_factory=StopRequest)
     started: float = field(default_factory=time.time)
 
@@ -112,16 +118,45 @@ class Run:
         return evaluation_batches(self, split, limit)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: c.Sampling) -> list[list[int]]:
-        """Completions of *all* prompts (the same list on every rank), shared out over ranks and gathered in order."""
+        """Tokens that complete *all* prompts; what is drawn depends on the global state that the loop sets."""
+        from loomtune.seeds import derive
+
+        seed = self.world.broadcast(random.getrandbits(62))
+        keys = [derive(seed, number) for number in range(len(prompts))]
+        return [list(one.tokens) for one in self.begin(prompts, keys, sampling)()]
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: c.Sampling
+    ) -> Callable[[], list[c.Completion]]:
+        """Begins completions of *all* prompts (the same list on every rank), shared out over ranks; see `Rollout`.
+
+        Gives what waits for them and gathers them, in order; called on every rank too.
+        """
         assert self.rollout is not None, "preflight refuses what generates without a rollout engine"
         world, longest = self.world, self.model.context() - self.virtual_tokens
         sampling = replace(sampling, max_length=min(sampling.max_length or longest, longest))
-        mine = range(world.replica, len(prompts), world.replicas)
-        done = self.rollout.generate(self.policy, [prompts[i] for i in mine], sampling, world)
-        completions: list[list[int]] = [[] for _ in prompts]
-        for replica, part in world.gather((world.replica, done)):
-            completions[replica :: world.replicas] = part
-        return completions
+        mine = slice(world.replica, None, world.replicas)
+        begun = self.rollout.begin(self.policy, prompts[mine], keys[mine], sampling, world)
+
+        def end() -> list[c.Completion]:
+            completions: list[Any] = [None] * len(prompts)
+            for replica, part in world.gather((world.replica, begun())):
+                completions[replica :: world.replicas] = part
+            return completions
+
+        return end
+
+    def read(
+        self, samples: Sequence[c.Sample], reader: Callable[[Mapping[str, c.Role], c.Batch], Tensor]
+    ) -> list[NDArray[np.float32]]:
+        """What roles say of the samples' targets now, without gradient: `(targets, ...)` for each sample.
+
+        samples: all of them, the same list on every rank; ranks share them out. reader: from the roles and a batch to
+        `(targets, ...)`, called on every rank equally often. Raises Preempted where a rank is asked to leave.
+        """
+        from loomtune.reading import read
+
+        return read(self, samples, lambda batch: reader(self.roles, batch))
 
     def losses(self, result: c.LossSums, totals: c.Totals) -> list[tuple[c.Engine, Tensor]]:
         """One scalar for each trained engine: its terms, each divided by its weight in the whole step."""

@@ -112,7 +112,7 @@ class Stream:
             self.window = Window(before.number + 1, before.first + len(samples), after)
             samples = self._opened()
         row = int(self._order[index])
-        return Drawn(row, _copied(samples[row]))
+        return Drawn(row, _copied(samples[row]), samples.row(row), number)
 
     def _opened(self) -> Samples:
         """The window's samples. Of the one before, which is taken away, every rank has drawn all that it needs."""

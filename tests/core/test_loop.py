@@ -238,7 +238,7 @@ def test_a_request_to_stop_is_heard_at_the_step_s_edge_and_saved(tmp_path: Path)
     tell = toy.run.events.tell
 
     def told(event: str, **arguments: Any) -> None:
-        toy.run.stop.requested |= event == "step_started" and arguments["step"] == 2
+        toy.run.stop.asked |= event == "step_started" and arguments["step"] == 2
         tell(event, **arguments)
 
     toy.run.events.tell = told  # type: ignore[method-assign]
@@ -303,7 +303,7 @@ def test_a_checkpoint_is_committed_by_whoever_waits_for_rows(tmp_path: Path) -> 
 
 def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
     toy = made(tmp_path, steps=1)
-    toy.run.stop.requested = True
+    toy.run.stop.asked = True
     assert toy.train() == "completed"
 
 
@@ -316,7 +316,7 @@ class Long(Evaluator):
     def evaluate(self, run: Run) -> Mapping[str, float]:
         self.begun += 1
         for piece in range(3):
-            run.stop.requested |= self.begun == self.asked_in and piece == 1
+            run.stop.asked |= self.begun == self.asked_in and piece == 1
             run.heed()
         return {"x": float(next(iter(run.policy.engine.stream_weights()))[1].sum())}
 
@@ -366,7 +366,7 @@ def test_a_request_to_stop_ends_an_evaluation_which_is_made_when_the_run_goes_on
 def test_an_evaluation_is_not_begun_by_who_was_asked_to_stop_and_is_owed(tmp_path: Path) -> None:
     settings = EvaluateSettings(every=1)
     toy = made(tmp_path, steps=2, evaluate=settings, evaluators={"long": (long := Long())})
-    toy.run.stop.requested = True
+    toy.run.stop.asked = True
     assert toy.train() == "preempted" and (toy.run.step, long.begun) == (1, 0)
     again = made(tmp_path, steps=2, evaluate=settings, evaluators={"long": Long()})
     found = measured(again)

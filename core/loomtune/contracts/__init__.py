@@ -13,9 +13,9 @@ from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
 from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
 from loomtune.contracts.record import Record
-from loomtune.contracts.reward import Reward
+from loomtune.contracts.reward import Answer, Reward, SharedReward
 from loomtune.contracts.role import Reader, Role, View
-from loomtune.contracts.rollout import Rollout, Sampling
+from loomtune.contracts.rollout import Completion, Rollout, Sampling
 from loomtune.contracts.schedule import Schedule
 from loomtune.contracts.sharding import Engine, EngineSpec, ParameterShard, Sharding
 from loomtune.contracts.stage import DuplicateStage, LinkStage, RowStage, SplitStage, Stage
@@ -23,7 +23,9 @@ from loomtune.contracts.tracker import Tracker
 
 __all__ = [
     "Adapter",
+    "Answer",
     "Batch",
+    "Completion",
     "Data",
     "DistributionLoss",
     "Drawn",
@@ -65,6 +67,7 @@ __all__ = [
     "Schedule",
     "Segment",
     "Sharding",
+    "SharedReward",
     "SplitStage",
     "Stage",
     "StateKind",

@@ -134,10 +134,16 @@ def _parse(plain: Mapping[str, Any]) -> Segment:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A sample with its place among those of the split, which are its rows where each makes one sample."""
+    """A sample with its place among those of the split, which are its rows where each makes one sample.
+
+    given: the row as the data's plugin gave it, where the objective keeps rows. visit: the how-manieth sample that the
+    run draws, the same on any world.
+    """
 
     row: int
     sample: Sample
+    given: Mapping[str, Any] = field(default_factory=dict)
+    visit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

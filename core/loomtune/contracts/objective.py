@@ -41,11 +41,13 @@ class RoleSpec:
     trained: whether it has an optimizer. head: `lm` or the name of a scalar head.
     twin_of: the role whose base it starts from and, where an adapter makes it possible, shares an engine with.
         A frozen twin with head `lm` is that engine with the adapter off; without an adapter, an engine of its own.
+    shares: whether it is a view of its twin's engine whatever the adapter is, as a value head on the policy may be.
     """
 
     trained: bool
     head: Head = "lm"
     twin_of: str | None = None
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,9 @@ class Objective(ABC):
         An offline objective gives one step of the rows' own samples. An online one rolls out, scores, and gives all the
         minibatches of its inner epochs, with what they need in `Segment.columns`; they are fixed before the first is
         trained on, and a checkpoint keeps those that are left. Where samples are computed is the loop's affair.
+
+        Called between two steps, with `run.step` done. `run.noted` takes what is to be logged with the next one, and
+        `run.draw()` gives the rows of another `batch.size`. Where it raises, nothing was drawn.
         """
         return [self.together([one.sample for one in drawn], run.max_length)]
 
@@ -142,6 +147,22 @@ class Objective(ABC):
     def online(self) -> bool:
         """Whether `experience` makes samples of its own, so that nobody knows before the run what a step holds."""
         return type(self).experience is not Objective.experience
+
+    def keeps_rows(self) -> bool:
+        """Whether `experience` looks at rows, which are then kept beside their samples: `Drawn.given`."""
+        return False
+
+    def state(self) -> Mapping[str, Any]:
+        """What changes from batch to batch and a checkpoint keeps, as JSON holds it: a coefficient that adapts."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave; from nothing, as at the beginning."""
+        return
+
+    def verify(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises RunFailed where a step's means, equal on every rank, say that it must not be taken."""
+        return
 
     def steps_per_batch(self) -> int:
         """How many optimizer steps `experience` usually gives: what `epochs` is planned with."""

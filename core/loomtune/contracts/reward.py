@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loomtune.contracts.data import Row
+from loomtune.contracts.data import Data, Row
 
 if TYPE_CHECKING:
+    from loomtune.contracts.objective import RoleSpec
     from loomtune.run import Run
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion that is to be scored.
+
+    row: as the data's plugin gave it. prompt, tokens: ids; the stop token is the last of `tokens` where one came.
+    text: of the tokens, without what ends an answer. ended: False where it was cut at its longest.
+    """
+
+    row: Row
+    prompt: Sequence[int]
+    tokens: Sequence[int]
+    text: str
+    ended: bool
+
+
 class Reward(ABC):
-    """Scores completions for reinforcement learning."""
+    """Scores completions for reinforcement learning.
+
+    weight: what its score is multiplied with in the sum over the chosen rewards.
+    """
+
+    weight: float = 1.0
+
+    def roles(self) -> Mapping[str, RoleSpec]:
+        """Frozen networks that it reads, which the objective adds to its own; none unless said otherwise."""
+        return {}
+
+    def check(self, data: Data) -> None:
+        """Raises UserError where the data lack what it looks at; before the run, without torch."""
+        return
 
     @abstractmethod
-    def score(self, run: Run, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
-        """One score for each completion of this rank; NaN where it could not be had in time, which leaves it out.
+    def score(self, run: Run, answers: Sequence[Answer]) -> list[float]:
+        """One score for each answer; NaN where it could not be had, which leaves the answer out.
 
-        run: has the roles and the tokenizer. Every rank calls it, with no rows where it has none.
+        answers: those of all ranks, the same list on every rank, and so are the scores. A failure or a time-out of one
+        answer is its NaN, never an exception, and never a rank that others wait for.
         """
+
+
+class SharedReward(Reward):
+    """One that needs no network of the run: each rank scores a share of the answers."""
+
+    @abstractmethod
+    def each(self, run: Run, answers: Sequence[Answer]) -> list[float]:
+        """One score for each of this rank's answers, NaN where it could not be had."""
+
+    def score(self, run: Run, answers: Sequence[Answer]) -> list[float]:
+        """What all ranks made of their shares."""
+        scores = [float("nan")] * len(answers)
+        world = run.world
+        for rank, part in enumerate(world.gather(self.each(run, answers[world.rank :: world.size]))):
+            scores[rank :: world.size] = part
+        return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,15 +28,46 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came of a prompt.
+
+    tokens: without the prompt, with the stop token where one came.
+    log_probs: of each token as the engine had it, in nats: logits divided by the temperature (by 1 where it is 0),
+        before anything was cut off; empty where the engine does not say.
+    """
+
+    tokens: Sequence[int]
+    log_probs: Sequence[float] = ()
+
+
 class Rollout(ABC):
     """Generates completions with the weights that are being trained."""
 
     @abstractmethod
     def generate(
-        self, role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World
-    ) -> list[list[int]]:
-        """Completions, without the prompt and with the stop token where one came, for this rank's prompts, in order.
+        self, role: Role, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling, world: World
+    ) -> list[Completion]:
+        """Completions of this rank's prompts, in order.
 
+        keys: a number below 2^63 for each prompt, of which alone (with the place in the completion) its noise is a
+        function: neither rank, world size nor batch shape changes what is drawn.
         Every rank calls it, with no prompts where it has none; parameters are gathered once for the call. A prompt that
         leaves no room within `max_length` is completed by nothing.
         """
+
+    def begin(
+        self, role: Role, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling, world: World
+    ) -> Callable[[], list[Completion]]:
+        """Begins `generate` with the weights as they are now, and gives what waits for its end.
+
+        An engine that generates elsewhere lets training go on meanwhile; here it is done at once. Both are called on
+        every rank. Where more is begun in between (an evaluation), what is under way is ended first, before weights
+        change, and its completions are kept for who waits for them.
+        """
+        done = self.generate(role, prompts, keys, sampling, world)
+        return lambda: done
+
+    def close(self) -> None:
+        """Lets go of what lies elsewhere; at the run's end, on every rank."""
+        return

@@ -96,8 +96,8 @@ class Part:
         self.largest = -1
         self.refusals, self.cut_away = Refusals(), Refusals()
 
-    def add(self, sample: Sample, origin: str, of: str, lost: int) -> None:
-        """Appends a sample. of: its source; those of one come together. lost: tokens that were cut off."""
+    def add(self, sample: Sample, origin: str, of: str, lost: int, row: str = "") -> None:
+        """Appends a sample. of: its source; those of one come together. lost: tokens that were cut off. row: JSON."""
         self.sources[of] = self.sources.get(of, 0) + 1
         names = list(sample.numbers)
         assert names == (self.names or names), "an objective gives every sample the same numbers, in the same order"
@@ -110,8 +110,9 @@ class Part:
         self._put("segment_starts", [len(sample.segments)])
         self._put("lengths", [sample.length])
         self._put("numbers", list(sample.numbers.values()))
-        self._put("origins", np.frombuffer(origin.encode(), np.uint8))
-        self._put("origin_starts", [len(origin.encode())])
+        for name, text in (("origin", origin.encode()), ("row", row.encode())):
+            self._put(f"{name}s", np.frombuffer(text, np.uint8))
+            self._put(f"{name}_starts", [len(text)])
         self.counts.update(cut=int(lost > 0), cut_tokens=lost)
         self.largest = max(self.largest, *(int(segment.tokens.max(initial=-1)) for segment in sample.segments))
 
@@ -155,9 +156,10 @@ class Encoder:
             except ValueError as error:
                 part.refusals.add(origin, str(error))
                 continue
+            kept = json.dumps(row, default=str) if self.objective.keeps_rows() else ""
             for sample in made:
                 if sample.targets or not self.objective.needs_targets():
-                    part.add(sample, origin, of, lost)
+                    part.add(sample, origin, of, lost, kept)
                 else:
                     (part.cut_away if lost else part.refusals).add(origin, self._why_no_target(lost))
         return part.joined()

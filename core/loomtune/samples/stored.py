@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loomtune.contracts import Sample, Segment
 from loomtune.errors import UserError
 
-FORMAT = 5
+FORMAT = 6
 """Version of the folder's layout; part of the key."""
 
 ABOUT = "about.json"
@@ -31,9 +31,11 @@ COLUMNS: Mapping[str, str] = {
     "numbers": "<f8",  # of each sample, as many as there are names
     "origins": "|u1",  # of all samples, UTF-8
     "origin_starts": "<i8",
+    "rows": "|u1",  # JSON of all rows, where the objective keeps them
+    "row_starts": "<i8",
 }
 
-STARTS = ("token_starts", "segment_starts", "origin_starts")
+STARTS = ("token_starts", "segment_starts", "origin_starts", "row_starts")
 
 
 class Samples:
@@ -62,7 +64,7 @@ class Samples:
         self._names: list[str] = about["names"]
         self._tokens, self._is_target, self._parents = column["tokens"], column["is_target"], column["parents"]
         self._numbers = column["numbers"].reshape(-1, len(self._names)) if self._names else column["numbers"]
-        self._origins, self._origin_starts = column["origins"], column["origin_starts"]
+        self._texts = {name: (column[f"{name}s"], column[f"{name}_starts"]) for name in ("origin", "row")}
         self._token_starts, self._segment_starts = column["token_starts"], column["segment_starts"]
         self.lengths = column["lengths"]
 
@@ -82,8 +84,16 @@ class Samples:
 
     def origin(self, index: int) -> str:
         """Where the row was read, as the data said (`file:line`)."""
-        start, end = self._origin_starts[index : index + 2]
-        return bytes(self._origins[start:end]).decode()
+        return self._text("origin", index)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The row as the data gave it, where the objective keeps rows; what JSON cannot hold is text."""
+        row: dict[str, Any] = json.loads(self._text("row", index) or "{}")
+        return row
+
+    def _text(self, name: str, index: int) -> str:
+        texts, starts = self._texts[name]
+        return bytes(texts[starts[index] : starts[index + 1]]).decode()
 
     def _segment(self, number: int) -> Segment:
         where = slice(self._token_starts[number], self._token_starts[number + 1])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, Reader, View
+from loomtune.contracts.saved import HEADS
 from loomtune.errors import UserError
 from loomtune.toolkit.dropout import dropout_keys, replace_dropout
 from loomtune.world import derive
@@ -116,8 +117,9 @@ class Network(nn.Module):
         """A parameter's or saved buffer's first values, or a slice of them, by its name in this module."""
         if name.startswith(PREFIX):
             return self.source.read(name.removeprefix(PREFIX), where)
-        if name in self.source.shapes():
-            return self.source.read(name, where)
+        trained = [other for other in self.source.shapes() if other.startswith(HEADS)]
+        if trained:  # a value starts as what scored, where no head of its own name was trained
+            return self.source.read(name if name in trained else trained[0], where)
         shape = self.get_parameter(name).shape
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(derive(self.spec.seed, name))) / shape[-1]
         return drawn if where is None else drawn[where]

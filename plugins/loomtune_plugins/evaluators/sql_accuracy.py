@@ -9,7 +9,7 @@ from loomtune.contracts import Data, Evaluator, Row, Sampling
 from loomtune.errors import UserError
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
 from loomtune_plugins.evaluators.split import check_split, limit
-from loomtune_plugins.evaluators.sql_execution import executes_same
+from loomtune_plugins.sql_execution import executes_same, is_ordered, right_query, written_query
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -34,7 +34,7 @@ class SQLAccuracy(Evaluator):
         """Raises UserError where the data lack the split, or its rows a database."""
         check_split(data, "sql_accuracy", self._settings.split)
         first = next(iter(data.rows(self._settings.split)), {})
-        if "database" not in first or gold(first) is None:
+        if "database" not in first or right_query(first) is None:
             raise UserError.of(
                 f"rows of the split '{self._settings.split}' have no database with a right query",
                 "leave sql_accuracy out of evaluator=[...], or name data whose rows have `database` and `completion`",
@@ -53,7 +53,7 @@ class SQLAccuracy(Evaluator):
         for i in range(run.world.rank, len(rows), run.world.size):  # generated everywhere, executed once
             if run.stop.requested:
                 break
-            same += self._same(rows[i], queries[i], gold(rows[i]) or "")
+            same += self._same(rows[i], queries[i], right_query(rows[i]) or "")
             ran += self._runs(rows[i], queries[i])
         run.heed()
         right, valid = run.world.total([same, ran])
@@ -66,11 +66,11 @@ class SQLAccuracy(Evaluator):
         sampling = Sampling(max_tokens=self._settings.max_tokens, stop=run.tokenizer.stops)
         completions = _generated(run, asked, sampling)
         written = ([token for token in tokens if token not in sampling.stop] for tokens in completions)
-        return [run.tokenizer.decode(next(written)).strip() if prompt else "" for prompt in prompts]
+        return [written_query(run.tokenizer.decode(next(written))) if prompt else "" for prompt in prompts]
 
     def _same(self, row: Row, query: str, right: str) -> bool:
-        ordered = " ORDER BY " in f" {' '.join(right.upper().split())} "
-        return executes_same(row["database"], query, right, ordered=ordered, seconds=self._settings.seconds)
+        seconds = self._settings.seconds
+        return executes_same(row["database"], query, right, ordered=is_ordered(right), seconds=seconds)
 
     def _runs(self, row: Row, query: str) -> bool:
         """Whether a query runs: in the place of the right query, one that fails is an error."""
@@ -86,12 +86,6 @@ def _generated(run: Run, prompts: Sequence[list[int]], sampling: Sampling) -> It
     for start in range(0, len(prompts), size := ROUND * run.world.replicas):
         run.heed()
         yield from run.generate(prompts[start : start + size], sampling)
-
-
-def gold(row: Row) -> str | None:
-    """The right query of a row: what it says is right, the preferred answer of a pair, or the completion."""
-    found = row.get("gold", row.get("chosen", row.get("completion")))
-    return None if found is None else str(found)
 
 
 def _prompt(run: Run, row: Row) -> list[int]:

@@ -11,25 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loomtune.contracts import Role, Sampling
+from loomtune.contracts import Completion, Role, Sampling
 from loomtune.world import World
 from loomtune_plugins.rollouts.noise import RowNoise
 
 
 def generate(
-    role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World, batch: int
-) -> list[list[int]]:
+    role: Role, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling, world: World, batch: int
+) -> list[Completion]:
     """Completions of this rank's prompts, in order, `batch` of similar length at once."""
-    seed = _seed(world) if sampling.temperature > 0 else 0
-    completions: list[list[int]] = [[] for _ in prompts]
+    completions = [Completion(())] * len(prompts)
     with role.engine.evaluating(), role.engine.gathered() as module, _own_defaults(module), torch.no_grad():
         for chosen, room in _batches(prompts, sampling, batch):
             longest = len(prompts[chosen[-1]])
-            noise = RowNoise(seed, [world.replica + world.replicas * i for i in chosen], longest)
+            noise = RowNoise([keys[i] for i in chosen], longest)
             most = replace(sampling, max_tokens=room)
             done = _continued(module, [prompts[i] for i in chosen], most, noise, world.device)
             for i, tokens in zip(chosen, done, strict=True):
-                completions[i] = tokens
+                completions[i] = Completion(tokens)
     return completions
 
 
@@ -49,12 +48,6 @@ def _batches(prompts: Sequence[Sequence[int]], sampling: Sampling, size: int) ->
 
 def _room(length: int, sampling: Sampling) -> int:
     return min(sampling.max_tokens, sampling.max_length - length) if sampling.max_length else sampling.max_tokens
-
-
-def _seed(world: World) -> int:
-    """A new seed, the same on every rank, from the global state that the loop sets before each step."""
-    seed: int = world.broadcast(int(torch.randint(2**62, (1,))))
-    return seed
 
 
 def _continued(

@@ -19,18 +19,18 @@ class RowNoise:
     """Adds Gumbel noise to scores, other noise to each row of a batch.
 
     The largest of log-probabilities plus independent Gumbel noise is a draw from them (Gumbel 1954; Maddison et al.
-    2014, "A* Sampling", section 2). The noise of a token is a function of the seed, the row's number, how many tokens
-    were written before it, and its id: of no other row, of no padding, and of no state that a device keeps.
+    2014, "A* Sampling", section 2). The noise of a token is a function of the row's key, how many tokens were
+    written before it, and its id: of no other row, of no padding, and of no state that a device keeps.
     """
 
-    def __init__(self, seed: int, numbers: Sequence[int], length: int) -> None:
+    def __init__(self, keys: Sequence[int], length: int) -> None:
         """length: of the prompts, padding included."""
-        self._seed, self._numbers, self._length = seed, numbers, length
+        self._keys, self._length = keys, length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(rows, vocabulary)` with noise. input_ids: `(rows, length + tokens written)`."""
         written = input_ids.shape[1] - self._length
-        keys = [derive(self._seed, "rollout", number, written) for number in self._numbers]
+        keys = [derive(key, "rollout", written) for key in self._keys]
         return scores.float() + gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
 
     def processors(self, sampling: Sampling) -> Any:

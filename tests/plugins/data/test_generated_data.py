@@ -10,12 +10,11 @@ from loomtune.errors import UserError
 from loomtune.testing.toy import ToyTokenizer
 from loomtune_plugins.data.sql_quiz_data import SqlCorpus, SqlLabels, SqlQuiz
 from loomtune_plugins.data.sql_quiz_settings import MISTAKES, SqlCorpusSettings, SqlQuizSettings
-from loomtune_plugins.evaluators.sql_accuracy import gold
-from loomtune_plugins.evaluators.sql_execution import executes_same
 from loomtune_plugins.objectives.dpo import Dpo
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
 from loomtune_plugins.objectives.reward import RewardModel
 from loomtune_plugins.objectives.reward_settings import RewardSettings
+from loomtune_plugins.sql_execution import executes_same, right_query
 
 
 def test_sql_quiz_has_rows_for_completions_pairs_and_execution() -> None:
@@ -52,9 +51,11 @@ def test_sql_quiz_labels_are_of_one_answer_to_each_question() -> None:
 def test_the_right_query_of_a_labelled_row_is_not_its_wrong_answer() -> None:
     rows = SqlLabels(SqlQuizSettings(train=20)).rows("train")
     wrong = next(row for row in rows if not row["label"])
-    assert gold(wrong) == wrong["gold"] != wrong["completion"]
+    assert right_query(wrong) == wrong["gold"] != wrong["completion"]
     right = next(row for row in SqlQuiz(SqlQuizSettings(train=20)).rows("train") if row["prompt"] == wrong["prompt"])
-    assert gold(wrong) == right["chosen"] and not {"chosen", "rejected"} & {*wrong}, "no objective of pairs reads it"
+    assert right_query(wrong) == right["chosen"] and not {"chosen", "rejected"} & {*wrong}, (
+        "no objective of pairs reads it"
+    )
 
 
 def test_training_may_be_of_some_mistakes_and_is_measured_on_all() -> None:

@@ -14,7 +14,7 @@ from loomtune_plugins.data.sql_quiz import generate
 from loomtune_plugins.data.sql_quiz.intents import INTENTS
 from loomtune_plugins.data.sql_quiz.words import SPLITS
 from loomtune_plugins.data.sql_quiz.wrong import mistakes, tables_of
-from loomtune_plugins.evaluators.sql_execution import executes_same
+from loomtune_plugins.sql_execution import executes_same
 
 Row = dict[str, str]
 Answer = list[str] | None

@@ -13,7 +13,7 @@ from loomtune.settings import Settings
 from loomtune.signals import StopRequest
 from loomtune_plugins.evaluators import sql_accuracy
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
-from loomtune_plugins.evaluators.sql_accuracy import SQLAccuracy, gold
+from loomtune_plugins.evaluators.sql_accuracy import SQLAccuracy
 
 DATABASE = "CREATE TABLE t (a INTEGER, b TEXT); INSERT INTO t VALUES (1, 'x'), (2, 'y'), (3, 'x');"
 EOS, TURN_END = 3, 4
@@ -161,7 +161,7 @@ def test_prompts_are_asked_in_rounds_between_which_a_request_to_stop_is_heard(mo
     assert [prompts for prompts, _ in run.asked[1:]] == [[[1, 5], [2, 6]], [[3, 7]]]
     run.world = SimpleNamespace(replicas=2, total=Alone().total)
     assert len([*sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)]) == 3 and len(run.asked) == 4
-    run.stop.requested = True
+    run.stop.asked = True
     with pytest.raises(Preempted):
         accuracy().evaluate(run)
     assert len(run.asked) == 4
@@ -172,18 +172,13 @@ def test_a_request_to_stop_is_heard_while_queries_are_executed(monkeypatch: pyte
 
     def executes(*given: Any, **how: Any) -> bool:
         executed.append(given)
-        run.stop.requested = True
+        run.stop.asked = True
         return True
 
     monkeypatch.setattr(sql_accuracy, "executes_same", executes)
     with pytest.raises(Preempted):
         accuracy().evaluate(run)
     assert len(executed) == 2, "the first row's query, beside the right one and by itself"
-
-
-def test_the_preferred_answer_of_a_pair_is_the_right_query() -> None:
-    assert gold({"chosen": "SELECT 1", "rejected": "SELECT 2"}) == "SELECT 1"
-    assert gold({"completion": "SELECT 3"}) == "SELECT 3"
 
 
 @pytest.mark.parametrize(

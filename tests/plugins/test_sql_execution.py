@@ -2,7 +2,7 @@
 
 import pytest
 
-from loomtune_plugins.evaluators.sql_execution import executes_same
+from loomtune_plugins.sql_execution import Database, executes_same, is_ordered, right_query, written_query
 
 DATABASE = """
 CREATE TABLE lake (name TEXT, depth INTEGER, region TEXT);
@@ -89,3 +89,40 @@ def test_a_flood_of_rows_is_wrong() -> None:
 def test_a_gold_query_that_fails_is_the_datas_fault() -> None:
     with pytest.raises(ValueError, match="gold query"):
         same(NAMES, "SELECT nothing FROM lake")
+
+
+def test_a_query_that_says_nothing_does_not_run() -> None:
+    nothing = "SELECT name FROM lake WHERE 0"
+    assert same(nothing, nothing) and not same("", nothing) and not same("-- nothing", nothing)
+
+
+def test_one_database_answers_query_after_query() -> None:
+    lakes = Database(DATABASE, seconds=0.2)
+    before = lakes.rows(NAMES)
+    for query in (ENDLESS, "DROP TABLE lake", "nonsense", "SELECT replace(printf('%.*c', 999999, 'x'), 'x', 'xxxx')"):
+        assert lakes.rows(query) is None
+    assert lakes.rows(NAMES) == before == [("ula",), ("mora",), ("inari",)]
+
+
+def test_the_preferred_answer_of_a_pair_is_the_right_query() -> None:
+    assert right_query({"chosen": "SELECT 1", "rejected": "SELECT 2"}) == "SELECT 1"
+    assert right_query({"completion": "SELECT 3"}) == "SELECT 3"
+    assert right_query({"completion": "SELECT 3", "gold": "SELECT 4"}) == "SELECT 4"
+    assert right_query({"prompt": "?"}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        (" SELECT 1 ", "SELECT 1"),
+        ("It is\n```sql\nSELECT 2\n```\nsee?", "SELECT 2"),
+        ("```\nSELECT 1\n```\nNo:\n```SQL\nSELECT 3\n```", "SELECT 3"),
+        ("SELECT '```'", "SELECT '```'"),
+    ],
+)
+def test_a_fenced_query_is_what_was_meant(text: str, query: str) -> None:
+    assert written_query(text) == query
+
+
+def test_an_order_is_asked_for_in_any_spelling() -> None:
+    assert is_ordered("select a from t order\n  by a") and not is_ordered("SELECT order_by FROM t")
