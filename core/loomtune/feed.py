@@ -32,13 +32,18 @@ class Feed:
     def set(self, state: Mapping[str, Any]) -> None:
         """Goes on from what a checkpoint kept."""
         self.fetched, self.visited = int(state.get("fetched", 0)), int(state.get("visited", 0))
-        self.pending = [[Sample.parse(plain) for plain in step] for step in state.get("pending", [])]
+        pending = state.get("pending") or {"samples": [], "steps": []}
+        samples = [Sample.parse(plain) for plain in pending["samples"]]
+        self.pending = [[samples[place] for place in step] for step in pending["steps"]]
         if self.stream:
             self.stream.set(state)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        pending = [[sample.plain() for sample in step] for step in self.pending]
+        """What a checkpoint keeps of it: of samples that several steps learn from, one copy."""
+        each = {id(sample): sample for step in self.pending for sample in step}
+        places = {key: place for place, key in enumerate(each)}
+        steps = [[places[id(sample)] for sample in step] for step in self.pending]
+        pending = {"samples": [sample.plain() for sample in each.values()], "steps": steps}
         place = self.stream.state() if self.stream else {}
         return {"fetched": self.fetched, "visited": self.visited, "pending": pending, **place}
 

@@ -177,7 +177,10 @@ def step_started(run: Run, step: int) -> None:
 
 @hookspec
 def rollout_finished(run: Run, step: int, samples: Sequence[Mapping[str, object]]) -> None:
-    """Tells what an online objective generated for a step, on the ranks that hold it."""
+    """Tells what an online objective generated, once a batch, before the step that is the first to learn from it.
+
+    samples: all of them, alike on every rank: `prompt`, `completion`, and what the objective says of each.
+    """
 
 
 @hookspec

@@ -155,7 +155,7 @@ class Loop:
         if not self.keeper.restore():
             raise RunFailed("a guard rolls back, but there is no checkpoint yet; set checkpoint.every")
         self._set(self.keeper.state)
-        self.feed.set({**before, "pending": []})
+        self.feed.set({**before, "pending": None})
 
     def _judge(self, loss: float, norm: float) -> Verdict:
         run = self.run

@@ -20,7 +20,7 @@ from loomtune.errors import Fault, UserError
 from loomtune.offers import AXES, Arity
 from loomtune.settings import NOT_PART_OF_THE_MATHS, ROOT_KEYS, BatchSettings, Settings, leaves
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ NOT_PART_OF_THE_MATHS = (
     "batch.micro",
     "batch.share",
     "packing",
+    "rollout.batch",
+    "rollout.ranks",
     "exporter",
 )
 """Keys that the plan's hash leaves out: a run may go on with other values of them."""

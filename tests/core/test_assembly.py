@@ -57,8 +57,21 @@ def test_with_an_adapter_twins_are_views_of_one_engine(tmp_path: Path) -> None:
     assert roles["policy"].engine.spec.heads == ("lm", "score")
 
 
-def built(folder: Path, adapter: Any) -> Any:
-    made_up = made(folder, Roles(), adapter=adapter)
+class Sharing(Roles):
+    """The value is a head on the policy's own network."""
+
+    def roles(self) -> dict[str, RoleSpec]:
+        return {**super().roles(), "value": RoleSpec(trained=True, head="score", twin_of="policy", shares=True)}
+
+
+def test_a_role_that_shares_is_a_view_of_its_twin_whatever_is_trained(tmp_path: Path) -> None:
+    roles = built(tmp_path, toy.ToyAdapter(), Sharing())
+    assert roles["value"].engine is roles["policy"].engine is not roles["reference"].engine
+    assert roles["policy"].engine.spec.heads == ("lm", "score") and roles["value"].adapter
+
+
+def built(folder: Path, adapter: Any, objective: Any = None) -> Any:
+    made_up = made(folder, objective or Roles(), adapter=adapter)
     made_up.assembly.build_roles()
     return made_up.run.roles
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,24 @@ def test_a_head_may_share_its_twin_s_engine_without_an_adapter(shares: bool, tmp
     roles = toy.run.roles
     assert (roles["value"].engine is roles["policy"].engine) is shares
     assert len(toy.run.trained_engines()) == 2 - shares
+
+
+class Twice(Online):
+    """Learns from the same samples in each of its steps."""
+
+    def experience(self, run: Run, drawn: Sequence[Drawn]) -> Sequence[Sequence[Sample]]:
+        (first, *_) = super().experience(run, drawn)
+        return [first, first[::-1], first]
+
+
+def test_a_checkpoint_keeps_one_copy_of_what_several_steps_learn_from(tmp_path: Path) -> None:
+    first = made(tmp_path, Twice(), steps=6, stop_after=1)
+    first.train()
+    (path,) = (tmp_path / "checkpoints").glob("step-*")
+    pending = json.loads((path / "state.json").read_text())["pending"]
+    assert len(pending["samples"]) == 2 and pending["steps"] == [[0, 1], [1, 0]]
+    second = made(tmp_path, Twice(), steps=6)
+    second.train()
+    whole = made(tmp_path / "whole", Twice(), steps=6)
+    whole.train()
+    assert first.diary.steps + second.diary.steps == whole.diary.steps

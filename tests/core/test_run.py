@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from loomtune.contracts import LossSums, Role, RoleSpec, Rollout, Sampling
+from loomtune.contracts import Completion, LossSums, Role, RoleSpec, Rollout, Sampling
 from loomtune.errors import Preempted, UserError
 from loomtune.testing import toy as toys
 from loomtune.world import World
@@ -65,21 +66,23 @@ class Echo(Rollout):
 
     def __init__(self) -> None:
         self.given: list[list[int]] = []
+        self.keys: list[int] = []
         self.lengths: list[int] = []
 
     def generate(
-        self, role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, world: World
-    ) -> list[list[int]]:
+        self, role: Role, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling, world: World
+    ) -> list[Completion]:
         self.given += [list(prompt) for prompt in prompts]
+        self.keys += keys
         self.lengths.append(sampling.max_length)
-        return [[prompt[0], 99] for prompt in prompts]
+        return [Completion([prompt[0], 99]) for prompt in prompts]
 
 
 class Peer(World):
     """The second of two replicas, whose peer's part is known."""
 
     def gather(self, thing: Any) -> list[Any]:
-        return [(0, [[10, 99], [12, 99], [14, 99]]), thing]
+        return [(0, [Completion([number, 99]) for number in (10, 12, 14)]), thing]
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5])
@@ -95,9 +98,15 @@ def test_a_replica_generates_for_its_own_prompts(tmp_path: Path) -> None:
     world = Peer(1, 2, 0, torch.device("cpu"), replica=1, replicas=2)
     toy = made(tmp_path, Plain(), rollout=(echo := Echo()), world=world)
     toy.assembly.build_roles()
-    found = toy.run.generate([[10], [11], [12], [13], [14]], Sampling(max_tokens=2))
-    assert echo.given == [[11], [13]]
-    assert found == [[10, 99], [11, 99], [12, 99], [13, 99], [14, 99]]
+    prompts = [[10], [11], [12], [13], [14]]
+    found = toy.run.begin(prompts, [5, 6, 7, 8, 9], Sampling(max_tokens=2))()
+    assert echo.given == [[11], [13]] and echo.keys == [6, 8]
+    assert found == [Completion([10 + number, 99]) for number in range(5)]
+    random.seed(4)
+    toy.run.generate(prompts, Sampling(max_tokens=2))
+    random.seed(4)
+    toy.run.generate(prompts, Sampling(max_tokens=2))
+    assert echo.keys[2:4] == echo.keys[4:] and len(set(echo.keys)) == 4
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 250), (100, 100), (1000, 250)])

@@ -8,6 +8,7 @@ in a row) and prefix sharing (a parent computed once) are the same idea, and no 
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -121,15 +122,16 @@ def _copy(segment: Segment, parent: int, *, learned: bool) -> Segment:
 
 
 def _plain(segment: Segment) -> dict[str, Any]:
-    columns = {name: values.tolist() for name, values in segment.columns.items()}
-    tokens, targets = segment.tokens.tolist(), segment.is_target.tolist()
-    return {"tokens": tokens, "is_target": targets, "parent": segment.parent, "columns": columns}
+    arrays = {"tokens": segment.tokens, "is_target": segment.is_target, **segment.columns}
+    packed = {name: [list(values.shape), b64encode(values.tobytes()).decode()] for name, values in arrays.items()}
+    return {"parent": segment.parent, "columns": packed}
 
 
 def _parse(plain: Mapping[str, Any]) -> Segment:
-    columns = {name: np.array(values, np.float32) for name, values in plain["columns"].items()}
-    tokens, targets = np.array(plain["tokens"], np.int32), np.array(plain["is_target"], np.bool_)
-    return Segment(tokens, targets, plain["parent"], columns)
+    kinds, columns = {"tokens": np.int32, "is_target": np.bool_}, {}
+    for name, (shape, packed) in plain["columns"].items():
+        columns[name] = np.frombuffer(b64decode(packed), kinds.get(name, np.float32)).reshape(shape)
+    return Segment(columns.pop("tokens"), columns.pop("is_target"), plain["parent"], columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,36 +15,40 @@ STEP, FIRST, SECOND = (number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF584
 """Constants of SplitMix64, as int64 holds them."""
 
 
-class RowNoise:
-    """Adds Gumbel noise to scores, other noise to each row of a batch.
+class Choice:
+    """Chooses the next token of each row: the most probable one, or one that is drawn by noise of the row's own.
 
     The largest of log-probabilities plus independent Gumbel noise is a draw from them (Gumbel 1954; Maddison et al.
     2014, "A* Sampling", section 2). The noise of a token is a function of the row's key, how many tokens were
     written before it, and its id: of no other row, of no padding, and of no state that a device keeps.
     """
 
-    def __init__(self, keys: Sequence[int], length: int) -> None:
-        """length: of the prompts, padding included."""
-        self._keys, self._length = keys, length
+    def __init__(self, sampling: Sampling) -> None:
+        from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `(rows, vocabulary)` with noise. input_ids: `(rows, length + tokens written)`."""
-        written = input_ids.shape[1] - self._length
-        keys = [derive(key, "rollout", written) for key in self._keys]
-        return scores.float() + gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
+        self.temperature = float(sampling.temperature)
+        self.cuts: list[Any] = []
+        if self.temperature > 0 and sampling.top_k > 0:
+            self.cuts.append(TopKLogitsWarper(sampling.top_k))
+        if self.temperature > 0 and sampling.top_p < 1:
+            self.cuts.append(TopPLogitsWarper(sampling.top_p))
 
-    def processors(self, sampling: Sampling) -> Any:
-        """What transformers applies to the scores, in order: temperature, the cuts, the noise; nothing where greedy."""
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    def __call__(self, logits: Tensor, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores `(rows, vocabulary)` of which the largest is the choice, the tokens chosen `(rows,)`, and the
+        log-probabilities `(rows,)` of these, fp32, of all that could have been drawn before any cut.
 
-        if sampling.temperature <= 0:
-            return LogitsProcessorList()
-        chosen: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
-        if sampling.top_k > 0:
-            chosen.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            chosen.append(TopPLogitsWarper(sampling.top_p))
-        return LogitsProcessorList([*chosen, self])
+        logits: `(rows, vocabulary)`. places: each row's key, and how many tokens it has written.
+        """
+        tempered = logits.float() / self.temperature if self.temperature > 0 else logits.float()
+        scores = tempered
+        for cut in self.cuts:
+            scores = cut(None, scores)
+        if self.temperature > 0:
+            keys = [derive(key, "rollout", written) for key, written in places]
+            scores = scores + gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
+        tokens = scores.argmax(-1)
+        chosen = tempered.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return scores, tokens, chosen - tempered.logsumexp(-1)
 
 
 def gumbel(keys: Tensor, count: int) -> Tensor:

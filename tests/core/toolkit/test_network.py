@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -106,6 +106,26 @@ def test_the_first_values_of_a_head_are_drawn_from_seed_and_name() -> None:
     assert not torch.equal(first, of.initial("heads.other.weight", None))
     assert torch.equal(first[:, 2:5], of.initial("heads.score.weight", (slice(0, 1), slice(2, 5))))
     assert torch.equal(of.initial("module.tokens.weight", None), toy.Drawn(0).read("tokens.weight"))
+
+
+class Scoring(toy.Drawn):
+    """Weights of a network whose scalar head was trained before."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {**super().shapes(), "heads.reward.weight": (1, toy.WIDTH)}
+
+    def read(self, name: str, where: tuple[slice, ...] | None = None) -> torch.Tensor:
+        return torch.full((1, toy.WIDTH), 7.0) if name == "heads.reward.weight" else super().read(name, where)
+
+
+class ScoringModel(toy.ToyModel):
+    def weights(self, seed: int) -> WeightSource:
+        return Scoring(seed)
+
+
+def test_a_head_of_no_name_that_was_trained_starts_as_the_one_that_was() -> None:
+    of = network("value", model=ScoringModel())
+    assert torch.equal(of.initial("heads.value.weight", None), torch.full((1, toy.WIDTH), 7.0))
 
 
 def test_dropout_belongs_to_the_data() -> None:

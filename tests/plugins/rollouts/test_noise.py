@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from loomtune_plugins.rollouts.noise import RowNoise, gumbel, random_bits
+from loomtune.contracts import Sampling
+from loomtune_plugins.rollouts.noise import Choice, gumbel, random_bits
 
 WRAP = 2**64
 
@@ -36,19 +37,32 @@ def test_draws_have_the_moments_and_the_tail_of_a_gumbel_distribution() -> None:
         assert abs((drawn > height).double().mean() / expected - 1) < 5 / math.sqrt(1e6 * expected), height
 
 
-def test_rows_places_and_seeds_have_nothing_in_common() -> None:
-    def noise(seed: int, number: int, written: int) -> torch.Tensor:
-        tokens = torch.zeros(1, 3 + written, dtype=torch.long)
-        return RowNoise(seed, [number], 3)(tokens, torch.zeros(1, 20_000))[0]
+def noise(count: int, *places: tuple[int, int]) -> torch.Tensor:
+    return Choice(Sampling(max_tokens=1, temperature=1.0))(torch.zeros(len(places), count), places)[0]
 
-    drawn = torch.stack([noise(0, 0, 0), noise(0, 0, 1), noise(0, 1, 0), noise(0, 1, 1), noise(1, 0, 0)])
+
+def test_keys_and_places_have_nothing_in_common() -> None:
+    drawn = noise(20_000, (0, 0), (0, 1), (1, 0), (1, 1), (2**62, 0))
     alike = torch.corrcoef(drawn) - torch.eye(5)
     assert alike.abs().max() < 0.04
-    assert torch.equal(noise(0, 0, 1), drawn[1])
+    assert torch.equal(noise(20_000, (0, 1)), drawn[1:2])
 
 
-def test_the_noise_of_a_row_is_the_same_beside_others_and_behind_padding() -> None:
-    scores = torch.zeros(3, 50)
-    together = RowNoise(4, [7, 8, 9], 6)(torch.zeros(3, 8, dtype=torch.long), scores)
-    alone = RowNoise(4, [8], 2)(torch.zeros(1, 4, dtype=torch.long), scores[:1])
-    assert torch.equal(together[1:2], alone)
+def test_the_noise_of_a_row_is_the_same_beside_others() -> None:
+    together = noise(50, (7, 2), (8, 2), (9, 5))
+    assert torch.equal(together[1:2], noise(50, (8, 2)))
+
+
+def test_what_is_chosen_is_told_with_its_log_probability_before_any_cut() -> None:
+    logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) * 3
+    places = [(key, 0) for key in range(40)]
+    for sampling in (
+        Sampling(max_tokens=1),
+        Sampling(max_tokens=1, temperature=0.7),
+        Sampling(max_tokens=1, temperature=1.7, top_k=3, top_p=0.8),
+    ):
+        scores, tokens, found = Choice(sampling)(logits, places)
+        expected = (logits / (sampling.temperature or 1.0)).log_softmax(-1).gather(1, tokens.unsqueeze(1))[:, 0]
+        assert torch.equal(scores.argmax(-1), tokens)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+        assert (tokens == logits.argmax(-1)).all() == (sampling.temperature == 0)

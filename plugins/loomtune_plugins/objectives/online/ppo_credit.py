@@ -47,8 +47,9 @@ def credited(
 
 def _together(parts: Sequence[Numbers], *, shift_mean: bool = True) -> list[NDArray[np.float64]]:
     """Whitens all parts as one."""
-    joined = np.concatenate([np.zeros(0), *parts])
-    return np.split(whiten(joined, shift_mean=shift_mean), np.cumsum([len(part) for part in parts], dtype=int))[:-1]
+    if not parts:
+        return []
+    return np.split(whiten(np.concatenate(parts), shift_mean=shift_mean), np.cumsum([len(part) for part in parts])[:-1])
 
 
 def adapted(coefficient: float, kl: float, target: float, gain: float) -> float:
