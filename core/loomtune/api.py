@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from loomtune import plan as plans
 from loomtune.catalogue import Catalogue, installed
 from loomtune.compose import compose as compose_settings
 from loomtune.compose import quoted
-from loomtune.contracts import Data, Launcher, Tracker
+from loomtune.contracts import Data, Evaluator, Launcher, Objective, Reward, Tracker
 from loomtune.errors import Fault, RunFailed, UserError
 from loomtune.offers import AXES, Trait
 from loomtune.plan import Finding, Plan
@@ -74,11 +74,12 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
     warnings = tried(plans.refuse, found)
     parts = {axis.name: tried(plan.build, catalogue, axis.name) for axis in AXES}
     if (sharding := parts["sharding"]) is not None:
-        tried(sharding.check, plan.processes)
+        tried(lambda: sharding.check(plan.training(plan.processes)))
     if (objective := parts["objective"]) is not None:
         if None not in (parts["loss"], parts["reward"]):
             tried(objective.use, parts["loss"], parts["reward"])
         tried(samplers.suits, plan.root, objective)
+        faults += _unheard(objective, parts["reward"] or {}, parts["evaluator"] or {})
         tried(role_models.check, plan, objective)
     others = tried(role_models.models, plan, catalogue) or {}
     for part in () if simulated else (parts["model"], parts["data"], *others.values()):
@@ -97,6 +98,17 @@ def check(plan: Plan, *, simulated: bool = False) -> list[Finding]:
     if faults:
         raise UserError(*dict.fromkeys(faults))
     return list(warnings)
+
+
+def _unheard(objective: Objective, rewards: Mapping[str, Reward], evaluators: Mapping[str, Evaluator]) -> list[Fault]:
+    """Rewards that nobody would ask, and those whose networks nobody would build."""
+    if objective.takes_rewards() or not rewards:
+        return []
+    if not any(evaluator.scores for evaluator in evaluators.values()):
+        what = f"the objective takes no reward, but {', '.join(rewards)} is chosen"
+        return [Fault(what, "set reward=[], or choose an objective that takes one; evaluator=[reward] measures by it")]
+    what = "has a network of its own, which only an objective that takes rewards brings"
+    return [Fault(f"reward={name} {what}", "leave it out") for name, reward in rewards.items() if reward.roles()]
 
 
 def _tried(faults: list[Fault], work: Callable[..., Any], *arguments: Any) -> Any:

@@ -66,7 +66,7 @@ class Assembly:
             owner = self._owner(name, wanted)
             if owner not in engines:
                 heads = sorted({r.head for n, r in wanted.items() if self._owner(n, wanted) == owner})
-                spec = self._spec(owner, wanted[owner], tuple(heads))
+                spec = self.spec(owner, wanted[owner], tuple(heads))
                 engines[owner] = self.sharding.engine(spec, self.run.world)
             shared_and_frozen = owner != name and not role.trained
             view = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head, trained=role.trained)
@@ -97,7 +97,7 @@ class Assembly:
         if twin is not None and twin.head == role.head:
             yield replace(twin, name=name, adapter=self.adapter.saves_base, trained=False)
             return
-        engine = self.sharding.engine(self._spec(name, role, (role.head,)), self.run.world)
+        engine = self.sharding.engine(self.spec(name, role, (role.head,)), self.run.world)
         yield Role(name, engine, head=role.head, trained=False)
         engine.close()
 
@@ -106,7 +106,8 @@ class Assembly:
         twin = wanted[name].twin_of
         return name if twin is None or (self.adapter.saves_base and not wanted[name].shares) else twin
 
-    def _spec(self, name: str, role: RoleSpec, heads: tuple[str, ...]) -> EngineSpec:
+    def spec(self, name: str, role: RoleSpec, heads: tuple[str, ...]) -> EngineSpec:
+        """What the engine of a role is made of, with these heads."""
         run, other = self.run, self.models.get(name)
         return EngineSpec(
             model=other or run.model,
@@ -140,7 +141,7 @@ def assemble(
     trackers: dict[str, Tracker] = plan.build(catalogue, "tracker") if observed else {}
     splits = of_run(folder)
     objective: Objective = plan.build(catalogue, "objective")
-    objective.use(plan.build(catalogue, "loss"), plan.build(catalogue, "reward"))
+    objective.use(plan.build(catalogue, "loss"), rewards := plan.build(catalogue, "reward"))
     adapter: Adapter = plan.build(catalogue, "adapter")
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
@@ -162,6 +163,7 @@ def assemble(
         kernel=next(iter(plan.build(catalogue, "kernel").values())),
         rollout=plan.build(catalogue, "rollout"),
         evaluators=plan.build(catalogue, "evaluator"),
+        rewards=rewards,
         guards=list(plan.build(catalogue, "guard").values()),
         trackers=trackers,
         splits=splits,

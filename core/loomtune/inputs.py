@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loomtune.catalogue import Catalogue
-from loomtune.contracts import Adapter, Model
+from loomtune.contracts import Adapter, Model, Reward
 from loomtune.errors import Fault, UserError
 from loomtune.plan import Plan
 from loomtune.role_models import models
@@ -23,10 +23,11 @@ def fingerprints(plan: Plan, catalogue: Catalogue, *, roles: bool = True) -> dic
     roles: False leaves out those beside the policy, of which nothing is asked where it alone leaves.
     """
     model: Model = plan.build(catalogue, "model")
-    parts: dict[str, Model | Adapter] = {"model": model, "adapter": plan.build(catalogue, "adapter")}
+    parts: dict[str, Model | Adapter | Reward] = {"model": model, "adapter": plan.build(catalogue, "adapter")}
     template = model.tokenizer().template
     said = {TEMPLATE: hashlib.sha256(template.encode()).hexdigest()} if template else {}
     if roles:
+        parts |= {f"reward.{name}": reward for name, reward in plan.build(catalogue, "reward").items()}
         parts |= {f"roles.{role}.model": model for role, model in models(plan, catalogue).items()}
     return {key: part.fingerprint() for key, part in parts.items()} | said
 

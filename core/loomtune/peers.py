@@ -64,9 +64,14 @@ def watched(peers: Sequence[Peer] = ()) -> Iterator[None]:
         collective = isinstance(error, dist.DistError) or _COLLECTIVE.search(said)
         if not (collective and (closed or _SILENT.search(said))):
             raise
-        limit = f"no answer within LOOMTUNE_TIMEOUT_MINUTES={TIMEOUT.total_seconds() / 60:g}"
-        what = "its connection was closed" if closed else limit
-        raise PeerLost(f"lost {_who(said, peers)}: {what}\n    {_ADVICE}\n    {said}") from error
+        raise lost(_who(said, peers), said) from error
+
+
+def lost(who: str, said: str) -> PeerLost:
+    """The error that names who is gone. said: by the library that noticed."""
+    limit = f"no answer within LOOMTUNE_TIMEOUT_MINUTES={TIMEOUT.total_seconds() / 60:g}"
+    what = "its connection was closed" if _CLOSED.search(said) else limit
+    return PeerLost(f"lost {who}: {what}\n    {_ADVICE}\n    {said}")
 
 
 def _who(said: str, peers: Sequence[Peer]) -> str:

@@ -76,6 +76,17 @@ class Plan:
         """The settings that decide the maths: all but `settings.NOT_PART_OF_THE_MATHS`."""
         return reduce(_without, NOT_PART_OF_THE_MATHS, dict(self.settings))
 
+    def training(self, processes: int) -> int:
+        """How many of so many processes train (0: not known): `rollout.ranks` of them only generate.
+
+        Raises UserError where none does.
+        """
+        aside = int((self.settings.get("rollout") or {}).get("ranks", 0))
+        if 0 < processes <= aside:
+            what = f"rollout.ranks={aside} leaves none of {processes} processes to train"
+            raise UserError.of(what, f"set launcher.procs={aside + 1} or more, or rollout.ranks=0")
+        return max(0, processes - aside)
+
     def chosen(self, axis: str) -> Mapping[str, Any]:
         """Settings of the one choice of an axis; its `name` says which. Raises KeyError where none is chosen."""
         node: Mapping[str, Any] = self.settings[axis]

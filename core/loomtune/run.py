@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loomtune import contracts as c
+    from loomtune.contracts.sharding import StateReader
     from loomtune.events import Events
     from loomtune.plan import Plan
     from loomtune.samplers import Sampler
@@ -57,6 +58,7 @@ class Run:
     kernel: c.Kernel
     rollout: c.Rollout | None
     evaluators: Mapping[str, c.Evaluator]
+    rewards: Mapping[str, c.Reward] = field(default_factory=dict)
     guards: Sequence[c.Guard]
     trackers: Mapping[str, c.Tracker]
     splits: Mapping[str, Samples]
@@ -136,6 +138,7 @@ class Run:
         world, longest = self.world, self.model.context() - self.virtual_tokens
         sampling = replace(sampling, max_length=min(sampling.max_length or longest, longest))
         mine = slice(world.replica, None, world.replicas)
+        self.rollout.heed = self.heed
         begun = self.rollout.begin(self.policy, prompts[mine], keys[mine], sampling, world)
 
         def end() -> list[c.Completion]:
@@ -157,6 +160,18 @@ class Run:
         from loomtune.reading import read
 
         return read(self, samples, lambda batch: reader(self.roles, batch))
+
+    def trained_by(self, checkpoint: Path) -> tuple[StateReader, dict[str, tuple[int, ...]]]:
+        """What another run's policy has learned until a checkpoint, and the whole shapes by name.
+
+        Collective: ranks share the comparing of digests. Nothing is read before it is asked for.
+        """
+        from loomtune.checkpoint import Reader
+
+        reader = Reader(checkpoint, self.world)
+        index = reader.manifest.index.items()
+        shapes = {name: entry.shape for (role, name, what), entry in index if (role, what) == ("policy", "weight")}
+        return reader.read("policy"), shapes
 
     def losses(self, result: c.LossSums, totals: c.Totals) -> list[tuple[c.Engine, Tensor]]:
         """One scalar for each trained engine: its terms, each divided by its weight in the whole step."""

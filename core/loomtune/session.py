@@ -53,7 +53,7 @@ def opened(plan: Plan, folder: Path, *, best: bool = False) -> Iterator[Run]:
 
 def looked_at(plan: Plan) -> Run:
     """What a plan's first rank would be, its samples made and cached, without any network and without a folder."""
-    catalogue, world = installed(), worlds.World(0, plan.processes, 0, torch.device("cpu"))
+    catalogue, world = installed(), worlds.World(0, plan.training(plan.processes), 0, torch.device("cpu"))
     with TemporaryDirectory() as folder:
         (Path(folder) / "samples.json").write_text(json.dumps(tokenise(plan, catalogue, tell_cuts=False)))
         return assemble(plan, Path(folder), catalogue, world, Lease(Path(folder), "looking"), observed=False).run

@@ -138,6 +138,11 @@ NOT_PART_OF_THE_MATHS = (
     "packing",
     "rollout.batch",
     "rollout.ranks",
+    "rollout.urls",
+    "rollout.push",
+    "rollout.folder",
+    "rollout.parallel",
+    "rollout.patience",
     "exporter",
 )
 """Keys that the plan's hash leaves out: a run may go on with other values of them."""

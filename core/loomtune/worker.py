@@ -86,9 +86,17 @@ def execute(plan: Plan | None, folder: Path, world: World | None = None) -> Resu
             hosts = world.gather(peers.Peer.me())
             plan = _same_everywhere(plan, folder, world, hosts)
             lease = _lease(folder, world, hosts)
+            if (training := plan.training(world.size)) < world.size:
+                from loomtune import aside
+
+                trains, world = world.rank < training, aside.part(plan, world, hosts)
+                if not trains:
+                    return aside.serve(plan, folder, world, lease)
         stop.file = folder / "stop" if world.leads else None
         return _attempt(plan, folder, world, lease, stop, hosts)
     finally:
+        if world and world.aside:
+            world.aside.close()
         if not stays:
             worlds.leave()
 
@@ -144,7 +152,11 @@ def _trained(assembly: Assembly) -> str:
     run.events.tell("model_ready", run=run)
     for guard in run.guards:
         guard.started(run)
-    return Loop(run, keeper).train()
+    try:
+        return Loop(run, keeper).train()
+    finally:
+        if run.rollout is not None:
+            run.rollout.close()
 
 
 def _result(status: str, step: int, metrics: dict[str, Any], error: BaseException | str | None) -> Result:
@@ -167,7 +179,7 @@ def _same_everywhere(plan: Plan | None, folder: Path, world: World, hosts: Seque
                 "install the same distributions on every node, or start a new run",
             )
     if world.size != plan.processes:  # torchrun was given other numbers, or nodes came and went
-        plan.build(catalogue, "sharding").check(world.size)
+        plan.build(catalogue, "sharding").check(plan.training(world.size))
     return plan
 
 

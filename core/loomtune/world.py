@@ -6,7 +6,7 @@ import os
 import random
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +29,8 @@ class World:
     replica, replicas: its place among the ranks that get different rows (see `Sharding.replicas`).
     counts: False where another rank with the same rows speaks for this one too.
     control: a gloo group for plain objects and small numbers; None for a single process.
+    store: where the processes met; None for a single one.
+    aside: what the rollout engine made to reach the ranks that train nothing (`Rollout.connect`); None without any.
     """
 
     rank: int
@@ -39,6 +41,8 @@ class World:
     replica: int = 0
     replicas: int = 1
     counts: bool = True
+    store: dist.Store | None = None
+    aside: Any = None
 
     @property
     def leads(self) -> bool:
@@ -99,13 +103,19 @@ def join() -> World:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # offloaded parameters are reduced on the CPU
-    if size == 1:  # a group of one, without a rendezvous: device meshes ask for one
+    store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0] if size > 1 else None  # type: ignore[no-untyped-call]
+    return meet(World(rank, size, local_rank, device, store=store))
+
+
+def meet(world: World) -> World:
+    """Makes the process group of a world, whose ranks find each other in its store, and what follows from it."""
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"  # offloaded parameters meet on the CPU
+    if world.size == 1:  # a group of one, without a rendezvous: device meshes ask for one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        return World(0, 1, 0, device)
-    dist.init_process_group(backend, timeout=TIMEOUT)
+        return world
+    dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT) if backend != "gloo" else dist.group.WORLD
-    return World(rank, size, local_rank, device, control, replica=rank, replicas=size)
+    return replace(world, control=control, replica=world.rank, replicas=world.size)
 
 
 def leave() -> None:

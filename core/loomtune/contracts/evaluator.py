@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class Evaluator(ABC):
-    """Measures the policy. Called on every rank, under `evaluating()`; leaves no trace in training."""
+    """Measures the policy. Called on every rank, under `evaluating()`; leaves no trace in training.
+
+    scores: whether it has the chosen rewards score completions (`Run.rewards`), whatever the objective is.
+    """
+
+    scores: bool = False
 
     def check(self, data: Data) -> None:
         """Raises UserError where the data lack what is measured; before the run, without torch."""

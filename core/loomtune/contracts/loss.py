@@ -26,6 +26,7 @@ class Pairs:
     chosen_logits, rejected_logits: `(pairs,)`, how much each answer is preferred to the reference; the log-ratio,
         unless the objective's divergence makes something else of it.
     distances: of each `DistributionLoss`, `(pairs,)`, its `distance` summed over the targets of the pair.
+    probability: `(pairs,)`, how likely the chosen answer is the better one; None: it is.
     """
 
     beta: float
@@ -41,6 +42,7 @@ class Pairs:
     rejected_logits: Tensor
     importance: Tensor
     distances: Mapping[DistributionLoss, Tensor] = field(default_factory=dict)
+    probability: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -57,6 +59,7 @@ class Loss(ABC):
     by_means: True where it divides an answer's log-probability by its tokens, so that all of them have to count whole.
     by_preference: True where it looks at `Pairs.logits` or its parts, which are what a divergence changes.
     looks_around: True where a pair's loss depends on the other pairs of the step.
+    by_probability: True where it heeds `Pairs.probability`.
     """
 
     weight: float = 1.0
@@ -65,6 +68,7 @@ class Loss(ABC):
     by_means: bool = False
     by_preference: bool = False
     looks_around: bool = False
+    by_probability: bool = False
 
     def statistics(self, step: Sequence[Pairs], world: World) -> Any:
         """What `of` needs of the whole step, called under `no_grad` on every rank where `looks_around`.

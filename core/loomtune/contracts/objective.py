@@ -67,10 +67,13 @@ class Objective(ABC):
 
     def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
         """Hands over the chosen losses and rewards, before all else. Raises UserError for what it does not take."""
-        for axis, chosen in (("loss", losses), ("reward", rewards)):
-            if chosen:
-                what = f"the objective takes no {axis}, but {', '.join(chosen)} is chosen"
-                raise UserError.of(what, f"set {axis}=[], or choose an objective that takes one")
+        if losses:
+            what = f"the objective takes no loss, but {', '.join(losses)} is chosen"
+            raise UserError.of(what, "set loss=[], or choose an objective that takes one")
+
+    def takes_rewards(self) -> bool:
+        """Whether it learns from what rewards say; one that does not is handed those that an evaluator measures by."""
+        return False
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """The networks that take part; only a trained policy unless said otherwise."""

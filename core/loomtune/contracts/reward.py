@@ -45,6 +45,13 @@ class Reward(ABC):
         """Raises UserError where the data lack what it looks at; before the run, without torch."""
         return
 
+    def fingerprint(self) -> str:
+        """Digest of the files by which it scores, which no checkpoint holds; without torch. Empty, as here: none.
+
+        What the roles' models read is told by these. Raises UserError where files are missing.
+        """
+        return ""
+
     @abstractmethod
     def score(self, run: Run, answers: Sequence[Answer]) -> list[float]:
         """One score for each answer; NaN where it could not be had, which leaves the answer out.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from loomtune.contracts.role import Role
     from loomtune.world import World
 
@@ -42,7 +44,17 @@ class Completion:
 
 
 class Rollout(ABC):
-    """Generates completions with the weights that are being trained."""
+    """Generates completions with the weights that are being trained.
+
+    heed: the run's, which raises Preempted on every rank where one was asked to leave; every rank calls it equally
+    often in a long wait.
+    ranks: how many of the world's last ranks train nothing and run `serve`; its settings' key of that name says so.
+    ahead: how many batches an online objective begins before it needs them, 0 or 1.
+    """
+
+    heed: Callable[[], None] = staticmethod(lambda: None)
+    ranks: int = 0
+    ahead: int = 0
 
     @abstractmethod
     def generate(
@@ -68,6 +80,22 @@ class Rollout(ABC):
         done = self.generate(role, prompts, keys, sampling, world)
         return lambda: done
 
+    def connect(self, store: dist.Store, rank: int, names: Sequence[str]) -> Any:
+        """What becomes `World.aside`, on every rank, before anything is built; only where there are `ranks`.
+
+        It is closed (`close()`) when this rank's part of the run is over, however it ended.
+
+        store: in which all ranks find each other. rank: this one's number among all. names: of all, for messages.
+        """
+        raise NotImplementedError
+
+    def serve(self, role: Role, world: World) -> None:
+        """Generates for the ranks that train until they are done; on each of the last `ranks` ranks.
+
+        role: the policy, whole on this rank alone, as the run began. world: a single process', with its `aside`.
+        """
+        raise NotImplementedError
+
     def close(self) -> None:
-        """Lets go of what lies elsewhere; at the run's end, on every rank."""
+        """Lets go of what lies elsewhere; at the run's end, on every rank. Raises PeerLost where it is gone."""
         return

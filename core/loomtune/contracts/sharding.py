@@ -16,6 +16,7 @@ from loomtune.contracts.batch import Batch
 from loomtune.contracts.model import Head
 from loomtune.contracts.optimizer import Optimizer
 from loomtune.contracts.role import Reader
+from loomtune.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +71,11 @@ class Engine(ABC):
     """A network under a sharding strategy, with the optimizer of its trained parameters.
 
     Every rank calls every method equally often and in the same order, with empty batches where it has no rows.
+    spec: what it was made of. updates: how often weights changed; a copy of them elsewhere is stale once it grows.
     """
+
+    spec: EngineSpec
+    updates: int = 0
 
     @abstractmethod
     def forward(self, batch: Batch, reader: Reader, *, adapter: bool = True) -> Any:
@@ -120,6 +125,15 @@ class Engine(ABC):
     @abstractmethod
     def load(self, read: StateReader, *, optimizer: bool) -> None:
         """Sets trained parameters, and the optimizer's state if asked, from any layout."""
+
+    def wearing(self, read: StateReader) -> AbstractContextManager[None]:
+        """Within it trained parameters are those that are read; afterwards they are to the bit what they were.
+
+        The optimizer's state is not touched. A KeyError of `read` leaves a parameter as it is. Collective, on leaving
+        too. Raises UserError, as here, where a layout cannot do it.
+        """
+        what = f"{type(self).__name__} cannot put other values in the place of those that it trains"
+        raise UserError.of(what, "choose another sharding, or give the role a model of its own")
 
     @abstractmethod
     def trained(self) -> Mapping[str, tuple[int, ...]]:

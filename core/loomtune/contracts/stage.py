@@ -20,7 +20,12 @@ from loomtune.contracts.data import Dropped, Row
 
 
 class Stage(ABC):  # noqa: B024 - what a stage must do is said by its kind
-    """One step. Importing it must not import torch; a stage that needs it does so when it is asked about rows."""
+    """One step. Importing it must not import torch; a stage that needs it does so when it is asked about rows.
+
+    aside: settings of which nothing of the outcome depends, such as how long is waited: others make no other job.
+    """
+
+    aside: Sequence[str] = ()
 
     def check(self) -> None:
         """Raises UserError, before anything is read, where settings make no sense or files are missing."""
@@ -50,6 +55,10 @@ class RowStage(Stage):
         data gave to a split says so by `split`; one without it may yet fall into any. A stage that guards what is held
         out passes over rows of `test` and `validation`: they are what it guards.
         """
+
+    def page(self, row: Row) -> str:
+        """What people are shown of a row that stayed, as Markdown, in a file of the stage's own; empty: nothing."""
+        return ""
 
 
 class LinkStage(Stage):

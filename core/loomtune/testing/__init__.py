@@ -24,13 +24,14 @@ __all__ = [
     "check_stage",
     "check_tracker",
     "loss_from_log_probs",
+    "loss_from_token_log_probs",
     "loss_of",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """These import torch, which importing this package does not."""
-    if name in ("loss_of", "loss_from_log_probs"):
+    if name in ("loss_of", "loss_from_log_probs", "loss_from_token_log_probs"):
         from loomtune.testing import recorded
 
         return getattr(recorded, name)

@@ -24,7 +24,7 @@ def check_objective(
     That rows become the same samples each time, cut where asked; that weights are pure and add up; that the loss, its
     metrics and its gradients over micro-batches add up to the whole batch's, also where each answer has its prompt by
     itself; that an empty batch gives 0, never NaN.
-    An online objective's rows are what its `experience` yields, and are not made here.
+    Of an online objective whose rows are prompts, what its `experience` makes of them is checked so.
     """
     from loomtune.batching import collate
     from loomtune.testing import toy
@@ -34,6 +34,8 @@ def check_objective(
     tokenizer = tokenizer or model.tokenizer()
     samples = [objective.sample(row, tokenizer, model.context()) for row in rows]
     _check_samples(objective, rows, samples, tokenizer)
+    if not objective.needs_targets():
+        samples = list(_experienced(objective, rows, tokenizer, model))
     pad = tokenizer.pad_id
     whole = collate(samples, range(len(samples)), pad)
     # Answers that share their prompt in the whole do not in the parts.
@@ -52,7 +54,7 @@ def _check_samples(objective: Objective, rows: Sequence[Row], samples: Sequence[
     for row, sample in zip(rows, samples, strict=True):
         again = objective.sample(row, tokenizer, chain(sample))
         assert _plain(sample) == _plain(again), f"the same row gives another sample: {row}"
-        assert sample.targets, f"nothing of this row is to be predicted: {row}"
+        assert sample.targets or not objective.needs_targets(), f"nothing of this row is to be predicted: {row}"
         for number, segment in enumerate(sample.segments):
             assert segment.parent < number, "a segment's parent comes before it"
             first = segment.parent == NO_PARENT and len(segment.is_target) and segment.is_target[0]
@@ -63,6 +65,21 @@ def _check_samples(objective: Objective, rows: Sequence[Row], samples: Sequence[
         except ValueError:
             continue
         assert chain(shorter) <= cut, f"max_length={cut} gives a sample of {chain(shorter)} tokens"
+
+
+def _experienced(objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer, model: Model) -> Sequence[Sample]:
+    """The samples of the first step that comes of these prompts."""
+    from loomtune.testing.experience import made
+
+    steps, again = (made(objective, rows, tokenizer, model) for _ in range(2))
+    assert steps, "no step comes of these prompts"
+    assert [[one.plain() for one in step] for step in steps] == [[one.plain() for one in step] for step in again], (
+        "the same prompts and the same completions give other steps"
+    )
+    assert len(steps) == objective.steps_per_batch(), f"{len(steps)} steps, {objective.steps_per_batch()} were foretold"
+    for step in steps:
+        assert any(sample.targets for sample in step), "a step has nothing to predict"
+    return steps[0]
 
 
 def _plain(sample: Sample) -> list[Any]:

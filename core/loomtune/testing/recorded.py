@@ -17,8 +17,10 @@ from loomtune.batching import collate
 from loomtune.catalogue import Catalogue, installed
 from loomtune.contracts import Batch, Engine, Objective, Pairs, Reader, Role, Sample, Segment, View
 from loomtune.contracts.batch import NO_PARENT
+from loomtune.errors import UserError, near
 from loomtune.offers import Offer
 from loomtune.testing import toy
+from loomtune.testing.completions import Scores, is_completions, plainly, samples_of_completions
 
 IGNORED = -100
 """The label of what is not learned."""
@@ -56,7 +58,10 @@ def loss_of(
         for name, role in wanted.items()
     }
     asked = {name: getattr(made, name, False) for name in ("learns_prompts", "mismatches")}
-    samples = samples_of(batch, prompts=asked["learns_prompts"], mismatched=asked["mismatches"])
+    if is_completions(batch):
+        samples = samples_of_completions(batch, made)
+    else:
+        samples = samples_of(batch, prompts=asked["learns_prompts"], mismatched=asked["mismatches"])
     collated = collate(samples, range(len(samples)), 0)
     with torch.no_grad():
         statistics = made.statistics(views, [collated], toy.world())
@@ -110,13 +115,45 @@ def loss_from_log_probs(
     return Recorded(sum(terms.values()), terms)
 
 
+def loss_from_token_log_probs(
+    objective: str,
+    settings: Mapping[str, Any],
+    log_probs: Sequence[Sequence[float]],
+    advantages: Sequence[Any],
+    old: Sequence[Sequence[float]] | None = None,
+    reference: Sequence[Sequence[float]] | None = None,
+    mask: Sequence[Sequence[float]] | None = None,
+) -> Recorded:
+    """The policy's loss on scored completions of which only the tokens' log-probabilities are known.
+
+    log_probs, old, reference: `(rows, longest)`; old: of the policy that drew them, by default this one. advantages:
+    `(rows,)` or `(rows, longest)`. mask: which tokens there are; None: each row is as long as its log-probabilities.
+    """
+    made: Any = built(objective, settings)
+    lengths = mask if mask is not None else [[1.0] * len(row) for row in log_probs]
+    given: dict[str, Any] = {"advantages": advantages, "completion_mask": lengths, "completion_ids": lengths}
+    given |= {"old": old, "reference": reference}
+    given |= {"prompt_ids": [[0]] * len(log_probs), "prompt_mask": [[1]] * len(log_probs)}
+    batch = collate(samples := samples_of_completions(given, made), range(len(samples)), 0)
+    here = [value for row, kept in zip(log_probs, lengths, strict=True) for value, k in zip(row, kept) if k]  # noqa: B905
+    value, _, metrics = made.learned(torch.tensor(here), batch)
+    loss = float(value / made.weights(batch)["policy"])
+    means = {name: float(total / weight) for name, (total, weight) in metrics.items()}
+    return Recorded(loss, {"policy": loss}, means)
+
+
 def built(objective: str, settings: Mapping[str, Any]) -> Objective:
     """An objective with its losses. Raises UserError for settings that are not known."""
     catalogue = installed()
     entry = catalogue.find("objective", objective)
     own, losses = _translated(catalogue, entry.offer, settings)
+    known = [each.name for each in fields(entry.offer.schema)]
+    if strange := [key for key in own if key not in known]:
+        what = f"objective={objective} has no setting '{strange[0]}'.{near(strange[0], known)}"
+        raise UserError.of(what, f"there are: {', '.join(known)}")
     made: Objective = catalogue.build("objective", objective, own)
-    made.use({name: catalogue.build("loss", name, given) for name, given in losses.items()}, {})
+    rewards = {"recorded": Scores()} if made.takes_rewards() else {}
+    made.use({name: catalogue.build("loss", name, given) for name, given in losses.items()}, rewards)
     return made
 
 
@@ -127,7 +164,7 @@ def _translated(
 
     A loss that is named takes the place of the first that the objective brings along; several may be, with weights.
     """
-    left, brought = dict(settings), offer.brings.get("loss", ())
+    left, brought = plainly(settings), offer.brings.get("loss", ())
     named = None if "loss_type" in offer.aliases else left.pop("loss_type", None)
     first = list(brought[:1]) if named is None else [named] if isinstance(named, str) else list(named)
     losses: dict[str, dict[str, Any]] = {name: {} for name in (*first, *brought[1:])}
@@ -251,4 +288,4 @@ def _answers(answers: Sequence[Row], *, prompts: bool = False) -> Sample:
     return Sample((prompt, *(Segment(ids[common:], learned[common:], 0) for ids, learned in answers)))
 
 
-__all__ = ["Recorded", "loss_from_log_probs", "loss_of"]
+__all__ = ["Recorded", "loss_from_log_probs", "loss_from_token_log_probs", "loss_of"]

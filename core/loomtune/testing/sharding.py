@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Batch, Engine, Sharding
+from loomtune.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ def check_sharding(sharding: Sharding) -> None:
         _check_gradients(engine, batches)
         _check_evaluating(engine, batches[0])
         _check_weights(engine)
+        _check_wearing(engine)
         _check_state(engine, sharding.engine(toy.spec(), world), batches)
         engine.close()
 
@@ -119,6 +121,30 @@ def _check_weights(engine: Engine) -> None:
     assert dict(engine.trained()) == expected, "everything is trained, under the model's own names"
     with engine.gathered() as module:
         assert {name for name, _ in module.named_parameters()} == set(expected), "gathered() gives the plain model"
+
+
+def _check_wearing(engine: Engine) -> None:
+    """Other values take the place of those that are trained, and give it back, whatever happens meanwhile.
+
+    A layout that cannot do it says so.
+    """
+    import torch
+
+    before, worn = _weights(engine), next(iter(engine.trained()))
+
+    def other(name: str, tensor: str, region: tuple[slice, ...] | None) -> Tensor:
+        if name != worn:
+            raise KeyError(name)
+        return (before[name].cpu() if region is None else before[name].cpu()[region]) + 1
+
+    with suppress(InterruptedError, UserError), engine.wearing(other):
+        now = _weights(engine)
+        assert torch.equal(now[worn], before[worn] + 1), "wearing() puts what is read in the place of a parameter"
+        same = all(torch.equal(now[name], tensor) for name, tensor in before.items() if name != worn)
+        assert same, "what raises a KeyError stays as it is within wearing()"
+        raise InterruptedError
+    now = _weights(engine)
+    assert all(torch.equal(now[name], tensor) for name, tensor in before.items()), "afterwards all is what it was"
 
 
 def _check_state(engine: Engine, fresh: Engine, batches: list[Batch]) -> None:

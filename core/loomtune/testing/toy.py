@@ -252,12 +252,17 @@ def spec(
 def roles(objective: Objective, model: Model | None = None) -> dict[str, Role]:
     """The roles that an objective wants, each with an engine of its own that can do nothing but compute.
 
-    What is nobody's twin has weights of its own.
+    What is nobody's twin has weights of its own; what shares its twin's engine is another head there.
     """
-    made = {}
-    for name, role in objective.roles().items():
+    made: dict[str, Role] = {}
+    wanted = objective.roles()
+    for name, role in wanted.items():
+        if role.shares and role.twin_of:
+            made[name] = dataclasses.replace(made[role.twin_of], name=name, head=role.head)
+            continue
+        heads = [role.head, *(r.head for r in wanted.values() if r.shares and r.twin_of == name)]
         seed = int(name != "policy" and role.twin_of is None)
-        engine = BareEngine(spec(model, trained=role.trained, heads=[role.head], seed=seed))
+        engine = BareEngine(spec(model, trained=role.trained, heads=heads, seed=seed))
         made[name] = Role(name, cast(Engine, engine), head=role.head, trained=role.trained)
     return made
 

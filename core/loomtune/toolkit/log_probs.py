@@ -34,11 +34,12 @@ Look = Callable[[Tensor, Tensor], Tensor]
 """From logits `(n, vocabulary)` fp32 and targets `(n,)` to a number `(n,)` of each; it must leave the logits alone."""
 
 
-def observed(role: Role, batch: Batch, looks: Sequence[Look]) -> list[Tensor]:
+def observed(role: Role, batch: Batch, looks: Sequence[Look], *, temperature: float = 1.0) -> list[Tensor]:
     """`log_probs`, and then what each look makes of the same logits, `(targets,)` each, without gradient."""
 
     def reader(view: View) -> Tensor:
-        return target_log_probs(view.states, view.heads[role.head], batch.target[view.index], looks=looks)
+        target = batch.target[view.index]
+        return target_log_probs(view.states, view.heads[role.head], target, temperature, looks)
 
     found: Tensor = role.read(batch, reader)
     return list(found.unbind(1)) if looks else [found]
@@ -66,14 +67,16 @@ def target_log_probs(
     """Log-probabilities `(targets,)` of `target` `(targets,)` under `head(hidden)`, hidden `(targets, width)`.
 
     Beyond one chunk the logits are computed again in the backward pass instead of being kept.
-    looks: with any, `(targets, 1 + looks)`, what they make of the logits behind the log-probability.
+    looks: with any, `(targets, 1 + looks)`, what they make of the divided logits behind the log-probability.
     """
 
     def part(some: Tensor, labels: Tensor) -> Tensor:
         logits = head(some).float()
+        if temperature != 1.0:
+            logits = logits / temperature
         with torch.no_grad():
             seen = [look(logits, labels) for look in looks]
-        chosen = _chosen(logits if temperature == 1.0 else logits / temperature, labels)
+        chosen = _chosen(logits, labels)
         return torch.stack([chosen, *seen], -1) if looks else chosen
 
     if len(target) <= CHUNK:

@@ -118,6 +118,9 @@ class Network(nn.Module):
         if name.startswith(PREFIX):
             return self.source.read(name.removeprefix(PREFIX), where)
         trained = [other for other in self.source.shapes() if other.startswith(HEADS)]
+        if self.spec.optimizer is None and name not in trained:
+            what = f"the files of a frozen network hold no {name}: drawn at random, it would say nothing"
+            raise UserError.of(what, "set the role's model.path to what a run with objective=reward has trained")
         if trained:  # a value starts as what scored, where no head of its own name was trained
             return self.source.read(name if name in trained else trained[0], where)
         shape = self.get_parameter(name).shape
