@@ -11,10 +11,23 @@ from loomtune.plan import Finding, Plan
 from loomtune_plugins.objectives.distill_settings import DistillSettings
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
 from loomtune_plugins.objectives.kto_settings import KtoSettings
+from loomtune_plugins.objectives.online.grpo_settings import GrpoSettings
+from loomtune_plugins.objectives.online.ppo_settings import PpoSettings
+from loomtune_plugins.objectives.online.rloo_settings import RlooSettings
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
 from loomtune_plugins.objectives.pretrain_settings import PretrainSettings
 from loomtune_plugins.objectives.reward_settings import RewardSettings
 from loomtune_plugins.objectives.sft_settings import SftSettings
+
+_ONLINE = {
+    "num_generations": "group",
+    "max_completion_length": "max_new_tokens",
+    "num_iterations": "epochs",
+    "mask_truncated_completions": "mask_truncated",
+    "epsilon": "clip_low",
+    "epsilon_high": "clip_high",
+}
+"""What TRL calls the settings of learning from completions."""
 
 
 @hookimpl
@@ -98,13 +111,53 @@ def objectives() -> Sequence[Offer[Objective]]:
             needs=frozenset({Trait.PAIRS}),
             brings={"loss": ("sft", "odds_ratio")},
         ),
+        Offer(
+            name="grpo",
+            build="loomtune_plugins.objectives.online.grpo:Grpo",
+            schema=GrpoSettings,
+            summary="learns from scored completions, each beside those of its prompt: GRPO, Dr.GRPO, DAPO, GSPO, CISPO",
+            needs=frozenset({Trait.PROMPTS, Trait.GENERATION}),
+            aliases={
+                **_ONLINE,
+                "loss_type": "variant",
+                "delta": "clip_ceiling",
+                "importance_sampling_level": "level",
+                "scale_rewards": "scale",
+                "use_bias_correction_kl": "kl_correction",
+            },
+        ),
+        Offer(
+            name="rloo",
+            build="loomtune_plugins.objectives.online.rloo:Rloo",
+            schema=RlooSettings,
+            summary="learns from scored completions, each less the mean of the others of its prompt",
+            needs=frozenset({Trait.PROMPTS, Trait.GENERATION}),
+            aliases={**_ONLINE, "normalize_advantages": "normalize"},
+        ),
+        Offer(
+            name="ppo",
+            build="loomtune_plugins.objectives.online.ppo:Ppo",
+            schema=PpoSettings,
+            summary="learns from scored completions, token by token, beside what a value function expected",
+            needs=frozenset({Trait.PROMPTS, Trait.GENERATION}),
+            aliases={
+                "response_length": "max_new_tokens",
+                "num_ppo_epochs": "epochs",
+                "num_mini_batches": "minibatches",
+                "cliprange": "clip_low",
+                "cliprange_value": "value_clip",
+                "vf_coef": "value_coef",
+                "kl_coef": "beta",
+                "kl_estimator": "kl",
+            },
+        ),
     )
 
 
 @hookimpl
 def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
     """What objectives ask of other choices, and where they would do something else than their names say."""
-    return [*_alone(plan, provided), *_references(plan), *_weights(plan)]
+    return [*_alone(plan, provided), *_values(plan, provided), *_references(plan), *_weights(plan)]
 
 
 def _alone(plan: Plan, provided: Mapping[str, str]) -> list[Finding]:
@@ -117,6 +170,14 @@ def _alone(plan: Plan, provided: Mapping[str, str]) -> list[Finding]:
         return []
     what = f"objective=kto with batch.size={plan.root.batch.size} has no answer to another prompt to measure z0 on"
     return [Finding(what, "set batch.size to at least 2, or objective.variant=apo_zero_unpaired")]
+
+
+def _values(plan: Plan, provided: Mapping[str, str]) -> Iterator[Finding]:
+    """Roles that start from one base share it where an adapter can be switched off."""
+    chosen = next(iter(plan.choices("objective").values()), {})
+    if chosen.get("name") == "ppo" and chosen["value"] == "model" and (adapter := provided.get(Trait.ADAPTER_OFF)):
+        what = f"objective.value=model asks for a network of its own, and with {adapter} all roles share one base"
+        yield Finding(what, "set objective.value=head, or adapter=full")
 
 
 def _references(plan: Plan) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,21 @@ def too_small(settings: Any) -> list[Fault]:
     if settings.beta > 0:
         return []
     return [Fault(f"objective.beta={settings.beta} prefers nothing", "set objective.beta to a number above 0")]
+
+
+def probability(row: Row, named: str) -> float:
+    """How likely the row's chosen answer is the better one; 1 where it does not say. named: its column, or nothing.
+
+    Raises ValueError, in words for the user, for what is no probability.
+    """
+    value = row.get(named) if named else None
+    if value is None:
+        if named and named not in row and (meant := get_close_matches(named, list(row), n=1, cutoff=0.8)):
+            raise ValueError(f"has no {named} for objective.probability, but {meant[0]}: set it to that")
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"has {value!r} as its {named}, which is no probability for objective.probability")
+    return float(value)
 
 
 def asked(row: Row, tokenizer: Tokenizer, settings: TextSettings) -> list[int]:

@@ -13,7 +13,7 @@ from loomtune.contracts.model import Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, UserError
 from loomtune_plugins.objectives import references
-from loomtune_plugins.objectives.answers import CHOSEN, PAIR, PROMPT, REJECTED, asked, compared, too_small
+from loomtune_plugins.objectives.answers import CHOSEN, PAIR, PROMPT, REJECTED, asked, compared, probability, too_small
 from loomtune_plugins.objectives.encoding import BOS, refuse, unknown
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ class Pairwise(Objective):
 
     def read(self) -> dict[str, bool]:
         """The settings that some losses pass over, and whether one that is chosen does not."""
-        return {"beta": any(_prefers(loss) for loss in self.losses.values())}
+        chosen = self.losses.values()
+        heeded = any(loss.by_probability for loss in chosen)
+        return {"beta": any(_prefers(loss) for loss in chosen), "probability": heeded}
 
     def terms(self) -> Mapping[str, str]:
         """One for each loss."""
@@ -78,7 +80,8 @@ class Pairwise(Objective):
     def sample(self, row: Row, tokenizer: Tokenizer, max_length: int) -> Sample:
         """The prompt, and both answers behind it; without targets where one of them is cut off whole."""
         segments = compared(row, tokenizer, self.settings, max_length, prompts=self.learns_prompts)
-        return Sample(segments)
+        named = self.settings.probability
+        return Sample(segments, {"probability": probability(row, named)} if named else {})
 
     def prompt(self, row: Row, tokenizer: Tokenizer) -> list[int]:
         """The tokens before both answers."""
@@ -86,7 +89,8 @@ class Pairwise(Objective):
 
     def fingerprint(self) -> str:
         """Digest of the settings that decide on tokens, and of the version of `sample`."""
-        kept = [self.settings.separator, self.settings.bos, self.settings.system, self.learns_prompts]
+        kept: list[Any] = [self.settings.separator, self.settings.bos, self.settings.system, self.learns_prompts]
+        kept += [self.settings.probability] if self.settings.probability else []
         return hashlib.sha256(json.dumps(["pairs", VERSION, *kept]).encode()).hexdigest()
 
     def weights(self, batch: Batch) -> Mapping[str, float]:
@@ -147,6 +151,7 @@ class Pairwise(Objective):
             rejected_logits=self.preference(counted["rejected"] - counted["reference_rejected"]),
             importance=self.importance(targets.detach(), seen[self.settings.entropy :], batch),
             distances={loss: _answers(values, batch) for loss, values in apart.items()},
+            probability=batch.columns.get("probability"),
         )
         metrics = self._metrics(pairs, plain := replace(pairs, **whole))
         metrics |= {name: _mean(apart[loss]) for name, loss in self.losses.items() if loss in apart}

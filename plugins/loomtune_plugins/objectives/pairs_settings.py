@@ -16,11 +16,15 @@ class TextSettings:
     system: str = option("", "the system prompt of conversations that have none; empty: nothing is put before them")
 
 
+PROBABILITY = "the rows' column of how likely the chosen answer is the better one; rows without it, and empty: it is"
+
+
 @dataclass
 class PairsSettings(TextSettings):
     """What is compared, and how much it counts."""
 
     beta: float = option(0.1, "how strongly a preference counts")
+    probability: str = option("", PROBABILITY)
     entropy: bool = option(False, "log the policy's entropy on the answers, which costs another pass over the logits")
 
 

@@ -6,27 +6,24 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Segment, Tokenizer, View
+from loomtune.contracts import Batch, LossSums, Objective, RoleSpec, Row, Sample, Tokenizer
 from loomtune.contracts.objective import Roles, Totals
 from loomtune.errors import Fault, near
-from loomtune_plugins.objectives.answers import CHOSEN, PAIR, REJECTED, asked, compared
+from loomtune_plugins.objectives.answers import CHOSEN, PAIR, REJECTED, asked, compared, probability
 from loomtune_plugins.objectives.encoding import BOS, columns, refuse, unknown
 from loomtune_plugins.objectives.reward_settings import RewardSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from loomtune_plugins.scalar_scores import HEAD, scored_at_the_end, scores
 
 VERSION = 4
-HEAD = "reward"
-"""The scalar head, `heads.reward.weight` in files."""
 
 
 class RewardModel(Objective):
     """Bradley and Terry 1952, as in Ouyang et al. 2022, equation 1: -log sigmoid(r_chosen - r_rejected - margin).
+
+    Where a judge is unsure, the cross-entropy with its probability that the chosen answer is the better (Bai et al.
+    2022, "Constitutional AI", section 4.1): -p log sigmoid(d) - (1 - p) log sigmoid(-d).
 
     The margin is that of Touvron et al. 2023, "Llama 2", equation 2. An answer's reward is read at its last token,
     wherever padding begins. Centring adds Eisenstein et al. 2023's coefficient * (r_chosen + r_rejected)^2, since a
@@ -52,7 +49,9 @@ class RewardModel(Objective):
         """The prompt and both answers; the place after an answer's last token is its only target."""
         prompt, *answers = compared(row, tokenizer, self.settings, max_length - 1)
         scored = [scored_at_the_end(answer, tokenizer.eos_id) for answer in answers]
-        return Sample((prompt, *scored), {"margin": self._margin(row)})
+        named = self.settings.probability
+        doubted = {"probability": probability(row, named)} if named else {}
+        return Sample((prompt, *scored), {"margin": self._margin(row), **doubted})
 
     def _margin(self, row: Row) -> float:
         if not self.settings.margin:
@@ -83,7 +82,10 @@ class RewardModel(Objective):
 
         rewards = scores(roles["policy"], batch)
         chosen, rejected = (rewards[(batch.part == part)[batch.row]] for part in (CHOSEN, REJECTED))
-        loss = -F.logsigmoid(chosen - rejected - batch.columns["margin"])
+        ahead = chosen - rejected - batch.columns["margin"]
+        loss = -F.logsigmoid(ahead)
+        if (right := batch.columns.get("probability")) is not None:
+            loss = right * loss - (1 - right) * F.logsigmoid(-ahead)
         if self.settings.center:
             loss = loss + self.settings.center * (chosen + rejected).square()
         found = {
@@ -94,20 +96,3 @@ class RewardModel(Objective):
         }
         count = chosen.new_tensor(float(len(chosen)))
         return LossSums({"loss": loss.sum()}, {name: (value.sum(), count) for name, value in found.items()})
-
-
-def scored_at_the_end(answer: Segment, after: int) -> Segment:
-    """The answer with one token more, which nothing sees and whose place alone matters; no target if it had none."""
-    ids = np.append(answer.tokens, np.int32(after))
-    return Segment(ids, (np.arange(len(ids)) == len(ids) - 1) & answer.is_target.any(), answer.parent)
-
-
-def scores(role: Any, batch: Batch) -> Tensor:
-    """The scalar head's number `(targets,)` fp32 at the position before each target."""
-
-    def reader(view: View) -> Tensor:
-        numbers: Tensor = view.heads[role.head](view.states).float().squeeze(-1)
-        return numbers
-
-    result: Tensor = role.read(batch, reader)
-    return result

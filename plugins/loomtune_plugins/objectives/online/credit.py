@@ -14,7 +14,7 @@ Rewards = NDArray[np.float64]
 
 
 def grouped(groups: Sequence[Rewards], divisor: str) -> list[Rewards]:
-    """Rewards less the mean of their group, over a standard deviation (Shao et al. 2024, "DeepSeekMath", section 4.1.2).
+    """Rewards less the mean of their group, over a standard deviation (Shao et al. 2024, "DeepSeekMath", 4.1.2).
 
     groups: `(completions,)` each. divisor: `group`; `batch`, the deviation of all rewards; `none` (Liu et al. 2025,
     "Understanding R1-Zero-Like Training"). Deviations are unbiased. Equal rewards, and a single one, give zeros.

@@ -107,27 +107,33 @@ def _with(one: Scored, scores: Mapping[str, float], weights: Mapping[str, float]
     return replace(one, scores=scores, reward=reward)
 
 
-def laid(group: Group, learned: Callable[[Scored], bool], *, shared: bool) -> Sample:
-    """The sample of a group: its prompt, and behind it those completions that are learned, every token a target.
+def laid(group: Group, learned: Sequence[bool], *, shared: bool, columns: Mapping[str, Sequence[Any]]) -> Sample:
+    """The sample of a group: its prompt, and behind it the completions that are learned, every token a target.
 
-    shared: whether completions are children of one prompt; else there is one at most, in a segment with its prompt.
+    learned: which of those `kept`. shared: whether completions are children of one prompt; else there is one at most,
+    in a segment with its prompt. columns: by name, of each of those kept a number, or `(tokens, ...)`.
     """
-    before = np.array(group.prompt, np.int32)
-    answers = [np.array(one.answer.tokens, np.int32) for one in group.kept if learned(one) and one.answer.tokens]
-    nothing = np.zeros(len(before), np.bool_)
+    before, nothing = np.array(group.prompt, np.int32), np.zeros(len(group.prompt), np.bool_)
+    chosen = [(i, one) for i, one in enumerate(group.kept) if learned[i] and one.answer.tokens]
+    answers = [np.array(one.answer.tokens, np.int32) for _, one in chosen]
+    targets = [np.ones(len(ids), np.bool_) for ids in answers]
+    each = [{name: _spread(values[i], one) for name, values in columns.items()} for i, one in chosen]
     if shared:
-        children = [Segment(ids, np.ones(len(ids), np.bool_), 0) for ids in answers]
-        return Sample((Segment(before, nothing), *children))
-    (ids,) = answers or [np.zeros(0, np.int32)]
-    return Sample((Segment(np.concatenate([before, ids]), np.concatenate([nothing, np.ones(len(ids), np.bool_)])),))
+        widths = {name: np.shape(next(iter(values), ()))[1:] for name, values in columns.items()}
+        none = {name: np.zeros((0, *width), np.float32) for name, width in widths.items()}
+        children = [Segment(*parts[:2], 0, parts[2]) for parts in zip(answers, targets, each, strict=True)]
+        return Sample((Segment(before, nothing, columns=none), *children))
+    own = each[0] if each else {name: np.zeros(0, np.float32) for name in columns}
+    return Sample((Segment(np.concatenate([before, *answers]), np.concatenate([nothing, *targets]), columns=own),))
 
 
-def spread(group: Group, learned: Callable[[Scored], bool], values: Sequence[Any]) -> NDArray[np.float32]:
-    """`(targets,)` of the group's sample: each completion's number for each of its tokens. values: of all `kept`, a
-    number or `(tokens,)` each."""
-    chosen = [
-        np.broadcast_to(np.asarray(value, np.float32), len(one.answer.tokens))
-        for one, value in zip(group.kept, values, strict=True)
-        if learned(one)
-    ]
-    return np.concatenate([np.zeros(0, np.float32), *chosen])
+def _spread(value: Any, one: Scored) -> NDArray[np.float32]:
+    """`(tokens, ...)`: a completion's number for each of its tokens, or what they have already."""
+    found = np.asarray(value, np.float32)
+    return found if found.ndim else np.full(len(one.answer.tokens), found, np.float32)
+
+
+def apart(group: Group, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """What is known of the targets of the sample of all that are kept, `(targets, ...)`, for each of these."""
+    ends = np.cumsum([len(one.answer.tokens) for one in group.kept])
+    return np.split(values, ends[:-1]) if len(ends) else []

@@ -14,7 +14,10 @@ VARIANTS = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo")
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")
 """The variants whose gain is clipped on both sides."""
 
-CLIPS: dict[str, tuple[float, float]] = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0.0, 4.0)}
+SOFT = ("sapo", "vespo")
+"""The variants that clip nothing: what is far off counts less and less."""
+
+CLIPS: dict[str, tuple[float, float]] = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
 """How far ratios may go below 1 and above it, where that is not said; (0.2, 0.2) elsewhere."""
 
 REDRAWS = {"dapo": 8}

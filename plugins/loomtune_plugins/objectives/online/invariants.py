@@ -16,6 +16,11 @@ BOUNDS = {"fp32": (1e-3, 0.05), "bf16": (0.05, 2.0)}
 some 1e-6 and 1e-4 in fp32, and 0.01 and 0.3 in bf16."""
 
 
+LATER, FIRST, FRESH = 0.0, 1.0, 2.0
+"""What a sample's number `first` says of its step: a later one of its batch; the first; the first of all the run, whose
+policy still is what its reference is."""
+
+
 class Disagreement(UserError):
     """Rollout and training, or two readings of the same policy, do not say the same of a completion."""
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loomtune.toolkit import gae, whiten
-
 Numbers = NDArray[np.floating]
 
 
@@ -38,6 +36,8 @@ def credited(
     before all else and about their own mean, so that good stays good (Huang et al. 2024, "The N+ Implementation
     Details of RLHF with PPO"); of advantages at the end, so that returns are of the advantages as they were.
     """
+    from loomtune.toolkit import gae
+
     if whitens_rewards:
         rewards = _together(rewards, shift_mean=False)
     pairs = [gae(*both, gamma, lam) for both in zip(rewards, values, strict=True)]
@@ -47,6 +47,8 @@ def credited(
 
 def _together(parts: Sequence[Numbers], *, shift_mean: bool = True) -> list[NDArray[np.float64]]:
     """Whitens all parts as one."""
+    from loomtune.toolkit import whiten
+
     if not parts:
         return []
     return np.split(whiten(np.concatenate(parts), shift_mean=shift_mean), np.cumsum([len(part) for part in parts])[:-1])
@@ -59,3 +61,11 @@ def adapted(coefficient: float, kl: float, target: float, gain: float) -> float:
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + gain * error)
+
+
+def foretold(values: Sequence[Numbers], returns: Sequence[Numbers]) -> dict[str, float]:
+    """The mean return, and which share of the returns' variance the values foretold; below 0: none, and wrong."""
+    if not returns or not len(came := np.concatenate(returns)):
+        return {}
+    spread, missed = float(np.var(came)), float(np.var(came - np.concatenate(values)))
+    return {"returns/mean": float(came.mean()), "value/explained": 1 - missed / spread if spread else 0.0}

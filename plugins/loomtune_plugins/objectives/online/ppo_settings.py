@@ -10,6 +10,9 @@ from loomtune.settings import option
 from loomtune_plugins.objectives.encoding import unknown
 from loomtune_plugins.objectives.online.settings import ESTIMATORS, OnlineSettings, sampling_faults, without_effect
 
+VALUE = "value"
+"""Of the role, of its head, and of the column that holds what it said: V(s_t), read where token t is predicted from."""
+
 LEAST_ZERO = ("beta", "kl_target", "kl_gain", "value_clip", "value_coef", "clip_high", "missing_eos_penalty", "entropy")
 
 

@@ -30,7 +30,7 @@ def prompt(row: Row, tokenizer: Tokenizer, settings: TextSettings) -> list[int]:
 
 
 def sample(tokens: list[int], max_length: int) -> Sample:
-    """A prompt as a sample without targets, cut at the end: what is cut fills `max_length`, and is answered by nothing."""
+    """A prompt as a sample without targets, cut at the end: one that is cut leaves no room for an answer."""
     ids = np.array(tokens[:max_length], np.int32)
     return Sample((Segment(ids, np.zeros(len(ids), np.bool_)),))
 

@@ -1,4 +1,4 @@
-"""What policies are improved by: functions of importance ratios and advantages, one number a target, to be minimised."""
+"""What improves a policy: functions of importance ratios and advantages, one number a target, to be minimised."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from loomtune.toolkit import row_sums
 if TYPE_CHECKING:
     from loomtune.contracts import Batch
     from loomtune_plugins.objectives.online.grpo_settings import GrpoSettings
+    from loomtune_plugins.objectives.online.watching import Metrics
 
 
 def lengths(batch: Batch) -> Tensor:
@@ -37,6 +38,15 @@ def clipped(
     ratio = log_ratio.exp()
     free = ratio if ceiling is None else ratio.clamp(max=ceiling)
     return -torch.minimum(free * advantage, ratio.clamp(1 - low, 1 + high) * advantage), ratio
+
+
+def clip_shares(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Metrics:
+    """How many targets' ratios lie beyond each bound, on the side on which nothing more is to be gained."""
+    beyond = {
+        "clip/low": (ratio < 1 - low) & (advantage < 0),
+        "clip/high": (ratio > 1 + high) & (advantage > 0),
+    }
+    return {name: (which.sum().float(), ratio.new_tensor(float(len(ratio)))) for name, which in beyond.items()}
 
 
 def cispo(log_ratio: Tensor, log_probs: Tensor, advantage: Tensor, high: float) -> tuple[Tensor, Tensor]:
@@ -80,14 +90,3 @@ def policy(settings: GrpoSettings, log_probs: Tensor, old: Tensor, batch: Batch)
     if settings.by_sequence:
         log_ratio = sequence_log_ratio(log_ratio, batch, mean=True)
     return clipped(log_ratio, advantage, low, high, settings.clip_ceiling)
-
-
-def divergence(log_probs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """`(targets,)`: an estimate of KL(policy || reference) at what the policy drew, with gradient.
-
-    Schulman 2020, "Approximating KL divergence": with x = log p_ref - log p, k1 is -x, k2 x^2/2, k3 exp(x) - x - 1.
-    """
-    x = reference - log_probs
-    if estimator == "k1":
-        return -x
-    return x.square() / 2 if estimator == "k2" else x.exp() - x - 1

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from loomtune_plugins.objectives.online.invariants import Apart, Bounds
+from loomtune_plugins.objectives.online.invariants import FRESH, Apart, Bounds
 
 if TYPE_CHECKING:
     from loomtune.contracts import Batch
     from loomtune.world import World
 
-LATER, FIRST, FRESH = 0.0, 1.0, 2.0
-"""What a sample's number `first` says of its step: a later one of its batch; the first; the first of all the run, whose
-policy still is what its reference is."""
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
@@ -60,13 +57,13 @@ class Watch:
     def _told(self, like: Tensor) -> Metrics:
         """What all ranks saw; each says it alike, so that its mean is it."""
         seen = self.world.gather((self.least, self.most, self.apart))
-        apart = {name: Apart.joined([each.get(name, Apart()) for _, _, each in seen]) for name in ("rollout", "ratio", "kl")}
+        apart = [Apart.joined([each.get(name, Apart()) for *_, each in seen]) for name in ("rollout", "ratio", "kl")]
         if self.first:
-            self.bounds.check(apart["rollout"], apart["ratio"], apart["kl"] if self.first == FRESH else Apart())
-        least, most = min(low for low, _, _ in seen), max(high for _, high, _ in seen)
+            self.bounds.check(apart[0], apart[1], apart[2] if self.first == FRESH else Apart())
+        least, most = min(low for low, *_ in seen), max(high for _, high, _ in seen)
         found: Mapping[str, float] = {"ratio/min": least, "ratio/max": most} if most >= least else {}
-        if apart["rollout"].count:
-            found = {**found, "rollout/apart_mean": apart["rollout"].mean, "rollout/apart_max": apart["rollout"].largest}
+        if (rollout := apart[0]).count:
+            found = {**found, "rollout/apart_mean": rollout.mean, "rollout/apart_max": rollout.largest}
         one = like.new_ones(())
         return {name: (like.new_tensor(value), one) for name, value in found.items()}
 
