@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loomtune.contracts import Data, Evaluator, Row, Sampling
 from loomtune.errors import UserError
+from loomtune_plugins.evaluators.generation import generated, prompt
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
 from loomtune_plugins.evaluators.split import check_split, limit
 from loomtune_plugins.sql_execution import executes_same, is_ordered, right_query, written_query
 
 if TYPE_CHECKING:
     from loomtune.run import Run
-
-ROUND = 64
-"""Prompts that a replica continues before all hear whether one was asked to leave."""
 
 
 class SQLAccuracy(Evaluator):
@@ -61,10 +59,10 @@ class SQLAccuracy(Evaluator):
 
     def _queries(self, run: Run, rows: Sequence[Row]) -> list[str]:
         """The generated query of each row; none, as an empty text, where there is no prompt to ask with."""
-        prompts = [_prompt(run, row) for row in rows]
+        prompts = [prompt(run, row) for row in rows]
         asked = [prompt for prompt in prompts if prompt]
         sampling = Sampling(max_tokens=self._settings.max_tokens, stop=run.tokenizer.stops)
-        completions = _generated(run, asked, sampling)
+        completions = generated(run, asked, sampling)
         written = ([token for token in tokens if token not in sampling.stop] for tokens in completions)
         return [written_query(run.tokenizer.decode(next(written))) if prompt else "" for prompt in prompts]
 
@@ -79,19 +77,3 @@ class SQLAccuracy(Evaluator):
         except ValueError:
             return False
         return bool(query)
-
-
-def _generated(run: Run, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[list[int]]:
-    """Completions in the prompts' order, generated a round at a time."""
-    for start in range(0, len(prompts), size := ROUND * run.world.replicas):
-        run.heed()
-        yield from run.generate(prompts[start : start + size], sampling)
-
-
-def _prompt(run: Run, row: Row) -> list[int]:
-    """The row's prompt; nothing where it cannot be asked, or leaves the model no room to answer."""
-    try:
-        prompt = run.objective.prompt(row, run.tokenizer)
-    except ValueError:
-        return []
-    return prompt if len(prompt) < run.model.context() else []

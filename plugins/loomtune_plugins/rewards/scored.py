@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,18 @@ PATIENCE = 32
 """Answers in a row without a score, after which nothing is learned any more and the run ends."""
 
 
+TOO_LONG = "it takes too long"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an answer has no score. kind: in a few words, the same for all such; said: about this one."""
 
     kind: str
     said: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.said}" if self.said else self.kind
 
 
 Scored = float | Failure
@@ -49,20 +55,17 @@ class Scores(Reward):
         world = run.world
         for rank, part in enumerate(world.gather(list(self.found(run, answers[world.rank :: world.size])))):
             scores[rank :: world.size] = part
+        run.heed("asked to leave while answers are scored, which are generated anew")
         failures = [one for one in scores if isinstance(one, Failure)]
         self._tell(run, failures, len(scores))
         return [float("nan") if isinstance(one, Failure) else one for one in scores]
 
     def _tell(self, run: Run, failures: Sequence[Failure], of: int) -> None:
         """Says each kind of failure once. Raises RunFailed where there is nothing else."""
-        kinds: Mapping[str, Failure] = {one.kind: one for one in reversed(failures)}
-        for kind, first in kinds.items():
-            if kind not in self._told:
-                run.tell_once(
-                    f"reward={self.name} gives no score where {kind}; such answers are left out: {first.said}"
-                )
-        self._told |= kinds.keys()
+        for one in failures:
+            if one.kind not in self._told:
+                self._told |= {one.kind}
+                run.tell_once(f"reward={self.name} has no score for some answers, which are left out: {one}")
         self._lost = self._lost + len(failures) if len(failures) == of else 0
         if failures and self._lost >= PATIENCE:
-            first = failures[0]
-            raise RunFailed(f"reward={self.name} scored none of {of} answers: {first.kind}: {first.said}")
+            raise RunFailed(f"reward={self.name} has no score for any of {of} answers: {failures[0]}")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loomtune.contracts import Answer, Data
 from loomtune.errors import UserError
-from loomtune_plugins.rewards.scored import Failure, Scored, Scores
+from loomtune_plugins.rewards.apart import MEMORY, Apart
+from loomtune_plugins.rewards.scored import TOO_LONG, Failure, Scored
 from loomtune_plugins.rewards.settings import SqlSettings
+from loomtune_plugins.rewards.workers.pool import Pool
 from loomtune_plugins.sql_execution import Database, Rows, equal, is_ordered, right_query, written_query
 
 if TYPE_CHECKING:
     from loomtune.run import Run
 
 DATABASES = 64
-"""How many stay in memory: those of the prompts at hand, whose answers come together."""
+"""How many stay in a worker's memory: those of the prompts at hand, whose answers come together."""
 
 
-class Sql(Scores):
+class Sql(Apart):
     """1 where a query returns what the right one returns, in its order where that has an ORDER BY."""
 
     name = "sql"
@@ -29,9 +31,10 @@ class Sql(Scores):
     def __init__(self, settings: SqlSettings) -> None:
         if not settings.seconds > 0:
             raise UserError.of(f"reward.sql.seconds={settings.seconds} is no time", "set it to 1.0")
-        self.weight = settings.weight
         self._settings = settings
-        self._tables = lru_cache(DATABASES)(self._open)
+        whole = 4 * settings.seconds + 5  # a database, the right query, the written one; SQLite cannot end all of them
+        target = f"{__name__}:Queries"
+        super().__init__(settings.weight, Pool(target=target, setup=_setup(settings), seconds=whole, memory=MEMORY))
 
     def check(self, data: Data) -> None:
         """Raises UserError where training rows have no database or no right query."""
@@ -40,31 +43,39 @@ class Sql(Scores):
             what = "reward=sql: rows of `train` have no `database` with a right query (`gold`, `chosen`, `completion`)"
             raise UserError.of(what, "choose another reward, or data whose rows have both")
 
-    def found(self, run: Run, answers: Sequence[Answer]) -> Sequence[Scored]:
-        known: dict[tuple[str, str, str], Scored] = {}
-        scores = []
-        for answer in answers:
-            key = (str(answer.row["database"]), right_query(answer.row) or "", written_query(answer.text))
-            if key not in known:
-                known[key] = self._scored(*key)
-            scores.append(known[key])
-        return scores
+    def arguments(self, answer: Answer) -> tuple[str, str, str]:
+        return str(answer.row.get("database", "")), right_query(answer.row) or "", written_query(answer.text)
 
-    def _scored(self, script: str, gold: str, query: str) -> Scored:
-        try:
-            database, expected = self._tables(script, gold)
-        except sqlite3.Error as error:
-            return Failure("a row's database cannot be made", str(error))
+    def found(self, run: Run, answers: Sequence[Answer]) -> Sequence[Scored]:
+        """A query that even SQLite could not end is one that does not run."""
+        slow = self._settings.broken
+        scores = super().found(run, answers)
+        return [slow if isinstance(one, Failure) and one.kind == TOO_LONG else one for one in scores]
+
+
+def _setup(settings: SqlSettings) -> dict[str, Any]:
+    return {key: value for key, value in asdict(settings).items() if key != "weight"}
+
+
+class Queries:
+    """In a worker: runs queries on databases that stay open."""
+
+    def __init__(self, *, valid: float, overlap: float, broken: float, seconds: float) -> None:
+        self._valid, self._overlap, self._broken, self._seconds = valid, overlap, broken, seconds
+        self._opened = lru_cache(DATABASES)(self._open)
+
+    def __call__(self, script: str, gold: str, query: str) -> float:
+        database, expected = self._opened(script, gold)
         if expected is None:
-            return Failure("the right query of a row does not run", gold)
+            raise ValueError(f"the right query of a row does not run on its database: {gold!r}")
         found = database.rows(query)
         if found is None:
-            return self._settings.broken
+            return self._broken
         if equal(found, expected, ordered=is_ordered(gold)):
             return 1.0
-        common = (Counter(found) & Counter(expected)).total()
-        return self._settings.valid + self._settings.overlap * 2 * common / max(1, len(found) + len(expected))
+        common = sum((Counter(found) & Counter(expected)).values())
+        return self._valid + self._overlap * 2 * common / max(1, len(found) + len(expected))
 
     def _open(self, script: str, gold: str) -> tuple[Database, Rows | None]:
-        database = Database(script, self._settings.seconds)
+        database = Database(script, self._seconds)
         return database, database.rows(gold)

@@ -11,7 +11,7 @@ from loomtune.errors import Preempted, UserError
 from loomtune.run import Run
 from loomtune.settings import Settings
 from loomtune.signals import StopRequest
-from loomtune_plugins.evaluators import sql_accuracy
+from loomtune_plugins.evaluators import generation, sql_accuracy
 from loomtune_plugins.evaluators.settings import SQLAccuracySettings
 from loomtune_plugins.evaluators.sql_accuracy import SQLAccuracy
 
@@ -146,7 +146,7 @@ def test_at_most_so_many_rows_are_measured() -> None:
 
 
 def test_prompts_are_asked_in_rounds_between_which_a_request_to_stop_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_accuracy, "ROUND", 2)
+    monkeypatch.setattr(generation, "ROUND", 2)
     rows = [row("SELECT a FROM t"), row("SELECT b FROM t WHERE 1"), row("SELECT COUNT(*) FROM t")]
     run = a_run(rows, [])
     whole = run.generate
@@ -156,11 +156,11 @@ def test_prompts_are_asked_in_rounds_between_which_a_request_to_stop_is_heard(mo
         return [prompt[1:] for prompt in prompts]
 
     run.generate = generate
-    assert sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING).send(None) == [5]
-    assert [*sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)] == [[5], [6], [7]]
+    assert generation.generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING).send(None) == [5]
+    assert [*generation.generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)] == [[5], [6], [7]]
     assert [prompts for prompts, _ in run.asked[1:]] == [[[1, 5], [2, 6]], [[3, 7]]]
     run.world = SimpleNamespace(replicas=2, total=Alone().total)
-    assert len([*sql_accuracy._generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)]) == 3 and len(run.asked) == 4
+    assert len([*generation.generated(run, [[1, 5], [2, 6], [3, 7]], SAMPLING)]) == 3 and len(run.asked) == 4
     run.stop.asked = True
     with pytest.raises(Preempted):
         accuracy().evaluate(run)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loomtune_plugins.rewards.scored import Failure, Scored
+from loomtune_plugins.rewards.scored import TOO_LONG, Failure, Scored
 from loomtune_plugins.rewards.workers.process import Call, Process
 
 MOST = 8
@@ -41,7 +41,11 @@ class Pool:
     seconds: float = 1.0
     memory: int = 0
     workers: int = 0
-    processes: list[Process] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list, init=False)
+    _calls: Sequence[Call] = field(default=(), init=False)
+    _waiting: deque[int] = field(default_factory=deque, init=False)
+    _found: dict[int, list[Scored]] = field(default_factory=dict, init=False)
+    _refused: Failure | None = field(default=None, init=False)
 
     def check(self) -> Failure | None:
         """Has a worker begin; why it cannot, if so."""
@@ -62,9 +66,7 @@ class Pool:
         return {**self.__dict__, "processes": []}
 
     def _call(self, calls: Sequence[Call], *, least: int = 0, leave: Callable[[], bool] = bool) -> list[list[Scored]]:
-        self._refused: Failure | None = None
-        self._calls, self._waiting = calls, deque(range(len(calls)))
-        self._found: dict[int, list[Scored]] = {}
+        self._calls, self._waiting, self._found, self._refused = calls, deque(range(len(calls))), {}, None
         try:
             while (len(self._found) < len(calls) or self._unbegun(least)) and not self._refused and not leave():
                 self._employ(least)
@@ -118,7 +120,7 @@ class Pool:
         for process in waited_for:
             if process in self.processes and (process.busy or not process.ready) and process.until < time.monotonic():
                 begun = process.ready
-                self._lose(process, Failure("it takes too long", f"{self.seconds if begun else BEGINNING:g} seconds"))
+                self._lose(process, Failure(TOO_LONG, f"{self.seconds if begun else BEGINNING:g} seconds"))
 
     def _take(self, process: Process) -> None:
         """What a worker said."""
@@ -132,33 +134,36 @@ class Pool:
             return
         for answer in answers:
             if not process.ready:
-                process.ready = True
+                process.ready = not answer
                 if answer:
-                    self._lose(process, Failure(f"{answer[0]} at its beginning", str(answer[-1])), begun=False)
+                    self._lose(process, Failure(f"{answer[0]} at its beginning", str(answer[-1])))
             elif process.busy:
                 self._note(process.busy.popleft(), answer)
+                if answer[:1] == ["MemoryError"]:  # what fills a worker's memory may be what earlier calls left there
+                    self._dismiss(process)
             process.until = time.monotonic() + self.seconds
 
     def _note(self, number: int, answer: list[Any]) -> None:
-        """A call's scores, or its failure, which is that of each of its answers unless they are asked for alone."""
+        """A call's scores, or its failure, which is that of each of its answers."""
         count = self._calls[number][0]
         if len(answer) == count and all(isinstance(one, float) for one in answer):
             self._found[number] = answer
         else:
             self._found[number] = [Failure(*map(str, (*answer, "")[:2]))] * count
 
-    def _lose(self, process: Process, why: Failure, *, begun: bool | None = None) -> None:
-        """Ends a worker: the call at work has failed, the others of its part wait for another one."""
-        if not (process.ready if begun is None else begun):
+    def _lose(self, process: Process, why: Failure) -> None:
+        """Ends a worker: the call at work has failed. One that could not begin would not the next time either."""
+        if not process.ready:
             self._refused = why
         elif process.busy:
             number = process.busy.popleft()
             self._found[number] = [why] * self._calls[number][0]
-            self._waiting.extendleft(reversed(process.busy))
-            process.busy.clear()
         self._dismiss(process)
 
     def _dismiss(self, process: Process) -> None:
+        """Ends a worker; the calls that it did not get to wait for another one."""
+        self._waiting.extendleft(reversed(process.busy))
+        process.busy.clear()
         process.close()
         if process in self.processes:
             self.processes.remove(process)

@@ -33,7 +33,7 @@ class Process:
 
     def __init__(self, begin: dict[str, Any]) -> None:
         script = Path(__file__).with_name("worker.py")
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             [sys.executable, "-u", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

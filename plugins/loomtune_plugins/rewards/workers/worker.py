@@ -52,29 +52,36 @@ def main() -> None:
         work()
         os._exit(0)
     os.close(1)
-    code = guard(worker, woken, parent)
-    end(worker)
-    os._exit(code)
+    guard(worker, woken, parent)
+    code = end(worker)
+    os._exit(code if code >= 0 else 128 - code)
 
 
-def guard(worker: int, woken: int, parent: int) -> int:
-    """Waits until the worker ends, whose exit code it gives (128 and the signal's number), or nobody wants it."""
+def guard(worker: int, woken: int, parent: int) -> None:
+    """Waits until the worker ends, or nobody wants it."""
     events = select.poll()
     events.register(0, 0)  # tells of a hang-up alone; what arrives is the worker's
     events.register(woken, select.POLLIN)
-    while os.getppid() == parent:
-        if any(place == 0 for place, _ in events.poll(_LOOK)):
-            break
-        with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == worker:
-                    code = os.waitstatus_to_exitcode(ended[1])
-                    return code if code >= 0 else 128 - code
-    return 0
+    wanted = True
+    while wanted and os.getppid() == parent and not _ended(worker):
+        for place, _ in events.poll(_LOOK):
+            wanted = wanted and place != 0
+            if place == woken:
+                os.read(woken, 4096)
 
 
-def end(worker: int) -> None:
-    """Kills the worker's group, and whatever of its descendants has left that."""
+def _ended(worker: int) -> bool:
+    """Whether the worker has ended; who else has is looked after."""
+    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if ended.si_pid == worker:
+            return True
+        os.waitpid(ended.si_pid, 0)
+    return False
+
+
+def end(worker: int) -> int:
+    """Kills the worker's group, and whatever of its descendants has left that; gives its exit code, or -signal."""
+    code = 0
     while True:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(worker, signal.SIGKILL)
@@ -82,9 +89,10 @@ def end(worker: int) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
         try:
-            os.waitpid(-1, 0)
+            ended, status = os.waitpid(-1, 0)
         except ChildProcessError:
-            return
+            return code
+        code = os.waitstatus_to_exitcode(status) if ended == worker else code
 
 
 def _descendants(root: int) -> list[int]:
@@ -152,7 +160,7 @@ def _file(path: Path) -> Any:
 
 def _read(requests: BinaryIO) -> Iterator[Any]:
     while len(head := requests.read(8)) == 8:
-        yield pickle.loads(requests.read(struct.unpack("<Q", head)[0]))  # noqa: S301 - the run's own words
+        yield pickle.loads(requests.read(struct.unpack("<Q", head)[0]))
 
 
 def _scored(score: Callable[..., Any], count: int, arguments: Sequence[Any]) -> list[Any]:
