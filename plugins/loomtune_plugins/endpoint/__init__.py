@@ -7,5 +7,6 @@ limits or told, every answer is kept on the disk, and importing this imports no 
 from loomtune_plugins.endpoint.asking import Ask, Message, Reply
 from loomtune_plugins.endpoint.client import Client, opened
 from loomtune_plugins.endpoint.settings import EndpointSettings
+from loomtune_plugins.endpoint.turns import told
 
-__all__ = ["Ask", "Client", "EndpointSettings", "Message", "Reply", "opened"]
+__all__ = ["Ask", "Client", "EndpointSettings", "Message", "Reply", "opened", "told"]

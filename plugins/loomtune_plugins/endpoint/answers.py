@@ -31,8 +31,8 @@ def default_folder() -> Path:
 class Answers:
     """Those of one folder.
 
-    A line is written whole, under a lock, and is on the disk before anybody is told of it. What a kill left of a line is
-    passed over, and so is what is no line of ours.
+    A line is written whole, under a lock, and is on the disk before anybody is told of it. What a kill left of a line
+    is passed over, and so is what is no line of ours.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -16,8 +16,9 @@ class Ask:
     """One question.
 
     messages: the conversation that is to be answered.
-    draw: tells draws of the same question apart; a sampled answer depends on it, on a model of this machine alone.
+    draw: tells draws of the same question apart; the seed of a sampled answer, as far as a service heeds one.
     options: where some are named, no text is wanted but the log-probability of each as the answer's only token.
+    opening: what the answer begins with, where text is continued; a chat service is not told.
     """
 
     messages: Sequence[Message]
@@ -26,6 +27,7 @@ class Ask:
     top_p: float = 1.0
     draw: int = 0
     options: tuple[str, ...] = ()
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,9 +59,7 @@ class Client:
         most, spent = self._settings.max_cost, self.answers.cost
         if most and spent >= most:
             what = f"{self._prefix}.max_cost={most:g} is reached: the answers in {self.answers.path} cost {spent:.4f}"
-            raise UserError.of(
-                what, f"raise {self._prefix}.max_cost; all that was answered is kept, and goes on counting"
-            )
+            raise UserError.of(what, f"raise {self._prefix}.max_cost; what was answered is kept, and goes on counting")
 
 
 def opened(settings: EndpointSettings, prefix: str) -> Client:

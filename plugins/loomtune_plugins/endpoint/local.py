@@ -31,9 +31,9 @@ class Local(Source):
             self._model.check()
             self._tokenizer  # noqa: B018 - a template that does not suit is told
         except UserError as error:
-            told = (what for fault in error.faults for what in (fault.what,))
+            told = "; ".join(fault.what for fault in error.faults)
             cure = f"set {self._prefix}.model to a folder, or {self._prefix}.url to where it is served"
-            raise UserError.of(f"{self._prefix}.model={self._settings.model}: {'; '.join(told)}", cure) from error
+            raise UserError.of(f"{self._prefix}.model={self._settings.model}: {told}", cure) from error
 
     def identity(self) -> Mapping[str, Any]:
         return self._identity
@@ -137,18 +137,15 @@ class Local(Source):
 
     def _prompt(self, ask: Ask) -> str:
         if self._settings.api == "completions":
-            return plain(ask.messages)
-        return self._tokenizer.render(list(ask.messages), reply=True)
+            return plain(ask.messages, ask.opening)
+        return self._tokenizer.render(list(ask.messages), reply=True) + ask.opening
 
     @cached_property
     def _model(self) -> Model:
-        template = self._settings.chat_template
-        model: Model = installed().build(
-            "model", "huggingface", {"path": self._settings.model, "chat_template": template}
-        )
-        if not template and self._settings.api == "chat" and not model.tokenizer().template:
-            more = {"path": self._settings.model, "chat_template": "plain"}
-            model = installed().build("model", "huggingface", more)
+        chosen = {"path": self._settings.model, "chat_template": self._settings.chat_template}
+        model: Model = installed().build("model", "huggingface", chosen)
+        if self._settings.api == "chat" and not model.tokenizer().template:
+            model = installed().build("model", "huggingface", {**chosen, "chat_template": "plain"})
         return model
 
     @cached_property

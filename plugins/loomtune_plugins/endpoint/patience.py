@@ -63,5 +63,5 @@ def _asked_for(headers: Mapping[str, str]) -> float:
 
 
 def backoff(attempt: int, first: float, longest: float) -> float:
-    """Seconds before the next attempt: doubled each time, and half of it by chance, so that many do not come at once."""
+    """Seconds before the next attempt: doubled each time, half of it by chance, lest all come at once."""
     return min(longest, first * 2.0**attempt) * random.uniform(0.5, 1.0)

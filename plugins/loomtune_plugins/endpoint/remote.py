@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SHOWN = {"chat": 20, "completions": 5}
 """The most of the likeliest tokens that services give."""
 
+SEEDS = 1 << 31
+"""How many seeds every service takes."""
+
 LONGEST = 32 << 20
 """Bytes of an answer; no answer is longer."""
 
@@ -53,13 +56,16 @@ class Remote(Source):
 
     def request(self, ask: Ask) -> dict[str, Any]:
         chat, options = self._settings.api == "chat", bool(ask.options)
-        said = {"messages": [dict(one) for one in ask.messages]} if chat else {"prompt": plain(ask.messages)}
+        said = (
+            {"messages": [dict(one) for one in ask.messages]} if chat else {"prompt": plain(ask.messages, ask.opening)}
+        )
         body: dict[str, Any] = {"model": self._settings.model, **said, "max_tokens": 1 if options else ask.max_tokens}
         if options:  # at temperature 1 it is the same whether a service shows them before or after dividing by it
             shown = SHOWN[self._settings.api]
             body |= {"temperature": 1.0, **({"logprobs": True, "top_logprobs": shown} if chat else {"logprobs": shown})}
         else:
             body |= {"temperature": ask.temperature, "top_p": ask.top_p, **({} if chat else {"stop": [NEXT]})}
+            body |= {"seed": ask.draw % SEEDS} if ask.temperature else {}
         return {name: value for name, value in {**body, **self._settings.body}.items() if value is not None}
 
     def answer(self, asks: Sequence[Ask], done: Done, gate: Gate) -> None:

@@ -31,9 +31,8 @@ def reply_of(body: bytes, ask: Ask) -> Reply:
     tokens = _tokens(told.get("usage"), ask, body)
     try:
         return _read(told, ask, tokens)
-    except Unusable as error:
-        error.tokens = tokens
-        raise
+    except Unusable as found:
+        raise Unusable(str(found), lasting=found.lasting, tokens=tokens) from found
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Unusable(f"an answer of another form ({type(error).__name__}: {error})", tokens=tokens) from error
 
@@ -45,8 +44,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
         raise Unusable(f"no JSON came ({str(error)[:100]})") from error
     if not isinstance(told, dict):
         raise Unusable(f"JSON of a {type(told).__name__} came, and no answer")
-    if error := told.get("error"):
-        raise Unusable(f"an error came as an answer ({message_of(body) or str(error)[:100]})")
+    if said := told.get("error"):
+        raise Unusable(f"an error came as an answer ({message_of(body) or str(said)[:100]})")
     return told
 
 
@@ -71,7 +70,7 @@ def _read(told: Mapping[str, Any], ask: Ask, tokens: tuple[int, int]) -> Reply:
         raise Unusable("the service's filter holds the answer back", lasting=True)
     if ask.options:
         return Reply(log_probs=options(_shown(choice), ask.options), tokens=tokens)
-    text = ended(_text(choice)).encode("utf-8", "replace").decode()
+    text = _text(choice).encode("utf-8", "replace").decode()
     if not text:
         raise Unusable("an empty answer came", lasting=True)
     return Reply(text=text, ended=choice.get("finish_reason") != "length", tokens=tokens)
@@ -79,12 +78,14 @@ def _read(told: Mapping[str, Any], ask: Ask, tokens: tuple[int, int]) -> Reply:
 
 def _text(choice: Mapping[str, Any]) -> str:
     message = choice.get("message")
-    said = choice["text"] if message is None else message.get("content") or message.get("refusal") or ""
+    if message is None:
+        return ended(choice["text"])
+    said = message.get("content") or message.get("refusal") or ""
     if isinstance(said, list):  # in parts
         said = "".join(part["text"] for part in said if part.get("type") == "text")
     if not isinstance(said, str):
         raise TypeError(f"the text is a {type(said).__name__}")
-    return said
+    return said.strip()
 
 
 def _shown(choice: Mapping[str, Any]) -> list[tuple[str, float]]:

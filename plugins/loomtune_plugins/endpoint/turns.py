@@ -8,15 +8,22 @@ from loomtune_plugins.endpoint.asking import Message
 
 NAMES = {"system": "System", "developer": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
 NEXT = "\n\nHuman:"
-"""Where an answer is over, whatever the model wrote after it."""
+"""Where an answer is over, whatever a model wrote after it."""
+
+OTHER = "\n\nUser:"
+"""The same by the template `plain`."""
 
 
-def plain(messages: Sequence[Message]) -> str:
-    """Each turn after its speaker, as Anthropic's papers write them, and the assistant's opened."""
-    turns = [f"{NAMES[one['role']]}: {one['content']}" for one in messages]
-    return "\n\n".join([*turns, "Assistant:"])
+def told(messages: Sequence[Message]) -> str:
+    """Each turn after its speaker, as Anthropic's papers write them."""
+    return "\n\n".join(f"{NAMES[one['role']]}: {one['content']}" for one in messages)
+
+
+def plain(messages: Sequence[Message], opening: str = "") -> str:
+    """The same with the assistant's next turn begun."""
+    return f"{told(messages)}\n\nAssistant:{' ' if opening else ''}{opening}"
 
 
 def ended(text: str) -> str:
     """An answer without the turns that the model went on with."""
-    return text.partition(NEXT)[0].strip()
+    return text.partition(NEXT)[0].partition(OTHER)[0].strip()
