@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def smoothed(logits: Tensor, smoothing: float) -> Tensor:
+def smoothed(logits: Tensor, smoothing: float | Tensor) -> Tensor:
     """-(1 - e) log sigmoid(x) - e log sigmoid(-x): cross-entropy with labels that are wrong with probability e."""
     return -(1 - smoothing) * log_sigmoid(logits) - smoothing * log_sigmoid(-logits)
 
@@ -34,13 +34,18 @@ class ByPreference(PairLoss):
 class Sigmoid(ByPreference):
     """Rafailov et al. 2023, "Direct Preference Optimization", equation 7.
 
-    Smoothed: Mitchell 2023, "A note on DPO with noisy preferences" (cDPO), equation 3, which TRL 1.16 has no more.
+    Smoothed: Mitchell 2023, "A note on DPO with noisy preferences" (cDPO), equation 3, which TRL 1.16 has no more. The
+    same with a doubt of each pair's own where rows bear a probability.
     """
 
     name = "sigmoid"
+    by_probability = True
 
     def of(self, pairs: Pairs, statistics: Any) -> Tensor:
-        return smoothed(pairs.beta * pairs.logits, self.settings.label_smoothing)
+        wrong: float | Tensor = self.settings.label_smoothing
+        if pairs.probability is not None:
+            wrong = wrong + (1 - 2 * wrong) * (1 - pairs.probability)
+        return smoothed(pairs.beta * pairs.logits, wrong)
 
 
 class SigmoidNorm(ByPreference):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from loomtune import hookimpl
 from loomtune.contracts import Rollout
 from loomtune.offers import Offer, Trait
-from loomtune_plugins.rollouts.settings import HuggingFaceSettings
+from loomtune_plugins.rollouts.settings import ContinuousSettings, HuggingFaceSettings
+from loomtune_plugins.rollouts.vllm_settings import VllmSettings
 
 
 @hookimpl
@@ -18,5 +19,24 @@ def rollouts() -> Sequence[Offer[Rollout]]:
             schema=HuggingFaceSettings,
             summary="transformers' generate in the training process, with the weights gathered for the call",
             provides=frozenset({Trait.GENERATION}),
+        ),
+        Offer(
+            name="continuous",
+            build="loomtune_plugins.rollouts.continuous:Continuous",
+            schema=ContinuousSettings,
+            summary="transformers' continuous batching in the training process, with the weights gathered for the call",
+            provides=frozenset({Trait.GENERATION}),
+            excludes={Trait.VIRTUAL_TOKENS: "keeps no padding, which what {} puts before each row is put behind"},
+        ),
+        Offer(
+            name="vllm",
+            build="loomtune_plugins.rollouts.vllm:Vllm",
+            schema=VllmSettings,
+            summary="vLLM's own server, to which weights are pushed and which generates while training goes on",
+            provides=frozenset({Trait.GENERATION}),
+            excludes={
+                Trait.VIRTUAL_TOKENS: "takes token ids, and what {} puts before each row has none",
+                Trait.UNMERGEABLE: "serves the base or LoRA on it, and what {} learns is neither",
+            },
         ),
     )

@@ -153,9 +153,7 @@ class Noted:
         return (self.ended.sum() >= self.enough).expand(len(self.ended))
 
 
-def _continued(
-    module: Any, tokens: Tensor, mask: Tensor, cache: Any, count: int, noted: Noted | None = None
-) -> Any:
+def _continued(module: Any, tokens: Tensor, mask: Tensor, cache: Any, count: int, noted: Noted | None = None) -> Any:
     """transformers' own loop, from the tokens that the cache does not hold yet, for at most so many more."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 

@@ -1,27 +1,28 @@
-"""Generation by transformers, in the training process."""
+"""Generation by transformers, in the training process or on ranks of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loomtune.contracts import Completion, Role, Rollout, Sampling
-from loomtune.errors import UserError
-from loomtune_plugins.rollouts.settings import HuggingFaceSettings
+from loomtune.contracts import Completion, Role, Sampling
+from loomtune_plugins.rollouts.aside import Aside
+from loomtune_plugins.rollouts.settings import HuggingFaceSettings, positive
 
 if TYPE_CHECKING:
     from loomtune.world import World
 
 
-class HuggingFace(Rollout):
+class HuggingFace(Aside):
     """Continues prompts in batches of similar length, padded on the left, with a key-value cache.
 
+    A row that has ended leaves its batch when enough others have, and a prompt that several rows share is read once.
     A sampled completion depends on the prompt's key and the position, never on the rank, the batch or its padding.
     """
 
     def __init__(self, settings: HuggingFaceSettings) -> None:
-        if settings.batch < 1:
-            raise UserError.of(f"rollout.batch={settings.batch} is less than 1", "set rollout.batch to at least 1")
+        super().__init__(settings.ranks, settings.ahead)
+        positive("batch", settings.batch)
         self._batch = settings.batch
 
     def generate(

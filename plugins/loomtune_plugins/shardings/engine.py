@@ -158,8 +158,13 @@ class TorchEngine(NetworkEngine):
         names = [name for name in self.spec.optimizer.state() if name in state]
         return {name: self.layout.local(torch.as_tensor(state[name])) for name in names}
 
+    def _weights(self) -> Iterator[tuple[str, Region, Tensor]]:
+        for name, parameter in self.trainable.items():
+            yield saved_name(name), self.layout.region(parameter), self.layout.local(parameter)
+
     @torch.no_grad()
     def load(self, read: StateReader, *, optimizer: bool) -> None:
+        self.updates += 1
         for name, parameter in self.trainable.items():
             region = self.layout.region(parameter)
             self.layout.local(parameter).copy_(read(saved_name(name), "weight", region))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from loomtune.contracts import Engine, EngineSpec, ParameterGroup, StateKind
+from loomtune.contracts.sharding import Region, StateReader
 from loomtune.toolkit.dropout import SeededDropout, recompute_keys
 from loomtune.toolkit.network import Network, saved_name
 from loomtune.world import World
@@ -67,6 +69,7 @@ class NetworkEngine(Engine):
             for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
                 options["lr"] = rate * group.learning_rate_scale
             self._update()
+            self.updates += 1
         self._forget()
         return float(norm)
 
@@ -99,33 +102,65 @@ class NetworkEngine(Engine):
                 module.training = True
             self._settle()
 
+    @contextmanager
+    def wearing(self, read: StateReader) -> Iterator[None]:
+        kept = {_place(name, region): values.detach().clone() for name, region, values in self._weights()}
+
+        def other(name: str, tensor: str, region: Region | None) -> Tensor:
+            try:
+                return read(name, tensor, region)
+            except KeyError:
+                return kept[_place(name, region)]
+
+        try:
+            self.load(other, optimizer=False)
+            yield
+        finally:
+            self.load(lambda name, tensor, region: kept[_place(name, region)], optimizer=False)
+
+    @abstractmethod
+    def _weights(self) -> Iterator[tuple[str, Region, Tensor]]:
+        """What this rank holds of the trained parameters in fp32, by the regions in which `load` asks for it."""
+
     @abstractmethod
     def _settle(self) -> None:
         """Frees what a forward pass without a backward pass left gathered."""
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
-        with self.evaluating(), self.network.plain() as base:
-            yield base if self._everything else self._twin()
+        whole = self.network.plain() if self._everything else self._filled()
+        with self.evaluating(), whole as module, computing(self.network, self.world.device):
+            yield module
 
     @property
     @abstractmethod
     def _everything(self) -> bool:
         """True where every rank holds every parameter whole, in the type that `set_types` says."""
 
-    def _twin(self) -> nn.Module:
-        """A plain network with the weights of this one, whole on every rank for as long as it is used."""
+    @contextmanager
+    def _filled(self) -> Iterator[nn.Module]:
+        """A plain network with the weights of this one, whole on every rank within the context and nowhere after it."""
+        twin = self._twin
+        try:
+            with swapping():
+                twin.to_empty(device=self.world.device)
+            tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
+            for name, tensor in self._stream():
+                tensors[name].copy_(tensor)
+            self.spec.model.restore_buffers(twin.base)
+            yield twin.base
+        finally:
+            with swapping():
+                twin.to("meta")
+
+    @cached_property
+    def _twin(self) -> Network:
+        """A plain network without storage: building it, of thousands of modules, takes longer than a short rollout."""
         twin = Network(self.spec)
         quicken(twin.module)
         set_types(twin)
-        twin.requires_grad_(False)
-        with swapping():
-            twin.to_empty(device=self.world.device)
-        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
-        for name, tensor in self._stream():
-            tensors[name].copy_(tensor)
-        self.spec.model.restore_buffers(twin.base)
-        return twin.eval().base
+        lighten(twin)
+        return twin.eval()
 
     @torch.no_grad()
     def _stream(self, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -163,6 +198,7 @@ class NetworkEngine(Engine):
     def close(self) -> None:
         self.optimizer = None
         self.named, self.trainable, self.groups = {}, {}, []
+        self.__dict__.pop("_twin", None)
         del self.network
 
 
@@ -175,6 +211,32 @@ def set_types(network: Network) -> None:
         kept = torch.float32 if parameter.requires_grad else network.compute_dtype
         if parameter.is_floating_point():  # packed, quantised weights are no numbers
             parameter.data = parameter.data.to(kept)
+
+
+def computing(network: Network, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it plain calls of the network compute in the type that training computes in."""
+    lower = network.compute_dtype
+    return nullcontext() if lower == torch.float32 else torch.autocast(device.type, lower)
+
+
+def lighten(network: Network) -> None:
+    """Gives the base's trained linear layers the type that `computing` would make of them anew at each token.
+
+    Others stay, also a tied head: autocast casts what is to be trained once, and keeps it until its end.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for part in network.base.modules():
+        for parameter in part.parameters(recurse=False) if type(part) is nn.Linear else ():
+            (name, *more) = names[id(parameter)]
+            if not more and network.spec.adapter.base_name(saved_name(name)) is not None:
+                parameter.data = parameter.data.to(network.compute_dtype)
+
+
+def _place(name: str, region: Region | None) -> tuple[str, tuple[int, ...]]:
+    """A part of a parameter as a key: a rank's parts of one begin in different places."""
+    return name, tuple(part.start for part in region or ())
 
 
 def _recompute(blocks: list[nn.Module]) -> None:

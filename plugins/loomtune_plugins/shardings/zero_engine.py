@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, ParameterShard, Reader, StateKind
-from loomtune.contracts.sharding import StateReader
+from loomtune.contracts.sharding import Region, StateReader
 from loomtune.errors import UserError
 from loomtune.toolkit.dropout import dropout_keys
 from loomtune.toolkit.network import saved_name
@@ -153,10 +153,18 @@ class ZeroEngine(NetworkEngine):
             with self.partitions.resident(group):
                 yield group, [(names[part.parameter], part) for part in held if part.group == group]
 
+    def _weights(self) -> Iterator[tuple[str, Region, Tensor]]:
+        for group, fragments in self._fragments():
+            assert self.partitions is not None
+            for name, fragment in fragments:
+                for box, values in fragment.cut(self.partitions.flats[group]):
+                    yield saved_name(name), box.region, values
+
     @torch.no_grad()
     def load(self, read: StateReader, *, optimizer: bool) -> None:
         if self.partitions is None:
             return
+        self.updates += 1
         self._read_masters(lambda name, region: read(saved_name(name), "weight", region))
         self.partitions.publish()
         if optimizer:

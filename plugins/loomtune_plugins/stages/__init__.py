@@ -8,6 +8,7 @@ from loomtune import hookimpl
 from loomtune.contracts import Stage
 from loomtune.offers import Offer
 from loomtune.plan import Finding, Plan
+from loomtune_plugins.stages.asking_settings import AnswerSettings, CritiqueSettings, PrincipledSettings
 from loomtune_plugins.stages.settings import (
     CleanSettings,
     DecontaminateSettings,
@@ -58,6 +59,24 @@ def stages() -> Sequence[Offer[Stage]]:
             build="loomtune_plugins.stages.decontaminate:Decontaminate",
             schema=DecontaminateSettings,
             summary="drops rows that share a run of words with evaluation files",
+        ),
+        Offer(
+            name="answer",
+            build="loomtune_plugins.stages.answer:Answer",
+            schema=AnswerSettings,
+            summary="a language model answers each prompt, once or several times",
+        ),
+        Offer(
+            name="critique",
+            build="loomtune_plugins.stages.critique:Critique",
+            schema=CritiqueSettings,
+            summary="Constitutional AI: a model criticises each answer by a principle and revises it, several times",
+        ),
+        Offer(
+            name="principled",
+            build="loomtune_plugins.stages.principled:Principled",
+            schema=PrincipledSettings,
+            summary="Constitutional AI: a model chooses the better of two answers by a principle; soft labels",
         ),
         Offer(
             name="split",

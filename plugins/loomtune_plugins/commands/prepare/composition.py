@@ -178,7 +178,7 @@ def _disorder(stages: Mapping[str, Stage]) -> Iterator[Fault]:
 
 def _shown(name: str, node: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     """What the manifest tells of a stage; of paths their last names, since the fingerprint says what was there."""
-    settings = {key: _without_place(value) for key, value in node.items() if key != "name"}
+    settings = {key: _without_place(value) for key, value in node.items() if key not in ("name", *stage.aside)}
     return {"stage": name, "offer": node["name"], "settings": settings, "fingerprint": stage.fingerprint()}
 
 

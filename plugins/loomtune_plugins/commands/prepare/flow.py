@@ -123,6 +123,8 @@ class Flow:
         if self.work.job.keep_dropped:
             passes = [f"rows-{number}" for number in range(last + 1)]
             tasks.append({"do": "dropped", "from": passes, "name": "dropped.ndjson"})
+        shown = {"do": "page", "from": f"rows-{last}"}
+        tasks += [{**shown, "stage": name, "name": f"page-{name}.md"} for name in writing.pages(self.work)]
         written = self._phases.run("write", "files", tasks, lambda: {"files": self._phases.stats("files", len(tasks))})
         return [{**file, "place": f"files/{file['part']}"} for file in written["files"]]
 

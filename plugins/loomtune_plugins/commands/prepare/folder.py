@@ -17,7 +17,7 @@ from loomtune_plugins.commands.prepare.manifest import NAME, differences, intact
 from loomtune_plugins.commands.prepare.parts import sync, write_json
 
 WORK = ".work"
-_OURS = re.compile(r"(train|validation|test)-\d{5,}\.jsonl|dropped\.ndjson")
+_OURS = re.compile(r"(train|validation|test)-\d{5,}\.jsonl|dropped\.ndjson|page-\w+\.md")
 _LOCK = "lock"
 _MARK = "published.json"
 

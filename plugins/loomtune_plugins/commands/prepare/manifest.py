@@ -17,7 +17,7 @@ from loomtune_plugins.commands.prepare.losses import warnings
 from loomtune_plugins.commands.prepare.parts import read_json
 
 NAME = "manifest.json"
-_FILE = ("split", "name", "rows", "bytes", "sha256")
+_FILE = ("split", "page", "name", "rows", "bytes", "sha256")
 
 
 def accounted(
@@ -54,7 +54,8 @@ def told(work: Work, account: Mapping[str, Any], files: Sequence[Mapping[str, An
         "inputs": list(work.job.inputs),
         **account,
         "files": [file for file in written if "split" in file],
-        "dropped_files": [file for file in written if "split" not in file],
+        "dropped_files": [file for file in written if not file.keys() & {"split", "page"}],
+        "pages": [file for file in written if "page" in file],
     }
 
 
@@ -70,7 +71,7 @@ def intact(out: Path, key: str) -> bool:
     """Whether a folder holds what a job of this key makes, to the last byte."""
     try:
         manifest = read_json(out / NAME)
-        files = [*manifest["files"], *manifest["dropped_files"]]
+        files = [*manifest["files"], *manifest["dropped_files"], *manifest["pages"]]
         return manifest["key"] == key and all(_digest(out / file["name"]) == file["sha256"] for file in files)
     except (OSError, ValueError, LookupError, TypeError):
         return False

@@ -21,6 +21,7 @@ _INTO_A_FOLDER = {
     "decide": deciding.decide,
     "write": writing.write,
     "dropped": writing.dropped,
+    "page": writing.page,
 }
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loomtune.contracts import RowStage
+from loomtune_plugins.commands.prepare.deciding import SPLITS
 from loomtune_plugins.commands.prepare.job import Work
 from loomtune_plugins.commands.prepare.parts import STATS, Generation
 from loomtune_plugins.commands.prepare.refining import DROPPED
 
 FILE = 256 << 20
 """Bytes of one file, about."""
+
+SHOWN = 200
+"""Rows of a page."""
 
 _BLOCK = 1 << 20
 
@@ -33,6 +39,35 @@ def dropped(work: Work, task: dict[str, Any], folder: Path) -> None:
     paths = [path for name in task["from"] for path in sorted((work.folder / name).glob(f"*/{DROPPED}"), key=_order)]
     _joined(paths, folder / task["name"])
     _tell(folder, task["name"], {})
+
+
+def page(work: Work, task: dict[str, Any], folder: Path) -> None:
+    """One file of what a stage shows of rows: of the first ones, those of the test split before all others."""
+    stage, generation = work.stages[task["stage"]], Generation.of(work.folder / task["from"])
+    assert isinstance(stage, RowStage)
+    shown, rest = list[str](), 0
+    for line in _lines(generation):
+        if len(shown) == SHOWN:
+            rest += 1
+        elif told := stage.page(json.loads(line)):
+            shown.append(told)
+    more = [f"{rest:,} more rows say the same in their columns."] if rest else []
+    text = "\n\n".join([f"# {task['stage']}", *shown, *more])
+    (folder / task["name"]).write_text(f"{text}\n", encoding="utf-8")
+    _tell(folder, task["name"], {"page": task["stage"]})
+
+
+def _lines(generation: Generation) -> Iterator[bytes]:
+    for split in SPLITS:
+        for number in range(len(generation.parts)):
+            with (generation.path(number) / f"rows-{split}.jsonl").open("rb") as file:
+                yield from file
+
+
+def pages(work: Work) -> list[str]:
+    """The stages that show something of rows."""
+    rows = {name: stage for name, stage in work.stages.items() if isinstance(stage, RowStage)}
+    return [name for name, stage in rows.items() if type(stage).page is not RowStage.page]
 
 
 def files(generation: Generation, split: str) -> list[tuple[int, int]]:
