@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ LEAST = 5.0
 """How many times as many completions per second as one by one the default engine must give on 64 prompts."""
 
 ALONE = "generate, one by one"
+Rates = dict[str, tuple[float, float]]
+"""Completions and tokens per second by contender."""
 
 
 def role(path: Path, world: World) -> Role:
@@ -39,10 +40,11 @@ def role(path: Path, world: World) -> Role:
     return Role("policy", build("sharding", "single", {}).engine(spec, world))
 
 
-def drawn_prompts(count: int, shortest: int, longest: int, vocabulary: int) -> list[list[int]]:
+def drawn_prompts(count: int, lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
-    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    shortest, longest = lengths
+    drawn = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in drawn]
 
 
 def one_by_one(role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling) -> int:
@@ -77,11 +79,9 @@ def rate(work: Callable[[], int], count: int) -> tuple[float, float]:
     return count / seconds, tokens / seconds
 
 
-def measured(
-    contenders: dict[str, Callable[[], int]], count: int, rounds: int
-) -> dict[str, tuple[float, float]]:
-    """The best of each contender's rounds, which alternate; the first round warms up and counts for nothing."""
-    best: dict[str, tuple[float, float]] = {}
+def measured(contenders: dict[str, Callable[[], int]], count: int, rounds: int) -> Rates:
+    """The best of each contender's rounds, which alternate; one more before them warms up and counts for nothing."""
+    best: Rates = {}
     for turn in range(rounds + 1):
         for name, work in contenders.items():
             found = rate(work, count)
@@ -89,48 +89,50 @@ def measured(
     return best
 
 
-def table(found: dict[str, tuple[float, float]], against: str) -> str:
+def table(found: Rates, against: str) -> str:
     base = found[against][0]
-    lines = ["| engine | completions/s | tokens/s | times |", "|---|---|---|---|"]
+    lines = ["| | completions/s | tokens/s | times |", "|---|---|---|---|"]
     lines += [f"| {name} | {rate:.1f} | {tokens:.0f} | {rate / base:.1f} |" for name, (rate, tokens) in found.items()]
     return "\n".join(lines)
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a folder as transformers saves it")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--group", type=int, default=8, help="completions of each prompt in the second table")
+    parser.add_argument("--tokens", type=int, default=64, help="of each completion")
     parser.add_argument("--lengths", type=int, nargs=2, default=(8, 48), help="the shortest and the longest prompt")
-    parser.add_argument("--stop", type=int, nargs="*", default=[2])
+    parser.add_argument("--group", type=int, default=8, help="completions of each prompt in the second table")
+    parser.add_argument("--grouped", type=int, nargs=2, default=(200, 300), help="lengths of the prompts there")
     parser.add_argument("--rounds", type=int, default=2)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> int:
-    asked = parsed()
-    world = World(0, 1, 0, torch.device("cpu"))
+def main(words: Sequence[str] | None = None) -> int:
+    asked, world = parsed(words), World(0, 1, 0, torch.device("cpu"))
     policy = role(asked.model, world)
-    vocabulary = policy.engine.spec.model.vocabulary()  # type: ignore[attr-defined]
-    sampling = Sampling(max_tokens=asked.tokens, temperature=1.0, stop=tuple(asked.stop))
-    prompts = drawn_prompts(asked.prompts, *asked.lengths, vocabulary)
-    engines = SimpleNamespace(
-        batched=engine("huggingface", {"batch": asked.prompts}, policy, world),
-        single=engine("huggingface", {"batch": 1}, policy, world),
-    )
+    vocabulary = policy.engine.spec.model.vocabulary()
+    sampling = Sampling(max_tokens=asked.tokens, temperature=1.0)
+    prompts = drawn_prompts(asked.prompts, asked.lengths, vocabulary)
+    batched = engine("huggingface", {"batch": asked.prompts}, policy, world)
+    single = engine("huggingface", {"batch": 1}, policy, world)
+    continuous = engine("continuous", {"batch": asked.prompts}, policy, world)
     found = measured(
         {
             ALONE: lambda: one_by_one(policy, prompts, sampling),
-            "huggingface": lambda: engines.batched(prompts, sampling),
-            "huggingface, rollout.batch=1": lambda: engines.single(prompts, sampling),
+            "huggingface": lambda: batched(prompts, sampling),
+            "huggingface, rollout.batch=1": lambda: single(prompts, sampling),
+            "continuous": lambda: continuous(prompts, sampling),
         },
         len(prompts),
         asked.rounds,
     )
     print(table(found, ALONE), end="\n\n")
-    groups = [prompt for prompt in prompts[: len(prompts) // asked.group] for _ in range(asked.group)]
-    print(table(measured({"huggingface": lambda: engines.batched(groups, sampling)}, len(groups), asked.rounds), "huggingface"))
+    unlike = drawn_prompts(asked.prompts, asked.grouped, vocabulary)
+    alike = [prompt for prompt in unlike[:: asked.group] for _ in range(asked.group)][: asked.prompts]
+    each, once = f"huggingface, {len(unlike)} long prompts", f"huggingface, {asked.group} completions of each"
+    long = {each: lambda: batched(unlike, sampling), once: lambda: batched(alike, sampling)}
+    print(table(measured(long, len(unlike), asked.rounds), each))
     return 0 if found["huggingface"][0] >= LEAST * found[ALONE][0] else 1
 
 

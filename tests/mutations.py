@@ -31,7 +31,13 @@ CUT = "tests/plugins/shardings/test_tensor.py"
 STRETCHES = "tests/plugins/shardings/test_sequence.py"
 ON_POLICY = "tests/plugins/objectives/test_distill_on_policy.py"
 RECORDS = "tests/core/test_records.py"
-ROLLOUTS = "tests/plugins/rollouts/test_huggingface.py"
+CREDIT, PPO_CREDIT, PPO = (
+    "tests/core/toolkit/test_advantages.py",
+    "tests/plugins/objectives/test_ppo_credit.py",
+    "tests/plugins/objectives/test_ppo.py",
+)
+ROLLOUTS = "tests/plugins/rollouts"
+GATHERED = "tests/plugins/shardings/test_gathered.py"
 PACKED = "tests/core/test_batching.py::test_packed_samples_stand_one_after_the_other_and_each_counts_its_own_positions"
 
 
@@ -637,7 +643,95 @@ MUTATIONS: tuple[Mutation, ...] = (
         "plugins/loomtune_plugins/rollouts/generation.py",
         "return min(sampling.max_tokens, sampling.max_length - length) if",
         "return sampling.max_tokens if",
-        (f"{ROLLOUTS}::test_nothing_is_written_past_the_last_position_that_a_model_has",),
+        (f"{ROLLOUTS}/test_engines.py::test_nothing_is_written_past_the_last_position_that_a_model_has",),
+    ),
+    Mutation(
+        "chosen after the cut",
+        "a drawn token's log-probability is told as if those that were cut off could not have been drawn",
+        "plugins/loomtune_plugins/rollouts/noise.py",
+        "chosen - tempered.logsumexp(-1)",
+        "chosen - scores.logsumexp(-1)",
+        (f"{ROLLOUTS}/test_noise.py::test_what_is_chosen_is_told_with_its_log_probability_before_any_cut",),
+    ),
+    Mutation(
+        "another row's noise",
+        "rows that stay in a batch go on with the keys of those that have left it",
+        "plugins/loomtune_plugins/rollouts/generation.py",
+        "[self.keys[i] for i in alive]",
+        "self.keys[: len(alive)]",
+        (f"{ROLLOUTS}/test_huggingface.py::test_rows_that_have_ended_leave_the_batch",),
+    ),
+    Mutation(
+        "a copy that stays",
+        "the whole weights that were generated from are kept until the next rollout",
+        "plugins/loomtune_plugins/shardings/network_engine.py",
+        'twin.to("meta")',
+        "twin.eval()",
+        (f"{GATHERED}::test_weights_are_gathered_once_for_a_rollout_of_any_length_and_let_go",),
+    ),
+    Mutation(
+        "a thread in fp32",
+        "continuous batching computes in a thread that knows nothing of autocast",
+        "plugins/loomtune_plugins/rollouts/paged.py",
+        "if torch.is_autocast_enabled(world.device.type):",
+        "if torch.is_autocast_enabled(world.device.type) and not chosen:",
+        (f"{ROLLOUTS}/test_continuous.py::test_another_thread_computes_in_the_type_of_this_one",),
+    ),
+    Mutation(
+        "a state after the end",
+        "the last advantage is bootstrapped from a value past the end of the response",
+        "core/loomtune/toolkit/advantages.py",
+        "later, following = 0.0, 0.0",
+        "later, following = 0.0, float(values[-1]) if len(values) else 0.0",
+        (f"{CREDIT}::test_nothing_is_bootstrapped_past_the_end",),
+    ),
+    Mutation(
+        "variance of all",
+        "advantages are whitened without Bessel's correction",
+        "core/loomtune/toolkit/advantages.py",
+        "numbers.var(ddof=1)",
+        "numbers.var()",
+        (f"{CREDIT}::test_whitened_numbers_have_bessels_variance_and_mean_0_or_their_own",),
+    ),
+    Mutation(
+        "score at the start",
+        "a completion's score comes with its first token",
+        "plugins/loomtune_plugins/objectives/online/ppo_credit.py",
+        "found[-1:] +=",
+        "found[:1] +=",
+        (f"{PPO_CREDIT}::test_the_score_comes_with_the_last_token_and_the_kl_with_its_own",),
+    ),
+    Mutation(
+        "whitened one by one",
+        "the advantages of each completion are whitened by themselves",
+        "plugins/loomtune_plugins/objectives/online/ppo_credit.py",
+        "_together(advantages) if whitens else",
+        "[_together([one])[0] for one in advantages] if whitens else",
+        (f"{PPO}::test_advantages_are_whitened_over_all_tokens_of_the_batch_and_returns_are_not",),
+    ),
+    Mutation(
+        "the smaller error",
+        "a value that leaves the reach of its rollout's counts by the smaller of its two errors",
+        "plugins/loomtune_plugins/objectives/online/ppo_reading.py",
+        "torch.maximum(free, held)",
+        "torch.minimum(free, held)",
+        (f"{PPO}::test_value_losses_are_the_recorded_ones",),
+    ),
+    Mutation(
+        "the first coefficient again",
+        "a run that goes on pays for its KL what the first batch did",
+        "plugins/loomtune_plugins/objectives/online/ppo.py",
+        'float(state.get("coefficient", self.beta))',
+        "self.beta",
+        (f"{PPO}::test_a_coefficient_that_adapts_is_used_first_and_moved_then_and_kept",),
+    ),
+    Mutation(
+        "a value of noise",
+        "a value head begins with drawn numbers",
+        "core/loomtune/toolkit/network.py",
+        "            drawn.zero_()",
+        "            drawn.add_(0)",
+        ("tests/core/toolkit/test_network.py::test_a_value_head_begins_at_0",),
     ),
     Mutation(
         "the adapter in its own reference",

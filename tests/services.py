@@ -121,6 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "no text":
             choice = {"message": {"content": ""}, "finish_reason": "stop"}
             self._send(200, json.dumps({**answer(body), "choices": [choice]}).encode())
+        elif what.startswith("say "):
+            choice = {"message": {"content": what[4:]}, "finish_reason": "stop"}
+            self._send(200, json.dumps({**answer(body), "choices": [choice]}).encode())
         elif what.startswith("slow"):
             time.sleep(float(what.split()[1]))
             self._send(200, whole)

@@ -1,6 +1,6 @@
 """A server on this machine with the endpoints of vLLM 0.32 that a run uses, which misbehaves as it is told.
 
-It answers with a small model of transformers, so that log-probabilities are real and pushed weights change what it says.
+It answers with a small model of transformers, so that log-probabilities are real and pushed weights change what comes.
 What it does was seen of a real server: it keeps what it computed with weights of before until its cache is reset.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import queue
 import socket
 import threading
 import time
@@ -39,7 +40,7 @@ class No(Exception):
 class Served:
     """behave: from an endpoint and the number of the request there to what is done with it: "well" or a failure.
 
-    asked: bodies by endpoint. most: completions that were under way at once. logprobs: `raw` or `processed`.
+    asked: bodies by endpoint. here: requests that are under way. logprobs: `raw` or `processed`.
     """
 
     path: Path
@@ -51,16 +52,17 @@ class Served:
     loras: bool = True
     backend: str = ""
     cap: int = 0
-    slow: float = 0.0
     port: int = 0
     asked: dict[str, list[Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    most: int = 0
     here: int = 0
+    keys: list[str | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.going = threading.Event()
+        self.wire: queue.Queue[torch.Tensor] = queue.Queue(1)
+        self.received: dict[str, torch.Tensor] = {}
         self.restart()
         self.tokenizer = AutoTokenizer.from_pretrained(self.path)
 
@@ -103,7 +105,12 @@ class Served:
                 "/reset_prefix_cache": self.reset,
                 "/update_weight_version": lambda: self.commit(body),
                 "/weight_info": lambda: {"weight_version": self.weights},
-                "/get_world_size": lambda: {"world_size": 1},
+                "/get_world_size": lambda: {"world_size": 2},
+                "/init_weight_transfer_engine": lambda: self.noted("init"),
+                "/start_weight_update": lambda: self.noted("start"),
+                "/update_weights": lambda: self.receive(body["update_info"]),
+                "/finish_weight_update": self.finish,
+                "/shutdown_weight_transfer_engine": lambda: self.noted("shutdown"),
             }
         if parts.path not in known:
             raise No(404, "Not Found")
@@ -137,11 +144,32 @@ class Served:
         assert not self.going.is_set(), "weights change under who generates"
         files = sorted(Path(body["kwargs"]["weights_path"]).glob("*.safetensors"))
         assert files, "vLLM dies of this"
-        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        self.take({name: tensor for file in files for name, tensor in load_file(file).items()})
+        return {"results": [None]}
+
+    def take(self, tensors: dict[str, torch.Tensor]) -> None:
         self.model = copy.deepcopy(self.model)
         lost = self.model.load_state_dict(tensors, strict=False)
-        assert not lost.unexpected_keys and set(lost.missing_keys) <= {"lm_head.weight"}
-        return {"results": [None]}
+        assert not lost.unexpected_keys and not lost.missing_keys
+
+    def noted(self, what: str) -> Any:
+        return {"message": what}
+
+    def receive(self, info: Any) -> Any:
+        """What comes by another way than HTTP: `wire` has a tensor for each name."""
+        try:
+            got = [self.wire.get(timeout=10) for _ in info["names"]]
+        except queue.Empty:
+            raise No(500, "the trainer is gone") from None
+        assert [list(tensor.shape) for tensor in got] == info["shapes"]
+        assert {f"torch.{name}" for name in info["dtype_names"]} == {str(tensor.dtype) for tensor in got}
+        self.received = dict(zip(info["names"], got, strict=True))
+        return self.noted("updated")
+
+    def finish(self) -> Any:
+        assert not self.going.is_set(), "weights change under who generates"
+        self.take(self.received)
+        return self.noted("finished")
 
     def reset(self) -> Any:
         self.cached = self.model
@@ -158,7 +186,9 @@ class Served:
             raise No(404, f"Loading lora {body['lora_name']} failed: No adapter found")
         if body["lora_name"] in self.adapters and not body["load_inplace"]:
             raise No(400, "The lora adapter has already been loaded.")
-        self.adapters[body["lora_name"]] = PeftModel.from_pretrained(copy.deepcopy(self.model), body["lora_path"]).eval()
+        self.adapters[body["lora_name"]] = PeftModel.from_pretrained(
+            copy.deepcopy(self.model), body["lora_path"]
+        ).eval()
         return "Success: LoRA adapter added successfully."
 
     def unload(self, body: Any) -> Any:
@@ -176,7 +206,6 @@ class Served:
             raise No(400, "allowed_token_ids contains out-of-vocab token id!")
         if not self.going.wait(20):
             raise No(503, "paused")
-        time.sleep(self.slow)
         with self.lock:
             return self._choices(body)
 
@@ -242,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             served.counts[endpoint] += 1
             served.asked.setdefault(endpoint, []).append(body)
             served.here += 1
-            served.most = max(served.most, served.here)
+            served.keys.append(self.headers["Authorization"])
         try:
             self._behave(served.behave(endpoint, number), method, body)
         except (BrokenPipeError, ConnectionResetError):

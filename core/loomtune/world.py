@@ -103,7 +103,7 @@ def join() -> World:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0] if size > 1 else None  # type: ignore[no-untyped-call]
+    store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0] if size > 1 else None
     return meet(World(rank, size, local_rank, device, store=store))
 
 

@@ -44,12 +44,17 @@ def asked(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> argpar
 @pytest.fixture(scope="module")
 def plans(bench: ModuleType, asked: argparse.Namespace) -> dict[str, Plan]:
     """Of every stage."""
-    return {stage.name: bench.Job(stage, 7, asked).plan() for stage in bench.STAGES}
+    return {stage.name: chains(bench).Job(stage, 7, asked).plan() for stage in bench.STAGES}
+
+
+def chains(bench: ModuleType) -> ModuleType:
+    """What other chains of runs have in common with these."""
+    return sys.modules[bench.Chain.__module__]
 
 
 def end(bench: ModuleType, asked: argparse.Namespace, stage: str, **metrics: float) -> Path:
     """Writes what a finished run leaves."""
-    job = next(bench.Job(one, 7, asked) for one in bench.STAGES if one.name == stage)
+    job = next(chains(bench).Job(one, 7, asked) for one in bench.STAGES if one.name == stage)
     job.folder.mkdir(exist_ok=True)
     (job.folder / "run.yaml").write_text(job.plan().dump())
     result = {"status": "completed", "step": 1, "metrics": metrics, "error": None}
@@ -87,29 +92,29 @@ def test_the_student_is_the_shipped_model_without_its_last_layer(bench: ModuleTy
 def test_tables_say_what_there_is_and_what_was_not_run(bench: ModuleType, asked: Any) -> None:
     end(bench, asked, "sft", sql_accuracy=0.6)
     end(bench, asked, "reward", heldout_accuracy=0.925)
-    dpo, reward, distilled = bench.tables(asked)
+    dpo, reward, distilled = bench.CHAIN.written(asked)
     assert "| 7 | 60.0% | not run |" in dpo and "| mean | not run |" in dpo, "no mean of some seeds"
     assert "| 0 | not run |\n| 7 | 92.5% |\n| mean | not run |" in reward
     assert "| 7 | 60.0% | not run |" in distilled
     one = argparse.Namespace(**{**vars(asked), "seeds": [7]})
-    assert "| mean | 92.5% |" in list(bench.tables(one))[1]
+    assert "| mean | 92.5% |" in list(bench.CHAIN.written(one))[1]
 
 
 def test_a_run_with_other_settings_does_not_count(bench: ModuleType, asked: Any) -> None:
     end(bench, asked, "reward", heldout_accuracy=0.925)
     other = argparse.Namespace(**{**vars(asked), "questions": 700})
-    assert "92.5%" in "".join(bench.tables(asked)) and "92.5%" not in "".join(bench.tables(other))
+    assert "92.5%" in "".join(bench.CHAIN.written(asked)) and "92.5%" not in "".join(bench.CHAIN.written(other))
 
 
 def test_settings_that_came_after_a_run_do_not_undo_it(bench: ModuleType) -> None:
-    assert bench.agree({"steps": 3, "data": {"a": 1}}, {"steps": 3, "data": {"a": 1, "new": 2}, "more": {}})
-    assert not bench.agree({"data": {"a": 1}}, {"data": {"a": 2}})
+    assert chains(bench).agree({"steps": 3, "data": {"a": 1}}, {"steps": 3, "data": {"a": 1, "new": 2}, "more": {}})
+    assert not chains(bench).agree({"data": {"a": 1}}, {"data": {"a": 2}})
 
 
 def test_the_page_has_the_place_that_is_written(bench: ModuleType, tmp_path: Path) -> None:
-    page, before = tmp_path / "page.md", bench.PAGE.read_text()
+    page, before = tmp_path / "page.md", bench.CHAIN.page.read_text()
     page.write_text(before)
-    bench.insert(page, "what was found\n", bench.MARKERS)
-    begin, end = (before.index(f"<!-- {bench.MARKERS}: {which} -->") for which in ("begin", "end"))
-    said = f"<!-- {bench.MARKERS}: begin -->\nwhat was found\n"
+    chains(bench).insert(page, "what was found\n", bench.CHAIN.markers)
+    begin, end = (before.index(f"<!-- {bench.CHAIN.markers}: {which} -->") for which in ("begin", "end"))
+    said = f"<!-- {bench.CHAIN.markers}: begin -->\nwhat was found\n"
     assert page.read_text() == before[:begin] + said + before[end:]

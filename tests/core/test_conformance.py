@@ -30,7 +30,7 @@ ROWS = [
 PAIRS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1]} for row in ROWS]
 TEXTS = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
 LABELS = [{**row, "label": i != 1} for i, row in enumerate(ROWS)]
-ROWS_OF = {"completions": ROWS, "pairs": PAIRS, "labels": LABELS, "texts": TEXTS}
+ROWS_OF = {"completions": ROWS, "pairs": PAIRS, "labels": LABELS, "texts": TEXTS, "prompts": ROWS}
 """What objectives learn from, by the trait that they need; those that need neither make samples while training."""
 
 
@@ -85,9 +85,10 @@ def test_an_objective_adds_up(entry: Entry) -> None:
     if rows is None:
         pytest.skip("makes its samples while training")
     objective, catalogue = built(entry), installed()
-    if brought := entry.offer.brings.get("loss"):
-        objective.use({name: catalogue.build("loss", name, {}) for name in brought}, {})
-    check_objective(objective, rows)
+    losses = {name: catalogue.build("loss", name, {}) for name in entry.offer.brings.get("loss", ())}
+    if losses and not objective.takes_rewards():
+        objective.use(losses, {})
+    check_objective(objective, rows, losses=losses)
 
 
 @pytest.mark.parametrize("loss", list(installed().entries("loss")), ids=str)

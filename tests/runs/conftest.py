@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runs.scoring import LORA
 from runs.worlds import Outcome, Worlds
 from support import shared, write_rows
 
@@ -43,6 +44,16 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "tracker=[jsonl]",
         "checkpoint.background=false",
     ]
+
+
+@pytest.fixture(scope="session")
+def liking(worlds: Worlds, tied_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a reward model that learned by LoRA to like an answer of three words."""
+    folder = tmp_path_factory.mktemp("reward")
+    rows = [{"prompt": f"loom {n}", "chosen": "over and under", "rejected": "no" * (n % 5 + 1)} for n in range(16)]
+    data = ["data=jsonl", f"data.path={write_rows(folder / 'pairs.jsonl', rows)}", f"model.path={tied_model}"]
+    settings = [*data, *LORA, "adapter.dropout=0.1", "objective=reward", "batch.size=4", "steps=6", "optimizer.lr=1e-2"]
+    return worlds.train(1, [*settings, "sharding=single", "tracker=[jsonl]"], folder / "run").folder
 
 
 @pytest.fixture

@@ -18,6 +18,9 @@ from loomtune_plugins.rewards.model import RewardByModel
 from loomtune_plugins.rewards.model_settings import ModelSettings
 from runs.ranks import assembled
 
+LORA = ["adapter=lora", "adapter.rank=4", "max_length=64"]
+"""Of the reward model that is worn, and of who wears it."""
+
 ADAPTER = "adapter.txt"
 """In a run's folder: where the reward run lies whose adapter is to be worn."""
 

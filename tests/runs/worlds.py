@@ -24,6 +24,7 @@ PATIENCE = 600.0
 """Seconds for one run on a busy machine; what is not done by then hangs."""
 
 MEASURED = frozenset({"seconds", "tokens_per_second", "memory_bytes"})
+MEASURED |= {"rollout_seconds", "reward_seconds", "read_seconds", "rollout_tokens_per_second"}
 """Metrics that differ from one attempt to the next."""
 
 

@@ -42,8 +42,8 @@ def written(folder: Path, world: World) -> dict[str, Any]:
     assembly.run.events.manager.register(listener := Listener())
     assembly.build_roles()
     Loop(assembly.run, assembly.keeper).train()
-    for role in assembly.run.roles.values():
-        role.engine.close()
+    for engine in {role.engine for role in assembly.run.roles.values()}:
+        engine.close()
     return {"metrics": {}, "heard": listener.heard, "lines": listener.lines}
 
 

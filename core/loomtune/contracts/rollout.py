@@ -50,11 +50,13 @@ class Rollout(ABC):
     often in a long wait.
     ranks: how many of the world's last ranks train nothing and run `serve`; its settings' key of that name says so.
     ahead: how many batches an online objective begins before it needs them, 0 or 1.
+    apart: mean and largest difference, in nats, that its log-probabilities may have from training's; None: rounding's.
     """
 
     heed: Callable[[], None] = staticmethod(lambda: None)
     ranks: int = 0
     ahead: int = 0
+    apart: tuple[float, float] | None = None
 
     @abstractmethod
     def generate(

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loomtune.contracts import Answer, Completion, Drawn, Model, Objective, Reward, Role, Rollout, Row, Sample, Sampling
+from loomtune.contracts import (
+    Answer,
+    Completion,
+    Drawn,
+    Loss,
+    Model,
+    Objective,
+    Reward,
+    Role,
+    Rollout,
+    Row,
+    Sample,
+    Sampling,
+)
 from loomtune.contracts.model import Tokenizer
 from loomtune.run import Run
 from loomtune.testing import toy
@@ -40,10 +53,15 @@ class Letters(Reward):
 
 
 def made(
-    objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer, model: Model, folder: Path = Path()
+    objective: Objective,
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    model: Model,
+    folder: Path = Path(),
+    losses: Mapping[str, Loss] | None = None,
 ) -> Sequence[Sequence[Sample]]:
-    """The steps of one batch, of fresh toy roles. Hands the objective its reward, where it takes one."""
-    objective.use({}, {"letters": Letters()} if objective.takes_rewards() else {})
+    """The steps of one batch, of fresh toy roles. Hands the objective its losses, and its reward where it takes one."""
+    objective.use(losses or {}, {"letters": Letters()} if objective.takes_rewards() else {})
     run = toy.run(folder, {})
     run.model, run.tokenizer, run.objective, run.rollout = model, tokenizer, objective, Writing()
     run.roles = toy.roles(objective, model)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from loomtune.contracts import Batch, Model, Objective, Role, Row, Sample, Tokenizer
+from loomtune.contracts import Batch, Loss, Model, Objective, Role, Row, Sample, Tokenizer
 from loomtune.contracts.batch import NO_PARENT
 
 if TYPE_CHECKING:
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def check_objective(
-    objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer | None = None, model: Model | None = None
+    objective: Objective,
+    rows: Sequence[Row],
+    tokenizer: Tokenizer | None = None,
+    model: Model | None = None,
+    losses: Mapping[str, Loss] | None = None,
 ) -> None:
     """Checks samples, weights and loss on a few rows; the tokenizer and the model are toys unless given.
 
@@ -25,6 +29,7 @@ def check_objective(
     metrics and its gradients over micro-batches add up to the whole batch's, also where each answer has its prompt by
     itself; that an empty batch gives 0, never NaN.
     Of an online objective whose rows are prompts, what its `experience` makes of them is checked so.
+    losses: those that such a one is to use.
     """
     from loomtune.batching import collate
     from loomtune.testing import toy
@@ -35,7 +40,7 @@ def check_objective(
     samples = [objective.sample(row, tokenizer, model.context()) for row in rows]
     _check_samples(objective, rows, samples, tokenizer)
     if not objective.needs_targets():
-        samples = list(_experienced(objective, rows, tokenizer, model))
+        samples = list(_experienced(objective, rows, tokenizer, model, losses or {}))
     pad = tokenizer.pad_id
     whole = collate(samples, range(len(samples)), pad)
     # Answers that share their prompt in the whole do not in the parts.
@@ -67,11 +72,13 @@ def _check_samples(objective: Objective, rows: Sequence[Row], samples: Sequence[
         assert chain(shorter) <= cut, f"max_length={cut} gives a sample of {chain(shorter)} tokens"
 
 
-def _experienced(objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer, model: Model) -> Sequence[Sample]:
+def _experienced(
+    objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer, model: Model, losses: Mapping[str, Loss]
+) -> Sequence[Sample]:
     """The samples of the first step that comes of these prompts."""
     from loomtune.testing.experience import made
 
-    steps, again = (made(objective, rows, tokenizer, model) for _ in range(2))
+    steps, again = (made(objective, rows, tokenizer, model, losses=losses) for _ in range(2))
     assert steps, "no step comes of these prompts"
     assert [[one.plain() for one in step] for step in steps] == [[one.plain() for one in step] for step in again], (
         "the same prompts and the same completions give other steps"

@@ -125,6 +125,8 @@ class Network(nn.Module):
             return self.source.read(name if name in trained else trained[0], where)
         shape = self.get_parameter(name).shape
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(derive(self.spec.seed, name))) / shape[-1]
+        if name == f"{HEADS}value.weight":  # it is taken from what came, where numbers that mean nothing are but noise
+            drawn.zero_()
         return drawn if where is None else drawn[where]
 
 

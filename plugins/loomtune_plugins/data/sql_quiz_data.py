@@ -29,6 +29,9 @@ class SqlQuiz(Data):
     def check(self) -> None:
         """Raises UserError where a count makes no sense, or a mistake is not known."""
         _check_counts(self._counts)
+        if not 0 <= self.settings.invented <= 1:
+            what = f"data.invented={self.settings.invented:g} is no share"
+            raise UserError.of(what, "set data.invented between 0 and 1")
         for kind in self.settings.mistakes:
             if kind not in MISTAKES:
                 what = f"data.mistakes names '{kind}', which is none.{near(kind, MISTAKES)}"
@@ -43,7 +46,8 @@ class SqlQuiz(Data):
         from loomtune_plugins.data.sql_quiz.generate import rows, wrong_queries
 
         asked_for = self.settings.mistakes if split == "train" else []  # all kinds are measured
-        for number, row in enumerate(rows(split, self._counts[split], self.settings.seed), start=1):
+        invented = self.settings.invented if split == "train" else 0.0
+        for number, row in enumerate(rows(split, self._counts[split], self.settings.seed, invented), start=1):
             rng = random.Random(f"{self.settings.seed}-{row['schema']}")
             wrong = next(wrong_queries(row, rng, asked_for))
             said = self._said(row["completion"], wrong.query, rng)

@@ -21,6 +21,7 @@ class SqlQuizSettings:
     validation: int = option(200, "validation questions, over schemas of words that training never shows")
     test: int = option(200, "test questions, over schemas of words of their own")
     seed: int = option(0, "another seed makes other questions")
+    invented: float = option(0.0, "share of training questions over schemas of made-up names, no two of them the same")
     mistakes: list[str] = option([], "what is wrong with the wrong queries of training, such as table; empty: anything")
 
 

@@ -11,9 +11,10 @@ from loomtune.contracts import EngineSpec, Model, Rollout, Sampling, Tokenizer
 from loomtune.errors import UserError
 from loomtune.seeds import derive
 from loomtune_plugins.endpoint.asking import Ask, Done, Gate, Reply, Source
+from loomtune_plugins.endpoint.prompts import Prompts, prompts
 from loomtune_plugins.endpoint.replies import Unusable, options
 from loomtune_plugins.endpoint.settings import EndpointSettings
-from loomtune_plugins.endpoint.turns import ended, plain
+from loomtune_plugins.endpoint.turns import ended
 
 if TYPE_CHECKING:
     from loomtune.contracts import Role
@@ -43,7 +44,7 @@ class Local(Source):
         return {"weights": self._model.fingerprint(), "tokenizer": self._tokenizer.fingerprint}
 
     def request(self, ask: Ask) -> dict[str, Any]:
-        asked: dict[str, Any] = {"prompt": self._prompt(ask)}
+        asked: dict[str, Any] = {"prompt": self._said(ask)}
         if not ask.options:
             asked |= {"max_tokens": ask.max_tokens, "temperature": ask.temperature, "top_p": ask.top_p}
         return asked
@@ -77,7 +78,7 @@ class Local(Source):
             stop=self._tokenizer.stops,
         )
         prompts = [self._tokens(ask) for ask in asks]
-        keys = [derive("endpoint", ask.draw, self._prompt(ask)) for ask in asks]
+        keys = [derive("endpoint", ask.draw, self._said(ask)) for ask in asks]
         made = self._rollout.generate(self._role, prompts, keys, sampling, self._world)
         return [self._reply(prompt, one.tokens) for prompt, one in zip(prompts, made, strict=True)]
 
@@ -128,17 +129,16 @@ class Local(Source):
                 found.setdefault(text, []).append(token)
         return found
 
-    def _tokens(self, ask: Ask) -> list[int]:
-        """A prompt's ids, begun as servers begin them."""
-        tokenizer, text = self._tokenizer, self._prompt(ask)
-        ids = tokenizer.encode(text)
-        begins = tokenizer.adds_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]
-        return [tokenizer.bos_id, *ids] if begins and tokenizer.bos_id is not None else ids
+    def _said(self, ask: Ask) -> str:
+        """The prompt as people can read it, with its special tokens."""
+        return self._tokenizer.decode(self._tokens(ask), special=True)
 
-    def _prompt(self, ask: Ask) -> str:
-        if self._settings.api == "completions":
-            return plain(ask.messages, ask.opening)
-        return self._tokenizer.render(list(ask.messages), reply=True) + ask.opening
+    def _tokens(self, ask: Ask) -> list[int]:
+        return self._prompts(ask)
+
+    @cached_property
+    def _prompts(self) -> Prompts:
+        return prompts(self._settings.model, self._settings.api, self._tokenizer)
 
     @cached_property
     def _model(self) -> Model:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ from loomtune_plugins.endpoint.settings import EndpointSettings
 from loomtune_plugins.endpoint.turns import NEXT, plain
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 SHOWN = {"chat": 20, "completions": 5}
@@ -91,7 +94,15 @@ class Remote(Source):
 
         limits, chosen = httpx2.Limits(max_connections=self._settings.concurrency), self._settings
         timeout = httpx2.Timeout(chosen.silent_seconds, connect=chosen.connect_seconds, pool=None)
-        return httpx2.AsyncClient(timeout=timeout, limits=limits, trust_env=urlsplit(self._url).hostname not in _HERE)
+        here = urlsplit(self._url).hostname in _HERE
+        return httpx2.AsyncClient(timeout=timeout, limits=limits, trust_env=not here, verify=self._certificates)
+
+    @cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        """Whom this machine trusts; reading that takes longer than many an answer."""
+        import httpx2
+
+        return httpx2.create_ssl_context()
 
     async def attempt(self, client: httpx2.AsyncClient, ask: Ask) -> Reply | Again:
         """One request. Raises UserError where none would be answered."""

@@ -11,7 +11,9 @@ from loomtune.plan import Finding, Plan
 from loomtune_plugins.objectives.distill_settings import DistillSettings
 from loomtune_plugins.objectives.dpo_settings import DpoSettings
 from loomtune_plugins.objectives.kto_settings import KtoSettings
+from loomtune_plugins.objectives.online import checks
 from loomtune_plugins.objectives.online.grpo_settings import GrpoSettings
+from loomtune_plugins.objectives.online.online_dpo_settings import OnlineDpoSettings
 from loomtune_plugins.objectives.online.ppo_settings import PpoSettings
 from loomtune_plugins.objectives.online.rloo_settings import RlooSettings
 from loomtune_plugins.objectives.pairs_settings import OrpoSettings, PairsSettings, SimpoSettings
@@ -135,6 +137,21 @@ def objectives() -> Sequence[Offer[Objective]]:
             aliases={**_ONLINE, "normalize_advantages": "normalize"},
         ),
         Offer(
+            name="online_dpo",
+            build="loomtune_plugins.objectives.online.online_dpo:OnlineDpo",
+            schema=OnlineDpoSettings,
+            summary="prefers the best of its own completions to the worst, as rewards have it, by the losses of pairs",
+            needs=frozenset({Trait.PROMPTS, Trait.GENERATION}),
+            brings={"loss": ("sigmoid",)},
+            aliases={
+                **{name: key for name, key in _ONLINE.items() if not key.startswith("clip")},
+                "f_divergence_type": "divergence",
+                "f_alpha_divergence_coef": "divergence_alpha",
+                "ld_alpha": "tail",
+                "use_weighting": "weighting",
+            },
+        ),
+        Offer(
             name="ppo",
             build="loomtune_plugins.objectives.online.ppo:Ppo",
             schema=PpoSettings,
@@ -157,7 +174,13 @@ def objectives() -> Sequence[Offer[Objective]]:
 @hookimpl
 def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
     """What objectives ask of other choices, and where they would do something else than their names say."""
-    return [*_alone(plan, provided), *_values(plan, provided), *_references(plan), *_weights(plan)]
+    return [
+        *_alone(plan, provided),
+        *_values(plan, provided),
+        *checks.findings(plan),
+        *_references(plan),
+        *_weights(plan),
+    ]
 
 
 def _alone(plan: Plan, provided: Mapping[str, str]) -> list[Finding]:
@@ -184,7 +207,8 @@ def _references(plan: Plan) -> Iterator[Finding]:
     """An adapter's reference is the model with the adapter off, so also without what a saved one had learned."""
     objective = next(iter(plan.choices("objective")), "")
     adapter = next(iter(plan.choices("adapter").values()), {})
-    if adapter.get("path") and (objective in ("dpo", "kto") or (objective == "sft" and plan.choices("loss"))):
+    compares = objective in ("dpo", "kto", "online_dpo") or (objective == "sft" and plan.choices("loss"))
+    if adapter.get("path") and compares:
         what = f"objective={objective} compares with the model without its adapter, so not with what the saved adapter"
         what += f" of adapter.path={adapter['path']} makes of it, which is where training begins"
         beneath = f"adapter.under=[{adapter['path']}] instead, or " if "under" in adapter else ""

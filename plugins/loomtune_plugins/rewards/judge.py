@@ -43,12 +43,12 @@ class Judge(Scores):
     def found(self, run: Run, answers: Sequence[Answer]) -> Sequence[Scored]:
         """What fails on one rank must not leave the others waiting for it."""
         criteria = self._settings.criteria or [QUESTION]
-        asks: list[Ask] = []
         try:
             asks = [self._ask(run, answer, criterion) for answer in answers for criterion in criteria]
-            replies = self._client.answer(asks)
         except KeyError as error:
-            return [Failure("a row lacks what the template asks for", str(error))] * len(answers)
+            return [Failure("a row lacks what reward.judge.template shows", str(error))] * len(answers)
+        try:
+            replies = self._client.answer(asks)
         except UserError as error:
             return [Failure("the judge cannot be asked", str(error))] * len(answers)
         scores = [self._score(reply) for reply in replies]

@@ -30,7 +30,7 @@ class JudgeSettings(EndpointSettings):
     criteria: list[str] = option([], "each is asked about by itself as {criterion}; the score is their mean")
     system: str = option("", "the system's message before it; empty: none")
     read: str = option(
-        "number", 'the score: `number` (behind `Score:`), `json` ({"score": N}), or `choice` (probability of A over B)'
+        "number", 'how it is said: `number` behind `Score:`, `json` as {"score": N}, `choice`: how likely A is, not B'
     )
     lowest: float = option(1.0, "what the judge calls the worst, which is a score of 0")
     highest: float = option(10.0, "what it calls the best, which is 1")

@@ -90,23 +90,26 @@ class Aside(Rollout):
 
     def serve(self, role: Role, world: World) -> None:
         """Until training ends. What a generation fails of is told to training, which then fails of it too."""
-        (line,), mine = world.aside.lines, role.engine.trained()
-        self.heed = lambda: _look(line)  # type: ignore[method-assign]
-        with suppress(Dismissed):
-            _answer(line, list(mine))
+        (line,) = world.aside.lines
+        self.heed = lambda: _look(line)
+        with suppress(Dismissed), line.serves():
+            _answer(line, list(role.engine.trained()))
             while (job := line.hear()) is not None:
-                try:
-                    if job.names:
-                        role.engine.load(Arriving(world.aside, job.names, mine), optimizer=False)
-                    done = self.generate(role, job.prompts, job.keys, job.sampling, world)
-                except (Dismissed, PeerLost):
-                    raise
-                except Exception as error:
-                    from loomtune_plugins.rollouts.links import Failed
+                _answer(line, self._done(job, role, world))
 
-                    _answer(line, Failed(f"{type(error).__name__}: {error}"))
-                    raise
-                _answer(line, done)
+    def _done(self, job: Job, role: Role, world: World) -> list[Completion]:
+        """What a job asks for. Where that fails, training is told before this rank fails."""
+        try:
+            if job.names:
+                role.engine.load(Arriving(world.aside, job.names, role.engine.trained()), optimizer=False)
+            return self.generate(role, job.prompts, job.keys, job.sampling, world)
+        except (Dismissed, PeerLost):
+            raise
+        except Exception as error:
+            from loomtune_plugins.rollouts.links import Failed
+
+            _answer(world.aside.lines[0], Failed(f"{type(error).__name__}: {error}"))
+            raise
 
     def close(self) -> None:
         """Raises PeerLost where a rank aside was lost since it was last heard of."""

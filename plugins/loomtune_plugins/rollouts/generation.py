@@ -157,9 +157,7 @@ def _continued(module: Any, tokens: Tensor, mask: Tensor, cache: Any, count: int
     """transformers' own loop, from the tokens that the cache does not hold yet, for at most so many more."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    config = GenerationConfig(
-        max_new_tokens=count, do_sample=False, use_cache=True, pad_token_id=0, return_dict_in_generate=True
-    )
+    config = GenerationConfig(max_new_tokens=count, do_sample=False, use_cache=True, return_dict_in_generate=True)
     return module.generate(
         input_ids=tokens,
         attention_mask=mask,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from loomtune.errors import PeerLost
 from loomtune.peers import lost
 from loomtune.world import TIMEOUT
 
@@ -38,11 +41,10 @@ class Line:
 
     def __init__(self, store: dist.Store, me: int, peer: str) -> None:
         """me: 0 or 1. peer: the other one, as messages name it."""
-        self.peer, self._me, self._gone = peer, me, ""
+        self.peer, self._me, self._gone, self._serving = peer, me, "", False
         ways = (("from 0", LONG), ("from 1", LONG), ("pulse", TIMEOUT))  # made in one order: each waits for the other
-        *self._from, self._pulse = (
-            dist.ProcessGroupGloo(dist.PrefixStore(name, store), me, 2, limit) for name, limit in ways
-        )
+        groups: list[Any] = [dist.ProcessGroupGloo(dist.PrefixStore(n, store), me, 2, limit) for n, limit in ways]
+        *self._from, self._pulse = groups
         self._length = torch.zeros(1, dtype=torch.int64)
         self._coming: Any = None
         threading.Thread(target=self._live, daemon=True, name="loomtune-line").start()
@@ -54,6 +56,16 @@ class Line:
                 time.sleep(PULSE)
         except RuntimeError as error:
             self._gone = str(error)
+            time.sleep(PULSE)
+            if self._serving:
+                os._exit(PeerLost.exit_code)
+
+    @contextmanager
+    def serves(self) -> Iterator[None]:
+        """Within, this process ends with the other one, whatever it computes: it has no work of its own."""
+        self._serving = True
+        yield
+        self._serving = False
 
     def say(self, thing: Any, unless: Callable[[], bool]) -> bool:
         """Says a plain object and waits until it is heard, which whoever is busy does later; False where it gave up."""
@@ -83,7 +95,7 @@ class Line:
 
     def _done(self, work: Any, unless: Callable[[], bool]) -> bool:
         """Waits until it is; False where it gave up."""
-        while not (done := work.is_completed()) and not self._gone and not unless():
+        while not (done := bool(work.is_completed())) and not self._gone and not unless():
             time.sleep(0.003)
         try:
             if done:

@@ -35,7 +35,7 @@ class Links:
             Line(dist.PrefixStore(f"{end}", store), int(self.aside), names[0 if self.aside else end]) for end in ends
         ]
         if self.lines:
-            self._weights = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), place, ranks + 1, TIMEOUT)
+            self._weights: Any = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), place, ranks + 1, TIMEOUT)
 
     def say(self, things: Sequence[Any]) -> None:
         """Of training's first rank: one thing to each of those aside."""

@@ -4,7 +4,7 @@
 |---|---|---|
 | 5.23.0 | torch 2.13, CPU, sdpa | all that is said here |
 
-- A manager generates in a thread of its own. Autocast is a thread's, and the manager's cache has the type of the module's
+- A manager generates in a thread of its own. Autocast is a thread's, and the cache has the type of the module's
   first parameter: `Lower` gives both what the module computes in.
 - It sets torch's global seed and puts the whole module into `eval()`; its `stop` gives neither back.
 - Left to itself it takes most of the memory for its cache, and fetches a flash attention from the internet.
@@ -143,7 +143,7 @@ class Keyed(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
 
     def log_probs(self, name: str, count: int) -> list[float]:
         """Of a request's first tokens."""
-        return torch.stack([self.noted[name, place] for place in range(count)]).tolist()  # type: ignore[no-any-return]
+        return torch.stack([self.noted[name, place] for place in range(count)]).tolist()
 
 
 def _written(state: Any) -> int:
@@ -162,22 +162,18 @@ class Lower:
     def __call__(self, *given: Any, **named: Any) -> Any:
         if not torch.is_autocast_enabled(self._device):
             # Never left: leaving forgets the weights that were cast, and it ends with the thread.
-            torch.autocast(self._device, self.dtype).__enter__()
-        return self._module(*given, **{**named, "cache": LowerCache(named["cache"], self.dtype)})
+            torch.autocast(self._device, self.dtype).__enter__()  # type: ignore[no-untyped-call]
+            self._admit(named["cache"])
+        return self._module(*given, **named)
+
+    def _admit(self, cache: Any) -> None:
+        """Lets a cache take keys and values of any type: autocast leaves keys in fp32 where positions turn them."""
+        update = cache.update
+
+        def lowered(*, key_states: Tensor, value_states: Tensor, **named: Any) -> Any:
+            return update(key_states=key_states.to(self.dtype), value_states=value_states.to(self.dtype), **named)
+
+        cache.update = lowered
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
-
-
-class LowerCache:
-    """A cache that is given keys and values of any type: autocast leaves keys in fp32 where positions turn them."""
-
-    def __init__(self, cache: Any, dtype: torch.dtype) -> None:
-        self._cache, self._dtype = cache, dtype
-
-    def update(self, keys: Tensor, values: Tensor, *more: Any) -> Any:
-        """As the cache's own."""
-        return self._cache.update(keys.to(self._dtype), values.to(self._dtype), *more)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)

@@ -17,6 +17,9 @@ OLDEST = (0, 32)
 WORDS = "The quick brown fox, 0123456789!"
 """What both tokenizers are to make the same of."""
 
+SOME = 8
+"""Tokens of it, after which a server is asked for one more; any server has room for so many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Met:
@@ -50,7 +53,7 @@ def meet(server: Server, model: Model) -> Met:
     return Met(
         model=served,
         longest=longest,
-        divides=_divides(server, served),
+        divides=_divides(server, served, model.tokenizer().encode(WORDS)[:SOME]),
         develops=bool(config),
         dtype=str(config.get("model_config", {}).get("dtype", "")).removeprefix("torch."),
         backend=(config.get("weight_transfer_config") or {}).get("backend", ""),
@@ -111,10 +114,11 @@ def _other(server: Server, what: str) -> Fault:
     return Fault(f"the model of {server.url} {what}", cure)
 
 
-def _divides(server: Server, served: str) -> bool:
-    """Whether the likeliest token's log-probability hangs on the temperature."""
+def _divides(server: Server, served: str, prompt: Sequence[int]) -> bool:
+    """Whether the likeliest token's log-probability hangs on the temperature, after a prompt of some tokens: the first
+    token of all may be a padding of zeros, after which all are as likely."""
     cold, hot = (
-        max(_try(server, served, temperature=at)["choices"][0]["logprobs"]["top_logprobs"][0].values())
+        max(_try(server, served, prompt=prompt, temperature=at)["choices"][0]["logprobs"]["top_logprobs"][0].values())
         for at in (0.5, 2.0)
     )
     return bool(abs(cold - hot) > 1e-6 * (1 + abs(hot)))

@@ -21,7 +21,7 @@ from torch import Tensor
 from loomtune.contracts import Engine
 from loomtune.errors import UserError
 from loomtune.world import World
-from loomtune_plugins.rollouts.vllm_http import Refused, Server, Unanswered
+from loomtune_plugins.rollouts.vllm_http import Refused, Server, Unanswered, hang_up
 from loomtune_plugins.rollouts.vllm_meeting import Met
 from loomtune_plugins.rollouts.vllm_pushing import PausedPush, Tensors, at_all, consumed
 
@@ -64,11 +64,19 @@ class Wire:
         self._each("finish_weight_update", lambda _: {"weight_version": weight_version} if weight_version else None)
 
     def _each(self, path: str, body: Any) -> None:
-        try:
-            at_all(self.servers, lambda server: server.ask("POST", f"/{path}", body(server), again=False))
-        except BaseException as error:
-            self.failed = self.failed or error
-            raise
+        def ask(server: Server) -> None:
+            try:
+                server.ask("POST", f"/{path}", body(server), again=False)
+            except BaseException as error:
+                self.fail(error)
+                raise
+
+        at_all(self.servers, ask)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends what is under way with all of them: where one is lost, the others would wait for ever."""
+        self.failed = self.failed or error
+        hang_up(self.servers)
 
 
 class Daemon:

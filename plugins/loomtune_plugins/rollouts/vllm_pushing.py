@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loomtune.contracts import Engine
+from loomtune.contracts import Engine, Model
 from loomtune.contracts.saved import HEADS
 from loomtune.errors import UserError
 from loomtune.world import World
@@ -23,6 +23,9 @@ from loomtune_plugins.rollouts.vllm_http import Refused, Server, Unanswered
 from loomtune_plugins.rollouts.vllm_meeting import Met, settled
 
 Tensors = Iterator[tuple[str, Tensor]]
+
+UNTOUCHED = "default"
+"""What vLLM calls the weights that it began with."""
 
 FILE_BYTES = 2_000_000_000
 """Of a file of weights: so much of them is in memory beside the model."""
@@ -71,6 +74,16 @@ def merged(engine: Engine, tensors: Tensors) -> Tensors:
     return ((name, tensor) for name, tensor in engine.spec.adapter.merged(tensors) if not name.startswith(HEADS))
 
 
+def tied(model: Model) -> dict[str, list[str]]:
+    """The other names of each parameter that has several, by its first."""
+    with torch.device("meta"):
+        named = list(model.skeleton().named_parameters(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, parameter in named:
+        names.setdefault(id(parameter), []).append(name)
+    return {first: others for first, *others in names.values() if others}
+
+
 def at_all(servers: Sequence[Server], do: Callable[[Server], Any]) -> list[Any]:
     """What comes of something done with every server at once."""
     with ThreadPoolExecutor(len(servers), "vllm") as pool:
@@ -86,9 +99,16 @@ class AdapterPush(Push):
 
     counts = False
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, met: Sequence[Met], folder: Path) -> None:
+        self._met, self._folder = met, folder
         self._last = ""
+
+    def prepare(self, servers: Sequence[Server], version: str) -> None:
+        """Looks, where a server says it, whether the base below the adapter is still that of its files."""
+        for server, met in zip(servers, self._met, strict=True):
+            if met.develops and (found := settled(server)) != UNTOUCHED:
+                what = f"{server.url} has other weights than its model's files: {found}, which a run pushed there"
+                raise UserError.of(f"{what}, and an adapter goes on top of them", "start it anew")
 
     def stream(self, engine: Engine, world: World, version: str) -> BaseException | None:
         added, adapter = _added(engine), engine.spec.adapter
@@ -160,11 +180,19 @@ class PausedPush(Push):
                 raise UserError.of(what, "start it with VLLM_SERVER_DEV_MODE=1 in its environment")
         self._model = met[0].model
         self._dtype: torch.dtype = getattr(torch, met[0].dtype, torch.float32)
+        self._tied: dict[str, list[str]] | None = None
 
     def typed(self, engine: Engine, tensors: Tensors) -> Tensors:
-        """In the servers' own type: what they hold is rounded once, here or there."""
+        """In the servers' own type: what they hold is rounded once, here or there. Tied ones come under all names.
+
+        vLLM 0.32 on a CPU packs an output head for itself: reloading the embedding that it is tied to leaves it as it
+        was. Where the two are one tensor there, writing it twice does no harm.
+        """
+        self._tied = tied(engine.spec.model) if self._tied is None else self._tied
         for name, tensor in merged(engine, tensors):
-            yield name, tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+            sent = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+            for one in (name, *self._tied.get(name, ())):
+                yield one, sent
 
     def tell(self, servers: Sequence[Server], version: str) -> str:
         at_all(servers, lambda server: server.ask("POST", "/pause?mode=wait"))

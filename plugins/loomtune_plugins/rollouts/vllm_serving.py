@@ -98,7 +98,7 @@ class Serving:
             if not alone:
                 what = "rollout.push=adapter, but the base's own weights are trained"
                 raise UserError.of(what, "set rollout.push=auto, or adapter=lora")
-            return AdapterPush(self._folder(world))
+            return AdapterPush(self._met, self._folder(world))
         if way == "nccl":
             return NcclPush(self._met, world, self.settings.patience)
         if way == "disk":

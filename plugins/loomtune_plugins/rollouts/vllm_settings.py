@@ -22,9 +22,7 @@ class VllmSettings:
         "auto",
         "how weights reach them: `adapter`, `nccl` or `disk`; `auto` by the adapter and what servers say",
     )
-    folder: str = option(
-        "", "folder that servers see under this name, for `adapter` and `disk`; a temporary one here"
-    )
+    folder: str = option("", "folder that servers see under this name, for `adapter` and `disk`; a temporary one here")
     parallel: int = option(64, "requests that each rank has under way at once")
     patience: float = option(600.0, "seconds after which what a server does not answer has failed, its start included")
     apart: float = option(0.05, "largest mean difference of log-probabilities between servers and training, in nats")

@@ -66,8 +66,11 @@ class Constitution:
 
     def prompt(self, name: str, **places: str) -> str:
         """What a model is asked, with its places filled. What is filled in is not looked at again."""
-        text: str = {**_read(OURS)["prompts"], **self._told.get("prompts", {})}[name]
-        return re.sub(r"\{(\w+)\}", lambda found: places.get(found[1], found[0]), text)
+        return re.sub(r"\{(\w+)\}", lambda found: places.get(found[1], found[0]), self._prompts[name])
+
+    @cached_property
+    def _prompts(self) -> dict[str, str]:
+        return {**_read(OURS)["prompts"], **self._told.get("prompts", {})}
 
     @cached_property
     def _told(self) -> dict[str, Any]:

@@ -108,6 +108,10 @@ def test_the_first_values_of_a_head_are_drawn_from_seed_and_name() -> None:
     assert torch.equal(of.initial("module.tokens.weight", None), toy.Drawn(0).read("tokens.weight"))
 
 
+def test_a_value_head_begins_at_0() -> None:
+    assert not network("value").initial("heads.value.weight", None).any()
+
+
 class Scoring(toy.Drawn):
     """Weights of a network whose scalar head was trained before."""
 

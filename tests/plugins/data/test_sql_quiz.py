@@ -10,10 +10,13 @@ from collections import Counter
 
 import pytest
 
+from loomtune.errors import UserError
 from loomtune_plugins.data.sql_quiz import generate
 from loomtune_plugins.data.sql_quiz.intents import INTENTS
 from loomtune_plugins.data.sql_quiz.words import SPLITS
 from loomtune_plugins.data.sql_quiz.wrong import mistakes, tables_of
+from loomtune_plugins.data.sql_quiz_data import SqlQuiz
+from loomtune_plugins.data.sql_quiz_settings import SqlQuizSettings
 from loomtune_plugins.sql_execution import executes_same
 
 Row = dict[str, str]
@@ -183,3 +186,29 @@ def _run(script: str, hash_seed: str) -> str:
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def test_made_up_names_are_of_no_split_and_known_ones_stay_as_they_were() -> None:
+    known = list(generate.rows("train", 40))
+    mixed = list(generate.rows("train", 40, 0, 0.5))
+    same = [one == other for one, other in zip(known, mixed, strict=True)]
+    assert 8 < sum(same) < 32, "a row is its own, whatever becomes of others"
+    words = frozenset().union(*(split.all() for split in SPLITS.values()))
+    for row, is_known in zip(mixed, same, strict=True):
+        names = set(re.findall(r"\w+", row["prompt"].splitlines()[0].removeprefix("Tables:")))
+        assert names <= words if is_known else not names & words
+    assert list(generate.rows("train", 20, 0, 0.5)) == mixed[:20]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_made_up_names_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=r"data\.invented"):
+        SqlQuiz(SqlQuizSettings(invented=share)).check()
+
+
+def test_held_out_questions_never_have_made_up_names() -> None:
+    data = SqlQuiz(SqlQuizSettings(train=2, validation=3, test=3, invented=1.0))
+    plain = SqlQuiz(SqlQuizSettings(train=2, validation=3, test=3))
+    for split in ("validation", "test"):
+        assert list(data.rows(split)) == list(plain.rows(split))
+    assert list(data.rows("train")) != list(plain.rows("train"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from loomtune.compose import compose
 from loomtune.errors import UserError
 from loomtune.plan import findings, refuse
 from loomtune.testing import check_light, check_stage
+from services import serving
 from support import write_rows
 
 ROWS: list[dict[str, Any]] = [
@@ -47,10 +50,18 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with serving() as service:
+        yield {"url": service.url, "model": "m", "cache": str(tmp_path_factory.mktemp("answers"))}
+
+
 @pytest.mark.parametrize("name", [one for one in installed().names("stage") if one != "semantic"])
-def test_a_stage_keeps_its_contract_on_rows_of_every_kind(name: str, evaluation: Path) -> None:
+def test_a_stage_keeps_its_contract_on_rows_of_every_kind(name: str, evaluation: Path, model: dict[str, Any]) -> None:
     entry = installed().find("stage", name)
-    settings = {"against": [str(evaluation)]} if name == "decontaminate" else {}
+    settings: dict[str, Any] = {"against": [str(evaluation)]} if name == "decontaminate" else {}
+    known = {field.name for field in fields(entry.offer.schema)}
+    settings |= {**model, **({"rounds": 1} if "rounds" in known else {})} if "url" in known else {}
     stage = installed().build("stage", name, settings)
     stage.check()
     check_stage(stage, ROWS)

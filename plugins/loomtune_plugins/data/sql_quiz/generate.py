@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 
+from loomtune_plugins.data.sql_quiz import pseudo
 from loomtune_plugins.data.sql_quiz.question import ask
 from loomtune_plugins.data.sql_quiz.schema import Names, Schema, draw, script
 from loomtune_plugins.data.sql_quiz.words import SPLITS, Words
@@ -16,15 +17,18 @@ Values = tuple[object, ...]
 _EVERY_WORD = frozenset().union(*(split.all() for split in SPLITS.values()))
 
 
-def rows(split: str, count: int, seed: int = 0) -> Iterator[dict[str, str]]:
+def rows(split: str, count: int, seed: int = 0, invented: float = 0.0) -> Iterator[dict[str, str]]:
     """`count` rows of a split with keys `prompt`, `completion`, `database`, `schema` and `intent`.
 
-    Row `i` is a pure function of (split, seed, i). Raises ValueError for an unknown split.
+    invented: share of rows whose schema has made-up names instead of the split's words. Row `i` is a pure function of
+    (split, seed, i, invented). Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     for index in range(count):
-        yield _row(SPLITS[split], f"{split}-{seed}-{index}")
+        identifier = f"{split}-{seed}-{index}"
+        made_up = bool(invented) and random.Random(f"{identifier}-invented").random() < invented
+        yield _row(None if made_up else SPLITS[split], identifier)
 
 
 def order_matters(query: str) -> bool:
@@ -54,7 +58,7 @@ def wrong_queries(row: Mapping[str, str], rng: random.Random, first: Collection[
                 yield mistake
 
 
-def _row(words: Words, identifier: str) -> dict[str, str]:
+def _row(words: Words | None, identifier: str) -> dict[str, str]:
     rng = random.Random(identifier)
     while True:
         row = _draft(words, identifier, rng)
@@ -62,9 +66,13 @@ def _row(words: Words, identifier: str) -> dict[str, str]:
             return row
 
 
-def _draft(words: Words, identifier: str, rng: random.Random) -> dict[str, str]:
-    names = Names(rng.sample(words.tables, 2), rng.sample(words.texts, 4), rng.sample(words.numbers, 3))
-    schema = draw(names, rng, _EVERY_WORD)
+def _draft(words: Words | None, identifier: str, rng: random.Random) -> dict[str, str]:
+    """words: what names are drawn from; None: they are made up."""
+    made_up = pseudo.words(rng, 9, _EVERY_WORD) if words is None else []
+    names = Names(made_up[:2], made_up[2:6], made_up[6:])
+    if words is not None:
+        names = Names(rng.sample(words.tables, 2), rng.sample(words.texts, 4), rng.sample(words.numbers, 3))
+    schema = draw(names, rng, _EVERY_WORD.union(made_up))
     intent, slots = ask(schema, rng)
     return {
         "prompt": prompt(schema, rng.choice(intent.questions).format_map(slots)),

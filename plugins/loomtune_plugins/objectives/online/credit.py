@@ -17,9 +17,10 @@ def grouped(groups: Sequence[Rewards], divisor: str) -> list[Rewards]:
     """Rewards less the mean of their group, over a standard deviation (Shao et al. 2024, "DeepSeekMath", 4.1.2).
 
     groups: `(completions,)` each. divisor: `group`; `batch`, the deviation of all rewards; `none` (Liu et al. 2025,
-    "Understanding R1-Zero-Like Training"). Deviations are unbiased. Equal rewards, and a single one, give zeros.
+    "Understanding R1-Zero-Like Training"). Deviations are unbiased. Equal rewards, and a single one, give zeros
+    to the bit.
     """
-    gains = [rewards - rewards.mean() if len(rewards) > 1 else np.zeros_like(rewards) for rewards in groups]
+    gains = [np.zeros_like(rewards) if _equal(rewards) else rewards - rewards.mean() for rewards in groups]
     if divisor == "none":
         return gains
     if divisor == "batch":
@@ -31,10 +32,10 @@ def grouped(groups: Sequence[Rewards], divisor: str) -> list[Rewards]:
 def left_out(groups: Sequence[Rewards]) -> list[Rewards]:
     """Rewards less the mean of the others of their group (Ahmadian et al. 2024, "Back to Basics", equation 8).
 
-    A single one has nothing to be compared with, and gives 0.
+    Equal rewards, and a single one, give zeros to the bit.
     """
     return [
-        rewards - (rewards.sum() - rewards) / (len(rewards) - 1) if len(rewards) > 1 else np.zeros_like(rewards)
+        np.zeros_like(rewards) if _equal(rewards) else rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
         for rewards in groups
     ]
 
@@ -48,6 +49,8 @@ def normalized(groups: Sequence[Rewards]) -> list[Rewards]:
 
 def deviation(values: Rewards) -> float:
     """Unbiased; 0 of equal values, to the bit, and of fewer than two."""
-    if len(values) < 2 or (values == values[0]).all():
-        return 0.0
-    return float(values.std(ddof=1))
+    return 0.0 if _equal(values) else float(values.std(ddof=1))
+
+
+def _equal(values: Rewards) -> bool:
+    return len(values) < 2 or bool((values == values[0]).all())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from loomtune.seeds import derive
 from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.online import groups as made
 from loomtune_plugins.objectives.online import prompts, telling
+from loomtune_plugins.objectives.online.ahead import Next, Turn
 from loomtune_plugins.objectives.online.groups import Group, Scored
-from loomtune_plugins.objectives.online.invariants import FIRST, FRESH, LATER, Bounds
+from loomtune_plugins.objectives.online.invariants import FIRST, FRESH, LATER, OLDER, Bounds
 from loomtune_plugins.objectives.online.settings import OnlineSettings
 
 if TYPE_CHECKING:
@@ -50,10 +52,11 @@ class Prepared:
 class Online(Objective):
     """Draws completions, has them scored, and learns from them.
 
-    A sample has the columns `old` (the policy's log-probabilities before the batch's first step; absent where there is
-    one step only, which has them itself), `reference` (where `beta` is not 0), `rollout` (the engine's own) and those
-    that `credit` gives; and the numbers `sequences`, how many completions of the prompt were scored, `tokens`, how many
-    of theirs count, whether or not anything is learned of them, and `first`.
+    A sample has the columns `old` (the policy's log-probabilities before the batch's first step, or with
+    `rollout.ahead` those that it was drawn with; absent where there is one step only, which has them itself),
+    `reference` (where `beta` is not 0), `rollout` (the engine's own) and those that `credit` gives; and the numbers
+    `sequences`, how many completions of the prompt were scored, `tokens`, how many of theirs count, whether or not
+    anything is learned of them, and `first`.
 
     Those who inherit say in `credit` what completions are worth, in `weights` what the loss is divided by, and in
     `learned` what is minimised. They may add roles, columns that roles fill, and numbers.
@@ -69,6 +72,8 @@ class Online(Objective):
         self.rewards: Mapping[str, Reward] = {}
         self.bounds = Bounds()
         self.signs = telling.Signs()
+        self.next: Next | None = None
+        self.turn: Turn | None = None
 
     def use(self, losses: Mapping[str, Loss], rewards: Mapping[str, Reward]) -> None:
         """Takes any number of rewards, whose weighted sum is learned from, and no loss."""
@@ -121,6 +126,18 @@ class Online(Objective):
         None where nobody knows what any completion is worth; the run then draws other prompts.
         """
         self.bounds = Bounds.of(run.settings.precision, run.rollout)
+        if not run.rollout or not run.rollout.ahead:
+            return self.batch(run, drawn)
+        self.turn = Turn(self.next, drawn, run, last=run.step + self.steps_per_batch() >= run.steps)
+        try:
+            found = self.batch(run, self.turn.drawn)
+            self.next = self.turn.over()
+        finally:
+            self.turn = None
+        return found
+
+    def batch(self, run: Run, drawn: Sequence[Drawn]) -> Sequence[Sequence[Sample]]:
+        """The steps that come of the completions of these prompts."""
         groups = self.gathered(run, drawn)
         if not any(group.kept for group in groups):
             self.signs.nothing_scored(run)
@@ -133,10 +150,10 @@ class Online(Objective):
 
     def gathered(self, run: Run, drawn: Sequence[Drawn]) -> list[Group]:
         """The groups that a batch is made of, scored."""
-        return self.scored(run, self.begin(run, drawn)())
+        return self.scored(run, self.completed(run, drawn))
 
-    def begin(self, run: Run, drawn: Sequence[Drawn]) -> Callable[[], list[Group]]:
-        """Begins the completions of prompts with the policy as it is now; gives what waits for them."""
+    def completed(self, run: Run, drawn: Sequence[Drawn]) -> list[Group]:
+        """The groups, as the policy draws them now, or was begun to draw them ahead; not scored yet."""
         settings = self.settings
         sampling = Sampling(
             max_tokens=settings.max_new_tokens,
@@ -146,14 +163,10 @@ class Online(Objective):
             top_p=settings.top_p,
             stop=run.tokenizer.stops,
         )
+        begin = partial(made.begin, run, count=settings.group, sampling=sampling)
         with telling.timed(run, "rollout_seconds"):
-            begun = made.begin(run, drawn, settings.group, sampling)
-
-        def end() -> list[Group]:
-            with telling.timed(run, "rollout_seconds"):
-                return begun()
-
-        return end
+            found = self.turn.completed(drawn, begin) if self.turn else begin(drawn)()
+        return made.grouped(run, drawn, found)
 
     def scored(self, run: Run, groups: Sequence[Group]) -> list[Group]:
         """The groups with their rewards."""
@@ -170,12 +183,12 @@ class Online(Objective):
 
     def reads(self) -> bool:
         """Whether roles are asked anything before the first step."""
-        return self.reads_old() or self.beta != 0
+        return (self.reads_old() and not self.turn) or self.beta != 0
 
     def said(self, roles: Roles, batch: Batch) -> dict[str, Tensor]:
         """What roles say of a batch's targets before anything is learned, `(targets,)` by the names of the columns."""
         found: dict[str, Tensor] = {}
-        if self.reads_old():
+        if self.reads_old() and not self.turn:
             found["old"] = self._old(roles, batch)
         if self.beta:
             found["reference"] = self._reference(roles, batch)
@@ -204,6 +217,8 @@ class Online(Objective):
             columns = {name: [[one[:, i] for one in part] for part in each] for i, name in enumerate(names)}
         if all(len(one.log_probs) == len(one.answer.tokens) for group in groups for one in group.kept):
             columns["rollout"] = [[np.array(one.log_probs) for one in group.kept] for group in groups]
+        if self.turn:
+            columns["old"] = Turn.old(columns)
         return Batched(groups, columns)
 
     def _laid(self, group: Group, columns: Mapping[str, Sequence[Any]], which: Sequence[bool] | None = None) -> Sample:
@@ -247,9 +262,10 @@ class Online(Objective):
             order = np.random.default_rng(key).permutation(len(prepared))
             for part in np.array_split(order, self.settings.minibatches):
                 lean, whole = [prepared[i].lean for i in part], [prepared[i].whole for i in part]
-                found += [step for step in (lean, whole) if any(sample.targets for sample in step)][:1]
+                found += [step for step in map(made.folded, (lean, whole)) if step][:1]
         if found:
             fresh = FRESH if run.step == 0 and telling.is_fresh(run) else FIRST
+            fresh = OLDER if self.turn and self.turn.older else fresh
             found[0] = [replace(one, numbers={**one.numbers, "first": fresh}) for one in found[0]]
         return found
 
@@ -288,10 +304,11 @@ class Online(Objective):
     # What a checkpoint keeps
 
     def state(self) -> Mapping[str, Any]:
-        return {"signs": self.signs.state()}
+        return {"signs": self.signs.state(), "next": self.next and self.next.plain()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.signs = telling.Signs.of(state.get("signs", {}))
+        self.next = Next.parse(state["next"]) if state.get("next") else None
 
 
 def mean(values: Tensor) -> tuple[Tensor, Tensor]:

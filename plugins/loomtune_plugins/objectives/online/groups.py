@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LOST = math.nan
 
+COUNTS = ("sequences", "tokens")
+"""The numbers of a sample that only the weight of a step is made of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -60,22 +63,24 @@ class Group:
         return len(set(self.rewards.tolist())) <= 1
 
 
-def begin(run: Run, drawn: Sequence[Drawn], count: int, sampling: Sampling) -> Callable[[], list[Group]]:
-    """Begins `count` completions of each prompt; gives what waits for them, which are not scored yet.
+def begin(run: Run, drawn: Sequence[Drawn], count: int, sampling: Sampling) -> Callable[[], list[Completion]]:
+    """Begins `count` completions of each prompt; gives what waits for them.
 
     A completion's noise belongs to (seed, visit, place in the group): to no rank, batch or step.
     """
     asked = [(one, place) for one in drawn for place in range(count)]
     prompts = [one.sample.segments[0].tokens.tolist() for one, _ in asked]
     keys = [derive(run.settings.seed, "rollout", one.visit, place) for one, place in asked]
-    wait = run.begin(prompts, keys, sampling)
+    return run.begin(prompts, keys, sampling)
 
-    def end() -> list[Group]:
-        answers = [_scored(run, one, made) for (one, _), made in zip(asked, wait(), strict=True)]
-        parts = [answers[at : at + count] for at in range(0, len(answers), count)]
-        return [Group(one, part[0].answer.prompt, part) for one, part in zip(drawn, parts, strict=True)]
 
-    return end
+def grouped(run: Run, drawn: Sequence[Drawn], completions: Sequence[Completion]) -> list[Group]:
+    """Each prompt with its completions, which are not scored yet."""
+    found = []
+    for one, made in zip(drawn, np.array_split(np.arange(len(completions)), len(drawn)), strict=True):
+        part = [_scored(run, one, completions[i]) for i in made]
+        found.append(Group(one, part[0].answer.prompt, part))
+    return found
 
 
 def _scored(run: Run, drawn: Drawn, made: Completion) -> Scored:
@@ -137,3 +142,16 @@ def apart(group: Group, values: NDArray[np.float32]) -> list[NDArray[np.float32]
     """What is known of the targets of the sample of all that are kept, `(targets, ...)`, for each of these."""
     ends = np.cumsum([len(one.answer.tokens) for one in group.kept])
     return np.split(values, ends[:-1]) if len(ends) else []
+
+
+def folded(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples of a step that have targets; what the others count is counted with the first of them.
+
+    So no prompt is computed of whose completions nothing is learned, and the step's weight is what it was.
+    """
+    kept = [sample for sample in samples if sample.targets]
+    if kept:
+        counts = {name: sum(sample.numbers[name] for sample in samples if not sample.targets) for name in COUNTS}
+        more = {name: kept[0].numbers[name] + count for name, count in counts.items()}
+        kept[0] = replace(kept[0], numbers={**kept[0].numbers, **more})
+    return kept

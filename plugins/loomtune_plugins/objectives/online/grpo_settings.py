@@ -98,7 +98,7 @@ def _clips(settings: GrpoSettings) -> Iterator[Fault]:
     if settings.variant in CLIPPED and not 0 <= low <= 1:
         what = f"objective.clip_low={low:g} is no distance of a ratio below 1"
         yield Fault(what, "set objective.clip_low between 0 and 1")
-    if high < 0:
+    if settings.clip_high is not None and high < 0:
         yield Fault(f"objective.clip_high={high:g} is negative", "set objective.clip_high to 0 or more")
     if settings.clip_ceiling is not None and settings.clip_ceiling < 1 + high:
         what = f"objective.clip_ceiling={settings.clip_ceiling:g} is within what objective.clip_high={high:g} lets pass"

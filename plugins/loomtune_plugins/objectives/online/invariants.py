@@ -16,9 +16,9 @@ BOUNDS = {"fp32": (1e-3, 0.05), "bf16": (0.05, 2.0)}
 some 1e-6 and 1e-4 in fp32, and 0.01 and 0.3 in bf16."""
 
 
-LATER, FIRST, FRESH = 0.0, 1.0, 2.0
-"""What a sample's number `first` says of its step: a later one of its batch; the first; the first of all the run, whose
-policy still is what its reference is."""
+LATER, OLDER, FIRST, FRESH = 0.0, 1.0, 2.0, 3.0
+"""What a sample's number `first` says of its step: a later one of its batch; the first, of a batch that an older policy
+drew, so that nothing has to agree; the first; the first of all the run, whose policy still is what its reference is."""
 
 
 class Disagreement(UserError):
@@ -59,7 +59,7 @@ class Bounds:
     @classmethod
     def of(cls, precision: str, engine: Rollout | None = None) -> Bounds:
         """By the precision; an engine that computes otherwise says itself how far that may be."""
-        own = getattr(engine, "apart", None)
+        own = engine.apart if engine else None
         return cls(own or BOUNDS[precision], BOUNDS[precision])
 
     def check(self, rollout: Apart, ratio: Apart, kl: Apart) -> None:

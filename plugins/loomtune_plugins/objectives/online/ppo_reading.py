@@ -13,7 +13,7 @@ from loomtune.toolkit import entropy
 from loomtune.toolkit.log_probs import target_log_probs
 from loomtune_plugins.objectives.distill_divergence import compared
 from loomtune_plugins.objectives.online.ppo_settings import VALUE
-from loomtune_plugins.objectives.reward import scores
+from loomtune_plugins.scalar_scores import scores
 
 
 class Said(NamedTuple):

@@ -23,6 +23,8 @@ def prompt(row: Row, tokenizer: Tokenizer, settings: TextSettings) -> list[int]:
     """
     if "messages" not in row and "prompt" not in row:
         raise lacking(row, "no prompt and no messages, so nothing that could be answered", "set data.prompt=<column>")
+    if not isinstance(row.get("prompt", row.get("messages")), str | list):
+        raise ValueError("has no text as its prompt, nor a conversation")
     found = asked(row, tokenizer, settings)
     if not found:
         raise ValueError("has an empty prompt, and nothing is generated from nothing: objective.bos=always mends that")

@@ -37,5 +37,5 @@ def faults(settings: RlooSettings) -> Iterator[Fault]:
     if not 0 <= low <= 1:
         what = f"objective.clip_low={low:g} is no distance of a ratio below 1"
         yield Fault(what, "set objective.clip_low between 0 and 1")
-    if high < 0:
+    if settings.clip_high is not None and high < 0:
         yield Fault(f"objective.clip_high={high:g} is negative", "set objective.clip_high to 0 or more")

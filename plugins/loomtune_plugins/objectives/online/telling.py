@@ -51,8 +51,11 @@ def is_fresh(run: Run) -> bool:
 
 
 def tell(run: Run, groups: Sequence[Group], credit: Sequence[Sequence[Any]]) -> None:
-    """Notes the batch's numbers for the next step, and shows its completions to observers. credit: of those kept."""
-    run.noted |= numbers(groups, credit)
+    """Notes the batch's numbers for the next step, and shows its completions to observers. credit: of those kept.
+
+    What was noted already stays: groups that gave way to others are in no batch.
+    """
+    run.noted |= {name: value for name, value in numbers(groups, credit).items() if name not in run.noted}
     tokens = sum(len(one.answer.tokens) for group in groups for one in group.all)
     run.noted["rollout_tokens_per_second"] = tokens / max(run.noted.get("rollout_seconds", 0.0), 1e-9)
     samples = [row for group, each in zip(groups, credit, strict=True) for row in _rows(run, group, each)]
@@ -71,12 +74,13 @@ def numbers(groups: Sequence[Group], credit: Sequence[Sequence[Any]]) -> dict[st
         "advantages/std": deviation(gains),
         "advantages/max": float(gains.max(initial=0.0)),
         "advantages/min": float(gains.min(initial=0.0)),
-        "groups/equal": _mean([group.equal for group in groups]),
-        "groups/std": _mean([deviation(group.rewards) for group in groups]),
         "completions/mean_length": _mean([len(one.answer.tokens) for one in every]),
         "completions/ended": _mean([one.answer.ended for one in every]),
         "completions/empty": _mean([not one.answer.tokens for one in every]),
     }
+    if len(groups[0].all) > 1:
+        found["groups/equal"] = _mean([group.equal for group in groups])
+        found["groups/std"] = _mean([deviation(group.rewards) for group in groups])
     for name in every[0].scores:
         scores = np.array([one.scores[name] for one in every])
         found[f"rewards/{name}"] = _mean(scores[np.isfinite(scores)])
@@ -155,7 +159,7 @@ def _signs(run: Run, groups: Sequence[Group], before: float | None) -> dict[str,
     ended = sum(one.answer.ended for one in every)
     return {
         "equal": (
-            all(group.equal for group in groups),
+            all(group.equal for group in (groups if len(groups[0].all) > 1 else [Group(groups[0].drawn, (), every)])),
             "every completion of a prompt gets the same reward, for every prompt: there is nothing to learn from. "
             "Choose prompts that are neither too easy nor too hard, a reward that tells answers apart, a larger "
             "objective.group, or objective.dynamic",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from loomtune_plugins.objectives.online.invariants import FRESH, Apart, Bounds
+from loomtune_plugins.objectives.online.invariants import FIRST, FRESH, Apart, Bounds
 
 if TYPE_CHECKING:
     from loomtune.contracts import Batch
@@ -50,7 +50,7 @@ class Watch:
         self.left -= 1
         zero = log_probs.new_zeros(())
         found: Metrics = {"ratio/min": (zero, zero), "ratio/max": (zero, zero)}
-        if "rollout" in batch.columns:
+        if "rollout" in batch.columns and self.first:
             found |= {"rollout/apart_mean": (zero, zero), "rollout/apart_max": (zero, zero)}
         return found if self.left else found | self._told(log_probs)
 
@@ -58,7 +58,7 @@ class Watch:
         """What all ranks saw; each says it alike, so that its mean is it."""
         seen = self.world.gather((self.least, self.most, self.apart))
         apart = [Apart.joined([each.get(name, Apart()) for *_, each in seen]) for name in ("rollout", "ratio", "kl")]
-        if self.first:
+        if self.first >= FIRST:
             self.bounds.check(apart[0], apart[1], apart[2] if self.first == FRESH else Apart())
         least, most = min(low for low, *_ in seen), max(high for _, high, _ in seen)
         found: Mapping[str, float] = {"ratio/min": least, "ratio/max": most} if most >= least else {}
