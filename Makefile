@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test setup check format lint types imports everyday labs mutations parity matrix adapters adapter-sweep preferences bench base clean
+.PHONY: demo test setup check format lint types imports everyday labs mutations parity matrix adapters adapter-sweep preferences reinforcement bench base clean
 
 demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
 	$(BIN)/loomtune train
@@ -57,6 +57,9 @@ adapter-sweep: $(VENV)/.installed  ## every adapter on the embedded task, rates 
 
 preferences: $(VENV)/.installed  ## DPO, a reward model and distillation on the embedded task, three seeds (two hours); ARGS=--write
 	$(BIN)/python benchmarks/preferences.py $(ARGS)
+
+reinforcement: $(VENV)/.installed  ## GRPO and PPO by executing queries, three seeds (an hour); ARGS=--write
+	$(BIN)/python benchmarks/reinforcement.py $(ARGS)
 
 bench: $(VENV)/.installed  ## SFT and DPO against TRL, interleaved; ARGS='--write docs/benchmarks.md'
 	$(BIN)/python -m pip install -q -c constraints.txt trl

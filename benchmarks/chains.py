@@ -7,6 +7,7 @@ already is not run again, so a command may be stopped at any time.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -76,11 +77,19 @@ class Job:
         return self._of(start) if (self._of(start) / "config.json").is_file() else self._of(f"{start}-{self.seed}")
 
     def result(self) -> dict[str, float] | None:
-        """The metrics at its end; None where it has not come there, or where its settings were others."""
+        """The metrics at its end, and the minutes of its steps.
+
+        None where it has not come there, or where its settings were others.
+        """
         if not (self.folder / "result.json").is_file() or not agree(Plan.load(self.folder).maths, self.plan().maths):
             return None
         found = api.Result.of(self.folder)
-        return dict(found.metrics) if found.status == "completed" else None
+        if found.status != "completed":
+            return None
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        seconds = sum(json.loads(line).get("seconds", 0.0) for line in lines)
+        return {**found.metrics, "minutes": seconds / 60}
 
     def run(self) -> str:
         """Runs it, on from its last checkpoint; gives what is to be said of it."""

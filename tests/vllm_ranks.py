@@ -31,11 +31,11 @@ def generating(world: World, url: str, path: Path, adapter: str, sharding: str) 
 
 def failing(world: World, url: str, path: Path, lost: int) -> str:
     """What a rank hears where the server that one of them asks is no more."""
-    role, rollout = policy(path, "lora", world), vllm(url, patience=1.0)
+    role, rollout = policy(path, "lora", world), vllm(url)
     prompts, keys = _mine(world)
     rollout.generate(role, prompts, keys, SAMPLING, world)
     if world.rank == lost:
-        rollout._settings.urls = ["http://127.0.0.1:1"]
+        rollout._settings.urls, rollout._settings.patience = ["http://127.0.0.1:1"], 1.0
     try:
         rollout.generate(role, prompts, keys, SAMPLING, world)
     except LoomtuneError as error:

@@ -19,6 +19,18 @@ OF_THE_LOOP = (
     "memory_bytes",
     "nonfinite",
 )
+OF_ROLLOUTS = (
+    "rewards/",
+    "advantages/",
+    "completions/",
+    "groups/",
+    "pairs/",
+    "rollout",
+    "reward_seconds",
+    "read_seconds",
+)
+"""How names begin of what is noted once a batch of completions, which several steps may learn from."""
+
 BEFORE = "_before"
 
 
@@ -37,7 +49,7 @@ def evaluations(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = Counter(key for line in steps for key in line)
     found = {_plain(key): None for line in lines if line.get("step") == 0 for key in line}
     found |= {_plain(key): None for key, count in counts.items() if count < len(steps) or key.endswith(BEFORE)}
-    return [key for key in found if key not in OF_THE_LOOP]
+    return [key for key in found if key not in OF_THE_LOOP and not key.startswith(OF_ROLLOUTS)]
 
 
 def by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:

@@ -34,6 +34,7 @@ td { padding: 6px 16px; border-top: 1px solid var(--line); vertical-align: top; 
 tr:first-child td { border-top: 0; }
 td:first-child { color: var(--soft); width: 40%; }
 td:last-child { font-family: ui-monospace, monospace; }
+.grid td, .grid td:first-child { width: auto; color: var(--ink); white-space: pre-wrap; font: 12px ui-monospace; }
 """
 
 
@@ -76,6 +77,16 @@ def table(title: str, rows: Mapping[str, str], *, folded: bool) -> str:
     cells = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in rows.items())
     head = "<details>" if folded else "<details open>"
     return f"{head}<summary>{escape(title)}</summary><table>{cells}</table></details>"
+
+
+def grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A folded section with a table of texts, whose lines' ends stay; without rows, nothing."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f'<table class="grid"><tr>{head}</tr>{cells}</table>'
+    return f"<details><summary>{escape(title)}</summary>{table}</details>"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from runs.rolled import LAYOUTS, SOON, apart
 from runs.worlds import Worlds
 from runs.writing import written
 
+MICRO = "batch.micro=16"
 LOSSES = ("loss", "policy", "value", "kl", "ratio/mean", "returns/mean")
 
 
@@ -76,7 +77,7 @@ def test_ten_updates_of_64_prompts_of_64_tokens_are_the_same_on_every_layout(
     how = ["batch.size=64", "steps=10", "rollout=huggingface", "objective.missing_eos_penalty=0.5"]
     size, layed = LAYOUTS[layout]
     one = alone(*real, *ppo, *reward, *how)
-    other = worlds.train(size, [*real, *ppo, *reward, *how, *layed], tmp_path / "run", work=written).result
+    other = worlds.train(size, [*real, *ppo, *reward, *how, *layed, MICRO], tmp_path / "run", work=written).result
     found = apart(one, other, LOSSES)
     assert all(value < 1e-4 for value in found.values()), found
 

@@ -78,9 +78,9 @@ class Rows:
     def completed(self, module: Any) -> list[Completion]:
         """The completion of each prompt."""
         alive = list(range(len(self.prompts)))
-        given, mask, cache = self._begun(module)
-        # What a model carries along as one state for all that it has read cannot be cut down to some of the rows.
+        # What a model carries along as one state for all that it has read has no rows to choose from.
         leaving = 1.0 if getattr(module, "_is_stateful", False) else LEAVING
+        given, mask, cache = self._begun(module, shares=leaving < 1)
         while alive:
             written = len(self.tokens[alive[0]])
             noted = Noted(self.choice, [self.keys[i] for i in alive], written, self.stops, leaving)
@@ -97,14 +97,14 @@ class Rows:
                 mask = torch.cat([mask[index], mask.new_ones(len(alive), len(noted.tokens))], 1)
         return [Completion(*both) for both in zip(self.tokens, self.log_probs, strict=True)]
 
-    def _begun(self, module: Any) -> tuple[Tensor, Tensor, Any]:
+    def _begun(self, module: Any, *, shares: bool) -> tuple[Tensor, Tensor, Any]:
         """Tokens that are still to be read, the mask of all, and the cache of those that were read.
 
         A prompt that several rows have is read once, but for its last token, whose logits each row needs.
         """
         unlike = list(dict.fromkeys(map(tuple, self.prompts)))
         tokens, mask = _left_padded(self.prompts, self.device)
-        if len(unlike) == len(self.prompts) or min(map(len, unlike)) == 1:
+        if not shares or len(unlike) == len(self.prompts) or min(map(len, unlike)) == 1:
             return tokens, mask, None
         once, once_mask = _left_padded([prompt[:-1] for prompt in unlike], self.device)
         cache = _continued(module, once, once_mask, None, 1).past_key_values

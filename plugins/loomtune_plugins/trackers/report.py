@@ -17,6 +17,7 @@ from loomtune_plugins import page
 from loomtune_plugins.charts import bars, curves
 from loomtune_plugins.lines import read
 from loomtune_plugins.measured import BEFORE, OF_THE_LOOP, before_and_after, by_step, evaluations
+from loomtune_plugins.trackers import report_rollouts
 from loomtune_plugins.trackers.secrets import without_secrets
 from loomtune_plugins.trackers.settings import ReportSettings
 
@@ -71,6 +72,8 @@ class Report(Tracker):
             page.heading(folder.resolve().name, status, result.get("error")),
             page.facts(_facts(lines)),
             self._evaluations(lines),
+            report_rollouts.drawn(lines, self._points),
+            report_rollouts.some(folder),
             page.figures("Training", curves(lines, _shown(lines), self._points)),
             page.table("Settings", flat(without_secrets(frozen.get("settings", {}))), folded=True),
             page.table("Versions", versions, folded=True),
@@ -102,6 +105,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _shown(lines: list[dict[str, Any]]) -> dict[str, str]:
     """The loop's curves, then the objective's own metrics."""
     own = {key for line in lines if line.get("step", 0) > 0 for key in line} - {*OF_THE_LOOP, *evaluations(lines)}
+    own -= report_rollouts.CURVES.keys() if report_rollouts.learns_online(lines) else set()
     return {**CURVES, **{key: escape(key) for key in sorted(own)}}
 
 

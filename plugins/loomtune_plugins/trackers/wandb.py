@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
 from loomtune.errors import UserError
+from loomtune_plugins.trackers import rollouts
 from loomtune_plugins.trackers.secrets import without_secrets
 from loomtune_plugins.trackers.settings import WandbSettings
 
 if TYPE_CHECKING:
     from loomtune.run import Run
+
+LONGEST = 4_000
+"""Characters of a text in a table."""
 
 MODES = ("", "online", "offline", "disabled")
 
@@ -34,6 +38,7 @@ class Wandb(Tracker):
             )
         self._settings = settings
         self._wandb: Any = None
+        self._shown: int | None = None
 
     @hookimpl
     def run_started(self, run: Run) -> None:
@@ -54,6 +59,18 @@ class Wandb(Tracker):
             config={**without_secrets(run.plan.settings), "loomtune": {"hash": run.plan.hash, **run.plan.versions}},
             settings=wandb.Settings(silent=True),
         )
+
+    @hookimpl
+    def rollout_finished(self, run: Run, step: int, samples: Sequence[Mapping[str, object]]) -> None:
+        """Shows the best and the worst completions of a batch, every few steps."""
+        import wandb
+
+        settings, last = self._settings, self._shown
+        if not settings.rollouts or (last is not None and 0 <= step - last < settings.rollout_every):
+            return
+        self._shown = step
+        rows = [rollouts.cells(step, row, LONGEST) for row in rollouts.telling(samples, settings.rollouts)]
+        self._wandb.log({"rollouts": wandb.Table(columns=list(rollouts.COLUMNS), data=rows)}, step=step)
 
     @hookimpl
     def step_finished(self, run: Run, step: int, metrics: Mapping[str, float]) -> None:

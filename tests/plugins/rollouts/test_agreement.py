@@ -29,6 +29,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "zero 3": ("zero", {"stage": 3, "persist": 0}),
 }
 ADAPTERS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"rank": 4, "targets": ["all-linear"]}}
+VIRTUAL: dict[str, dict[str, Any]] = {"prompt": {"length": 4}, "prefix": {"length": 4}}
 TEMPERATURE = 0.8
 
 
@@ -39,15 +40,15 @@ def differences(
     build = installed().build
     spec = EngineSpec(
         model=build("model", "huggingface", {"path": str(model)}),
-        adapter=build("adapter", adapter, ADAPTERS[adapter]),
+        adapter=build("adapter", adapter, (ADAPTERS | VIRTUAL)[adapter]),
         kernel=build("kernel", "sdpa", {}),
         optimizer=toy.ToyOptimizer(),
         precision=precision,
         seed=0,
     )
     policy = Role("policy", build("sharding", strategy, settings).engine(spec, world))
-    prompts = [[1, *range(40, 40 + 3 * length)] for length in range(1, 9)]
-    sampling = Sampling(max_tokens=24, temperature=TEMPERATURE, stop=(7, 8, 9))
+    prompts = [[1, *range(40, 40 + 3 * length)] for length in (1, 2, 3, 4, 4, 6, 6, 6)]
+    sampling = Sampling(max_tokens=24, temperature=TEMPERATURE, stop=(*range(20),))
     found = build("rollout", engine, {}).generate(policy, prompts, range(8), sampling, world)
     batch = collate([answered(prompt, one.tokens) for prompt, one in zip(prompts, found, strict=True)], range(8), 0)
     with torch.no_grad(), policy.engine.evaluating():
@@ -72,6 +73,13 @@ def test_on_one_process(engine: str, adapter: str, precision: str, tied_model: P
     print(f"{farthest:.1e} {mean:.1e}")
     assert farthest < FARTHEST[precision] and mean < MEAN[precision]
     assert precision == "fp32" or mean > 1e-5, "otherwise neither computes in bf16"
+
+
+@pytest.mark.parametrize("adapter", VIRTUAL)
+def test_of_what_an_adapter_leads(adapter: str, tied_model: Path) -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    farthest, _ = differences(world, tied_model, adapter, "fp32", "single", {}, "huggingface")
+    assert farthest < FARTHEST["fp32"]
 
 
 def everywhere(model: Path, adapter: str) -> dict[tuple[str, str, str], tuple[float, float]]:

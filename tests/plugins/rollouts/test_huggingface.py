@@ -34,10 +34,11 @@ def test_rows_that_have_ended_leave_the_batch(module, sizes, monkeypatch: pytest
 
 
 def test_what_a_model_carries_along_as_one_state_stays_together(module, sizes, monkeypatch) -> None:
-    expected = generate("huggingface", module, prompts(8), temperature=2.0, max_tokens=30)
+    asked = [*prompts(5), *[[3, 4, 5]] * 3]
+    expected = generate("huggingface", module, asked, temperature=2.0, max_tokens=30)
     sizes.clear()
     monkeypatch.setattr(type(module), "_is_stateful", True)
-    assert generate("huggingface", module, prompts(8), temperature=2.0, max_tokens=30) == expected
+    assert generate("huggingface", module, asked, temperature=2.0, max_tokens=30) == expected
     assert {size[0] for size in sizes} == {8}
 
 

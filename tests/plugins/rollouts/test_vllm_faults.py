@@ -51,8 +51,9 @@ def test_what_happens_once_is_asked_again_and_changes_nothing(served: Served, fa
 
 @pytest.mark.parametrize("failure", ["500", "503", "disconnect", "half", "hang", "abort"])
 def test_what_goes_on_ends_the_run_in_time_and_names_the_cure(served: Served, failure: str) -> None:
-    role, rollout = policy(served.path), vllm(served.url, patience=0.7)
+    role, rollout = policy(served.path), vllm(served.url)
     rollout.generate(role, PROMPTS, KEYS, SAMPLING, alone())
+    rollout._settings.patience = 0.7  # from now on
     served.behave = lambda endpoint, number: failure if endpoint == COMPLETIONS else "well"
     with pytest.raises(RunFailed, match=r"(?s)127\.0\.0\.1.*cure: .*rollout\.patience"):
         rollout.generate(role, PROMPTS, KEYS, SAMPLING, alone())

@@ -139,10 +139,13 @@ def test_a_server_that_says_no_ends_the_run_though_the_broadcast_hangs(
 
 
 def test_a_server_that_takes_nothing_ends_the_run_in_time(two: tuple[Served, Served], installed: list[Trainer]) -> None:
+    role, rollout = policy(two[0].path), vllm(two[0].url, two[1].url)
+    rollout.generate(role, PROMPTS, KEYS, SAMPLING, alone())
+    learn(role)
     two[1].behave = lambda asked, number: "hang" if asked == "/update_weights" else "well"
+    rollout._settings.patience = rollout._serving._push._patience = 2.0
     with pytest.raises(RunFailed, match=r"NCCL|/update_weights"):
-        rollout = vllm(two[0].url, two[1].url, patience=1.0)
-        rollout.generate(policy(two[0].path), PROMPTS, KEYS, SAMPLING, alone())
+        rollout.generate(role, PROMPTS, KEYS, SAMPLING, alone())
 
 
 def test_without_vllm_beside_the_training_the_extra_is_named(

@@ -11,7 +11,9 @@ from vllm_ranks import failing, generating, leaving
 from vllm_server import serving
 
 
-@pytest.mark.parametrize(("adapter", "sharding"), [("full", "fsdp"), ("lora", "ddp")])
+@pytest.mark.parametrize(
+    ("adapter", "sharding"), [("full", "fsdp"), pytest.param("lora", "ddp", marks=pytest.mark.slow)]
+)
 def test_two_ranks_get_what_one_gets(tied_model: Path, adapter: str, sharding: str) -> None:
     with serving(tied_model) as served:
         one = on_ranks(1, generating, served.url, tied_model, adapter, "single")[0]

@@ -109,3 +109,20 @@ def test_secrets_stay_here_and_without_a_key_wandb_is_offline(story, monkeypatch
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"tracker\.wandb\.mode"):
         Wandb(WandbSettings(mode="offlin"))
+
+
+def test_completions_are_a_table_every_few_steps(story) -> None:
+    told = story(wandb=Wandb(WandbSettings(mode="offline", rollouts=2, rollout_every=2)))
+    sample = {"prompt": "asked\x1b", "rewards": {"exact": 1.0}, "advantage": 0.5, "ended": True}
+    for step in (1, 2, 3):
+        samples = [{**sample, "completion": f"said {reward}", "reward": reward} for reward in (0.0, 2.0, 1.0)]
+        told.tell("rollout_finished", step=step, samples=samples)
+        told.step(step)
+    told.end()
+    (records,) = stored(told.run.folder)
+    tables = [line["rollouts/path"] for line in history(records) if "rollouts/path" in line]
+    assert len(tables) == 2
+    (files,) = [sorted(told.run.folder.glob("wandb/offline-run-*/files/media/table/*.json"))]
+    rows = json.loads(files[0].read_text())["data"]
+    assert [row[2] for row in rows] == ["said 2.0", "said 0.0"]
+    assert rows[0] == ["1", "asked\\x1b", "said 2.0", "2", "exact: 1", "0.5", "yes"]

@@ -166,6 +166,7 @@ class Online(Objective):
         begin = partial(made.begin, run, count=settings.group, sampling=sampling)
         with telling.timed(run, "rollout_seconds"):
             found = self.turn.completed(drawn, begin) if self.turn else begin(drawn)()
+        telling.counted(run, found)
         return made.grouped(run, drawn, found)
 
     def scored(self, run: Run, groups: Sequence[Group]) -> list[Group]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loomtune.contracts import Completion
 from loomtune.errors import UserError
 from loomtune_plugins.objectives.online.credit import deviation
 from loomtune_plugins.objectives.online.groups import Group, Scored
@@ -41,6 +42,13 @@ def timed(run: Run, name: str) -> Iterator[None]:
     run.noted[name] = run.noted.get(name, 0.0) + seconds
 
 
+def counted(run: Run, completions: Sequence[Completion]) -> None:
+    """Notes how many tokens were drawn, and how fast, of all batches of prompts that the next step is made of."""
+    drawn = run.noted.get("rollout_tokens", 0.0) + sum(len(one.tokens) for one in completions)
+    rate = drawn / max(run.noted["rollout_seconds"], 1e-9)
+    run.noted |= {"rollout_tokens": drawn, "rollout_tokens_per_second": rate}
+
+
 def is_fresh(run: Run) -> bool:
     """Whether the policy, before its first step, computes what its reference does.
 
@@ -56,8 +64,6 @@ def tell(run: Run, groups: Sequence[Group], credit: Sequence[Sequence[Any]]) -> 
     What was noted already stays: groups that gave way to others are in no batch.
     """
     run.noted |= {name: value for name, value in numbers(groups, credit).items() if name not in run.noted}
-    tokens = sum(len(one.answer.tokens) for group in groups for one in group.all)
-    run.noted["rollout_tokens_per_second"] = tokens / max(run.noted.get("rollout_seconds", 0.0), 1e-9)
     samples = [row for group, each in zip(groups, credit, strict=True) for row in _rows(run, group, each)]
     run.events.tell("rollout_finished", run=run, step=run.step + 1, samples=samples)
 

@@ -1,0 +1,93 @@
+"""Two ranks of different worlds: what one says the other hears, and neither waits for one that is gone."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from loomtune.errors import PeerLost, UserError
+from loomtune_plugins.rollouts.huggingface import HuggingFace
+from loomtune_plugins.rollouts.line import Line, after
+from loomtune_plugins.rollouts.settings import HuggingFaceSettings
+from runs.worlds import free_port
+
+SERVER = multiprocessing.get_context("spawn")
+
+
+def line(port: int, me: int) -> Line:
+    store = dist.TCPStore("127.0.0.1", port, 2, me == 0, timeout=timedelta(seconds=60))
+    return Line(store, me, f"rank {1 - me} on there")
+
+
+def echoes(port: int) -> None:
+    """Says twice what it hears, until it hears nothing; `gone` ends the process."""
+    other = line(port, 1)
+    while (heard := other.hear()) is not None:
+        if heard == "gone":
+            os._exit(3)
+        other.say([heard, heard], lambda: other.hears(0))
+
+
+@pytest.fixture(scope="module")
+def peer() -> Iterator[Line]:
+    port = free_port()
+    process = SERVER.Process(target=echoes, args=(port,), daemon=True)
+    process.start()
+    yield line(port, 0)
+    process.kill()
+    process.join()
+
+
+def never() -> bool:
+    return False
+
+
+def test_plain_objects_of_any_size_go_there_and_back(peer: Line) -> None:
+    for thing in ("", {"prompts": [[1, 2], []]}, list(range(100_000))):
+        assert peer.say(thing, never)
+        assert peer.hear() == [thing, thing]
+
+
+def test_who_waits_may_look_now_and_then(peer: Line) -> None:
+    assert not peer.hears(0.01)
+    peer.say(1, never)
+    assert peer.hears(math.inf) and peer.hears(0)
+    assert peer.hear() == [1, 1] and not peer.hears(0)
+
+
+def test_what_is_said_to_one_who_is_busy_is_heard_later_or_given_up(peer: Line) -> None:
+    peer.say("first", never)
+    assert not peer.say(None, after(0.05)), "it waits to be heard itself"
+
+
+def test_a_peer_that_is_gone_is_named() -> None:
+    port = free_port()
+    process = SERVER.Process(target=echoes, args=(port,), daemon=True)
+    process.start()
+    other = line(port, 0)
+    other.say("gone", never)
+    with pytest.raises(PeerLost, match="lost rank 1 on there: its connection was closed"):
+        other.hear()
+    with pytest.raises(PeerLost):
+        other.say("anyone?", never)
+    with pytest.raises(PeerLost):
+        other.check()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ahead", "said"),
+    [
+        (-1, 0, "rollout.ranks=-1 is negative"),
+        (1, 2, "one batch at most is begun ahead"),
+        (0, 1, "rollout.ahead=1 gains nothing where training generates itself"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(ranks: int, ahead: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        HuggingFace(HuggingFaceSettings(ranks=ranks, ahead=ahead))
