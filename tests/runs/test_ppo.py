@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from loomtune import api
 from runs.rolled import LAYOUTS, SOON, apart
 from runs.worlds import Worlds
 from runs.writing import written
@@ -93,3 +94,13 @@ def test_a_run_that_is_stopped_within_a_batch_goes_on_exactly(
     assert resumed.lines == whole.lines and len(whole.lines) == 8
     coefficients = [line["kl/coefficient"] for line in whole.lines if "kl/coefficient" in line]
     assert len(coefficients) == 2 and coefficients[0] != coefficients[1], "it adapts, and was kept"
+
+
+@pytest.mark.slow
+def test_the_value_head_is_kept_in_checkpoints_and_left_out_of_exports(
+    worlds: Worlds, brief: list[str], tmp_path: Path
+) -> None:
+    worlds.train(1, [*brief, "sharding=single", "steps=1"], tmp_path / "run")
+    out = api.export(tmp_path / "run", tmp_path / "out", check=False)
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("step-*/model/heads.safetensors")
+    assert kept.is_file() and not (out / "heads.safetensors").exists()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, Reader, View
-from loomtune.contracts.saved import HEADS
+from loomtune.contracts.saved import HEADS, VALUE
 from loomtune.errors import UserError
 from loomtune.toolkit.dropout import dropout_keys, replace_dropout
 from loomtune.world import derive
@@ -125,7 +125,7 @@ class Network(nn.Module):
             return self.source.read(name if name in trained else trained[0], where)
         shape = self.get_parameter(name).shape
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(derive(self.spec.seed, name))) / shape[-1]
-        if name == f"{HEADS}value.weight":  # it is taken from what came, where numbers that mean nothing are but noise
+        if name == VALUE:  # it is taken from what came, where numbers that mean nothing are but noise
             drawn.zero_()
         return drawn if where is None else drawn[where]
 

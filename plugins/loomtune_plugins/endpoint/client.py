@@ -14,7 +14,7 @@ from loomtune_plugins.endpoint.settings import EndpointSettings, faults
 class Client:
     """A model with its kept answers.
 
-    answered: how many questions this process had to ask. So many tokens and so much money they took is in the answers.
+    answers: those of its folder. asked: how many questions had to be asked.
     """
 
     def __init__(self, source: Source, settings: EndpointSettings, prefix: str) -> None:

@@ -31,6 +31,9 @@ SHOWN = {"chat": 20, "completions": 5}
 SEEDS = 1 << 31
 """How many seeds every service takes."""
 
+DOWN = 4
+"""Questions that are given up one after the other, with no answer between, until a service counts as down."""
+
 LONGEST = 32 << 20
 """Bytes of an answer; no answer is longer."""
 
@@ -156,8 +159,8 @@ class _Round:
     def __init__(self, remote: Remote, asks: Sequence[Ask], done: Done, gate: Gate) -> None:
         self._remote, self._asks, self._done, self._gate = remote, asks, done, gate
         self._settings, self._numbers = remote._settings, iter(range(len(asks)))
-        self._answers, self._free = 0, 0.0
-        self._down = ""
+        self._lost, self._free = 0, 0.0
+        self._why = ""
         self._stopped: BaseException | None = None
 
     async def run(self) -> None:
@@ -182,22 +185,25 @@ class _Round:
 
     async def _answered(self, client: httpx2.AsyncClient, ask: Ask) -> Reply:
         """The reply to one, or why there is none after all attempts."""
-        tokens, before = (0, 0), self._answers
-        why, lasting = self._down, False
-        for attempt in range(0 if self._down else self._settings.retries + 1):
+        tokens, why, lasting = (0, 0), self._why, False
+        for attempt in range(self._attempts()):
             self._gate()
             await asyncio.sleep(max(0.0, self._free - time.monotonic()))
             outcome = await self._remote.attempt(client, ask)
             if isinstance(outcome, Reply):
-                self._answers += 1
+                self._lost = 0
                 return _with(outcome, tokens)
             why, lasting = outcome.why, outcome.lasting
             tokens = (tokens[0] + outcome.tokens[0], tokens[1] + outcome.tokens[1])
             if self._stopped or not await self._waited(attempt, outcome):
                 break
-        if not lasting and self._answers == before:  # nobody else had an answer meanwhile: do not try each question
-            self._down = why
+        if not lasting:
+            self._lost, self._why = self._lost + 1, why
         return Reply(failed=why, refused=lasting, tokens=tokens)
+
+    def _attempts(self) -> int:
+        """How often the next question is tried: once after one was given up, not at all after several in a row."""
+        return self._settings.retries + 1 if not self._lost else int(self._lost < DOWN)
 
     async def _waited(self, attempt: int, outcome: Again) -> bool:
         """Waits before the next attempt, if there is one. A service that asks for time is left alone by all."""

@@ -96,10 +96,10 @@ class Daemon:
             self._raised.append(error)
 
     def check(self, wire: Wire | None) -> None:
-        """Raises what it raised, or what a server said meanwhile."""
-        error = self._raised[0] if self._raised else wire.failed if wire else None
-        if error is not None:
-            raise error
+        """Raises what a server said, on which the others were hung up on, or else what it raised."""
+        for error in (wire.failed if wire else None, *self._raised):
+            if error is not None:
+                raise error
 
     def wait(self, seconds: float, wire: Wire | None) -> None:
         """Until it ended well. Raises what went wrong, Unanswered where it takes longer."""

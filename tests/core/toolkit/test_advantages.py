@@ -121,7 +121,8 @@ def test_estimates_average_to_the_kl_and_k2_has_its_gradient() -> None:
     exact = (policy.exp() * (policy - reference)).sum()
     drawn = policy.exp().detach()  # an expectation over what the policy draws
     for estimator in ("k1", "k3"):
-        assert float((drawn * kl_estimates(policy, reference, estimator)).sum().detach()) == pytest.approx(float(exact.detach()))
+        mean = (drawn * kl_estimates(policy, reference, estimator)).sum()
+        assert float(mean.detach()) == pytest.approx(float(exact.detach()))
     (wanted,) = torch.autograd.grad(exact, logits, retain_graph=True)
     for estimator, found in (("k2", wanted), ("k1", torch.zeros(6, dtype=torch.float64))):
         (gradient,) = torch.autograd.grad(

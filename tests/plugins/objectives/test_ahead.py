@@ -56,7 +56,7 @@ def turn(kept: Next | None, feed: Feed, policy: Policy, *, last: bool = False) -
     """One batch: its completions, what it leaves to the next, and whether it is of an older policy."""
     made = Turn(kept, feed.draw(), SimpleNamespace(draw=feed.draw), last=last)
     found = made.completed(made.drawn, policy.begin)
-    return [one.tokens for one in found], made.over(), made.older
+    return [tuple(one.tokens) for one in found], made.over(), made.older
 
 
 def test_every_batch_but_the_first_is_drawn_by_the_policy_before_the_last_update(policy: Policy) -> None:
@@ -134,5 +134,5 @@ def test_a_checkpoint_waits_though_ranks_are_asked_to_leave() -> None:
 
 
 def test_an_engine_that_does_not_say_what_it_drew_with_is_refused() -> None:
-    with pytest.raises(UserError, match="rollout.ahead=1 needs the log-probabilities"):
+    with pytest.raises(UserError, match=r"rollout\.ahead=1 needs the log-probabilities"):
         Turn.old({"reference": []})

@@ -10,6 +10,7 @@ import pytest
 
 from loomtune import api
 from loomtune.errors import UserError
+from loomtune_plugins.objectives.online import checks
 from runs.worlds import Outcome, Worlds
 from runs.writing import written
 from support import write_rows
@@ -104,6 +105,22 @@ def test_every_layout_writes_the_same_and_learns_the_same_of_it(
     same(one, worlds.train(size, [*tiny, *chosen, *how], tmp_path / "run", work=written).result)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fsdp on 2", "zero 3 on 2"])
+def test_64_long_completions_a_step_are_the_same_on_every_layout(
+    layout: str, worlds: Worlds, alone: Alone, tiny: list[str], tmp_path: Path
+) -> None:
+    size, how = LAYOUTS[layout]
+    changed = ("objective.group", "objective.max_new_tokens", "batch.size", "max_length", "reward.length")
+    kept = [each for each in tiny if not each.startswith(changed)]
+    chosen = [*kept, *KINDS["grpo"], "reward.length.longest=30", "reward.length.margin=30", "batch.size=64"]
+    chosen += ["objective.group=2", "objective.max_new_tokens=64", "max_length=128", "objective.epochs=1"]
+    chosen = list({each.partition("=")[0]: each for each in chosen}.values())
+    one = worlds.train(1, [*chosen, "sharding=single"], tmp_path / "one", work=written).result
+    assert len(one["heard"]) == 5 * 128
+    same(one, worlds.train(size, [*chosen, *how], tmp_path / "other", work=written).result)
+
+
 def completed(worlds: Worlds, tiny: list[str], folder: Path) -> Outcome:
     return worlds.train(1, [*tiny, *KINDS["grpo"], "sharding=single"], folder)
 
@@ -132,7 +149,6 @@ def test_other_processes_take_over_in_the_middle_of_a_batch(
 
 
 FINDINGS = [
-    (["evaluator=[heldout]"], "evaluator=heldout measures nothing with objective=grpo"),
     (["objective.minibatches=5"], "objective.minibatches=5 deals out 4 prompts"),
     (["adapter=lora", "adapter.dropout=0.1"], "adapter.dropout=0.1 drops out at random"),
     (["rollout=null"], "generation"),
@@ -144,6 +160,16 @@ def test_what_does_not_go_with_it_is_refused_before_the_run(settings: list[str],
     kept = [each for each in tiny if each.partition("=")[0] not in {s.partition("=")[0] for s in settings}]
     with pytest.raises(UserError, match=told):
         api.check(api.compose([*kept, "objective=grpo", "sharding=single", *settings]))
+
+
+def test_what_measures_nothing_is_doubted(tiny: list[str]) -> None:
+    kept = [each for each in tiny if not each.startswith(("evaluator", "max_length"))]
+    plan = api.compose([*kept, "objective=grpo", "sharding=single", "evaluator=[heldout]", "max_length=10"])
+    doubts = list(checks.findings(plan))
+    assert not any(doubt.fatal for doubt in doubts)
+    assert ["heldout measures nothing" in doubt.what for doubt in doubts] == [True, False]
+    assert "leaves no room for a prompt within max_length=10" in doubts[1].what
+    assert not list(checks.findings(api.compose([*tiny, "objective=grpo", "sharding=single"])))
 
 
 def test_data_without_prompts_are_refused(tiny: list[str]) -> None:

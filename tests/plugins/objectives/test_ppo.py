@@ -255,21 +255,44 @@ def test_the_kl_in_the_reward_is_of_the_chosen_estimator(
     assert batch.columns["returns"][0][0].tolist() == pytest.approx([1 - 3 * of, 1 - 2 * of, 1 - of], abs=1e-6)
 
 
+def drawn_once(monkeypatch: pytest.MonkeyPatch, objective: Ppo, *, fails: bool = False) -> Heard:
+    """What is noted of a batch, after which perhaps something fails."""
+    heard: list[Heard] = []
+
+    def experience(self: Ppo, run: Any, drawn: Any) -> list[Any]:
+        heard.append(read(monkeypatch, self, away=0.5)[1])
+        if fails:
+            raise RuntimeError("somebody asked to leave")
+        return []
+
+    monkeypatch.setattr(Online, "experience", experience)
+    objective.experience(None, [])  # type: ignore[arg-type]
+    return heard[0]
+
+
 def test_a_coefficient_that_adapts_is_used_first_and_moved_then_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = Ppo(PpoSettings(beta=0.1, kl_target=0.5, kl_gain=0.5))
-    _, run = read(monkeypatch, objective, away=0.5)
-    assert run.noted["kl/coefficient"] == 0.1 and objective.coefficient == pytest.approx(0.1 * 1.1)
+    how = PpoSettings(beta=0.1, kl_target=0.5, kl_gain=0.5)
+    objective = Ppo(how)
+    noted = drawn_once(monkeypatch, objective).noted
+    assert noted["kl/coefficient"] == 0.1 and objective.coefficient == pytest.approx(0.1 * 1.1)
     state = json.loads(json.dumps(objective.state()))
-    resumed = Ppo(PpoSettings(beta=0.1, kl_target=0.5, kl_gain=0.5))
+    resumed = Ppo(how)
     resumed.resume(state)
     assert resumed.coefficient == objective.coefficient
     resumed.resume({})
     assert resumed.coefficient == 0.1
 
 
+def test_a_batch_that_fails_has_moved_no_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Ppo(PpoSettings(beta=0.1, kl_target=0.5))
+    with pytest.raises(RuntimeError):
+        drawn_once(monkeypatch, objective, fails=True)
+    assert objective.coefficient == 0.1
+
+
 def test_without_a_target_the_coefficient_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = Ppo(PpoSettings(beta=0.1))
-    read(monkeypatch, objective, away=0.5)
+    drawn_once(monkeypatch, objective)
     assert objective.coefficient == 0.1
 
 

@@ -62,7 +62,7 @@ def test_json_is_read(text: str, score: float) -> None:
 def test_a_pattern_that_never_ends_costs_its_answers_and_no_more(
     run: Any, answered: Callable[..., list[Answer]]
 ) -> None:
-    reward = Format(FormatSettings(pattern=r"(\w+\s?)+!", seconds=0.3))
+    reward = Format(FormatSettings(pattern=r"(\w+\s?)+!", seconds=2.0))
     scores = reward.score(run, answered(["yes!", "a" * 60, "no!"]))
     reward.pool.close()
     assert scores[0] == scores[2] == 1.0 and math.isnan(scores[1]) and "too long" in run.told[0]

@@ -85,7 +85,7 @@ def test_generated_queries_are_told_apart(sql: Sql, run: Any) -> None:
 
 def test_a_query_that_even_sqlite_cannot_end_does_not_run(run: Any, answered: Callable[..., list[Answer]]) -> None:
     sql = Sql(SqlSettings(broken=-1.0, seconds=0.1))
-    sql.pool.seconds = 0.5
+    sql.pool.seconds = 2.0
     found = sql.score(run, answered([GOLD, STUCK, GOLD], database=DATABASE, gold=GOLD))
     sql.pool.close()
     assert found == [1.0, -1.0, 1.0]

@@ -56,8 +56,10 @@ def test_settings_that_mean_nothing_are_refused(name: str, value: int) -> None:
         Continuous(ContinuousSettings(**{name: value}))
 
 
-def test_what_stands_before_each_row_is_refused(tied_model: Path, mixed_data: Path) -> None:
+def test_what_pages_cannot_hold_is_refused(tied_model: Path, mixed_data: Path) -> None:
     settings = [f"model.path={tied_model}", "data=jsonl", f"data.path={mixed_data}", "sharding=single"]
     with pytest.raises(UserError, match="rollout=continuous"):
         api.check(api.compose([*settings, "adapter=prefix", "rollout=continuous"]))
+    with pytest.raises(UserError, match="flex_attention cannot read"):
+        api.check(api.compose([*settings, "model.attention=flex_attention", "rollout=continuous"]))
     api.check(api.compose([*settings, "adapter=lora", "rollout=continuous"]))

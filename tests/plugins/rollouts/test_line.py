@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
-import torch.distributed as dist
 
 from loomtune.errors import PeerLost, UserError
 from loomtune_plugins.rollouts.huggingface import HuggingFace
 from loomtune_plugins.rollouts.line import Line, after
 from loomtune_plugins.rollouts.settings import HuggingFaceSettings
-from runs.worlds import free_port
-
-SERVER = multiprocessing.get_context("spawn")
-
-
-def line(port: int, me: int) -> Line:
-    store = dist.TCPStore("127.0.0.1", port, 2, me == 0, timeout=timedelta(seconds=60))
-    return Line(store, me, f"rank {1 - me} on there")
-
-
-def echoes(port: int) -> None:
-    """Says twice what it hears, until it hears nothing; `gone` ends the process."""
-    other = line(port, 1)
-    while (heard := other.hear()) is not None:
-        if heard == "gone":
-            os._exit(3)
-        other.say([heard, heard], lambda: other.hears(0))
+from runs.echoing import echoes, line
+from runs.worlds import SERVER, free_port
 
 
 @pytest.fixture(scope="module")

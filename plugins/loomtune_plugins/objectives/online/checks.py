@@ -18,7 +18,7 @@ def findings(plan: Plan) -> Iterator[Finding]:
         return
     if "heldout" in plan.choices("evaluator"):
         what = f"evaluator=heldout measures nothing with objective={name}, whose rows are prompts without an answer"
-        yield Finding(what, "leave it out, or choose an evaluator that generates, such as reward")
+        yield Finding(what, "set evaluator=[reward], or another that generates", fatal=False)
     if (minibatches := chosen.get("minibatches", 1)) > plan.root.batch.size:
         what = f"objective.minibatches={minibatches} deals out {plan.root.batch.size} prompts of a batch: some get none"
         yield Finding(what, f"set batch.size to at least {minibatches}, or objective.minibatches to fewer")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loomtune.contracts import Batch, LossSums, RoleSpec
+from loomtune.contracts import Batch, Drawn, LossSums, RoleSpec, Sample
 from loomtune.contracts.objective import Roles, Totals
 from loomtune_plugins.objectives.encoding import refuse
 from loomtune_plugins.objectives.online.experience import Batched, Columns, Online, mean
@@ -47,7 +47,7 @@ class Ppo(Online):
     def __init__(self, settings: PpoSettings) -> None:
         refuse(list(faults(settings)))
         super().__init__(settings)
-        self.beta = self.coefficient = settings.beta
+        self.beta = self.coefficient = self._next = settings.beta
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """Those of its kind, and the value: a head of the policy's network, or a network that starts from its base."""
@@ -69,6 +69,13 @@ class Ppo(Online):
             found = said(roles, batch, self.settings.temperature)
         columns = {"old": found.log_probs, VALUE: found.values}
         return columns | ({NAME: self._reference(roles, batch)} if self.beta else {})
+
+    def experience(self, run: Run, drawn: Sequence[Drawn]) -> Sequence[Sequence[Sample]]:
+        """As its kind makes it. The coefficient is changed last of all, so that nothing is where this raises."""
+        self._next = self.coefficient
+        steps = super().experience(run, drawn)
+        self.coefficient = self._next
+        return steps
 
     # Credit
 
@@ -110,13 +117,13 @@ class Ppo(Online):
         return {name: batch.columns[name] for name in CREDIT}
 
     def _adapt(self, run: Run, kls: Sequence[float]) -> None:
-        """Notes what the KL costs and is, and sets what it will cost next. kls: of whole completions, in nats."""
+        """Notes what the KL costs and is, and what it will cost next. kls: of whole completions, in nats."""
         if not self.beta or not kls:
             return
         kl = float(np.mean(kls))
         run.noted |= {"kl/coefficient": self.coefficient, "kl/completion": kl}
         if self.settings.kl_target:
-            self.coefficient = adapted(self.coefficient, kl, self.settings.kl_target, self.settings.kl_gain)
+            self._next = adapted(self.coefficient, kl, self.settings.kl_target, self.settings.kl_gain)
 
     # Loss
 
