@@ -52,7 +52,8 @@ class Plan:
 
     settings: the whole tree as plain data; an axis' node says by `name` which offer was chosen, and an axis of many
     holds a node for each choice. versions: plugin to distribution and version. processes: the world size asked for.
-    overrides, config_dirs: what the user typed, from which a resumed run is composed again.
+    overrides, config_dirs: what the user typed, from which a resumed run is composed again. how: keys of the choices'
+    settings that are no part of the maths.
     """
 
     settings: Mapping[str, Any]
@@ -60,6 +61,7 @@ class Plan:
     processes: int = 0
     overrides: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
+    how: tuple[str, ...] = ()
 
     @property
     def root(self) -> Settings:
@@ -73,8 +75,8 @@ class Plan:
 
     @property
     def maths(self) -> dict[str, Any]:
-        """The settings that decide the maths: all but `settings.NOT_PART_OF_THE_MATHS`."""
-        return reduce(_without, NOT_PART_OF_THE_MATHS, dict(self.settings))
+        """The settings that decide the maths: all but `settings.NOT_PART_OF_THE_MATHS` and `how`."""
+        return reduce(_without, (*NOT_PART_OF_THE_MATHS, *self.how), dict(self.settings))
 
     def training(self, processes: int) -> int:
         """How many of so many processes train (0: not known): `rollout.ranks` of them only generate.
@@ -133,7 +135,7 @@ class Plan:
     def dump(self) -> str:
         """The text of `run.yaml`."""
         head = {"format": FORMAT, "hash": self.hash, "processes": self.processes}
-        typed = {"overrides": list(self.overrides), "config_dirs": list(self.config_dirs)}
+        typed = {"overrides": list(self.overrides), "config_dirs": list(self.config_dirs), "how": list(self.how)}
         frozen = {**head, **typed, "plugins": dict(self.versions)}
         frozen["settings"] = json.loads(json.dumps(dict(self.settings)))  # equal parts become two, not one and an alias
         text: str = yaml.safe_dump(frozen, sort_keys=False, width=120)
@@ -148,7 +150,7 @@ class Plan:
             frozen = yaml.safe_load(text)
             if not isinstance(frozen, dict) or frozen.get("format") != FORMAT:
                 raise UserError.of("this run.yaml is of another format", "resume it with the version that wrote it")
-            typed = tuple(frozen["overrides"]), tuple(frozen["config_dirs"])
+            typed = [tuple(frozen[key]) for key in ("overrides", "config_dirs", "how")]
             plan = cls(frozen["settings"], frozen["plugins"], frozen["processes"], *typed)
         except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
             raise UserError.of(f"run.yaml cannot be read: {error!r}", "start a new run in another run.dir") from error

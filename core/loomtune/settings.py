@@ -11,13 +11,16 @@ from typing import Any, Union
 from loomtune.errors import UserError
 
 
-def option(default: Any, help: str, *, least: float | None = None, among: tuple[str, ...] = ()) -> Any:
+def option(
+    default: Any, help: str, *, least: float | None = None, among: tuple[str, ...] = (), how: bool = False
+) -> Any:
     """A dataclass field with its explanation, which `loomtune plugins NAME` and `--help` show.
 
     least: the smallest value, where there is one. among: all values, where they are few. A root setting that is none of
-    them is refused before the run; a plugin's says so itself.
+    them is refused before the run; a plugin's says so itself. how: whether a plugin's setting says how something is
+    computed, never what: memory, time and places, no part of the maths, so that a run may go on with another value.
     """
-    metadata = {"help": help, "least": least, "among": among}
+    metadata = {"help": help, "least": least, "among": among, "how": how}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -136,13 +139,6 @@ NOT_PART_OF_THE_MATHS = (
     "batch.micro",
     "batch.share",
     "packing",
-    "rollout.batch",
-    "rollout.ranks",
-    "rollout.urls",
-    "rollout.push",
-    "rollout.folder",
-    "rollout.parallel",
-    "rollout.patience",
     "exporter",
 )
-"""Keys that the plan's hash leaves out: a run may go on with other values of them."""
+"""Keys that the plan's hash leaves out, beside what plugins say is how alone: a run may go on with other values."""

@@ -25,8 +25,3 @@ def test_a_run_of_which_nothing_trains_is_refused() -> None:
     for processes in (1, 2):
         with pytest.raises(UserError, match=rf"leaves none of {processes} processes to train[\s\S]*launcher\.procs=3"):
             planned(ranks=2).training(processes)
-
-
-def test_how_many_ranks_generate_is_no_part_of_the_maths_and_how_far_ahead_is() -> None:
-    assert planned(ranks=0, ahead=0).hash == planned(ranks=2, ahead=0).hash
-    assert planned(ranks=2, ahead=0).hash != planned(ranks=2, ahead=1).hash

@@ -38,7 +38,7 @@ def changed(plan: Plan, key: str, value: Any) -> Plan:
     for parent in parents:
         node = node[parent]
     node[leaf] = value
-    return Plan(settings, plan.versions, plan.processes, plan.overrides, plan.config_dirs)
+    return replace(plan, settings=settings)
 
 
 def test_run_yaml_brings_back_the_same_plan(plan: Plan) -> None:
@@ -332,7 +332,7 @@ def older(plan: Plan, *keys: str) -> Plan:
     for key in keys:
         node, _, leaf = key.rpartition(".")
         less = {name: value for name, value in plan.settings[node].items() if name != leaf}
-        plan = Plan({**plan.settings, node: less}, plan.versions, plan.processes, plan.overrides, plan.config_dirs)
+        plan = replace(plan, settings={**plan.settings, node: less})
     return plan
 
 
@@ -368,3 +368,12 @@ def test_settings_of_another_choice_are_told_as_what_they_are(run: list[str]) ->
     assert other.as_begun(before, installed()) == other, "nothing of dpo counts as added to sft"
     nested = replace(before, settings={**before.settings, "evaluate": {"every": 0}})
     assert before.as_begun(nested, installed()).hash == nested.hash
+
+
+def test_how_rollouts_are_computed_is_no_part_of_the_maths_and_how_far_ahead_is(run: list[str]) -> None:
+    plan = api.compose([*run, "rollout=huggingface"])
+    for key in ("rollout.batch", "rollout.ranks"):
+        assert key in plan.how
+        assert changed(plan, key, 3).hash == plan.hash
+    assert changed(plan, "rollout.ahead", 1).hash != plan.hash
+    assert Plan.parse(plan.dump()) == plan

@@ -57,7 +57,9 @@ def test_every_command_of_the_guide_runs_on_what_the_one_before_left(
     road = commands()
     assert [words[0] for words in road] == ["prepare", "train", "prepare", "train", "train", "train"]
     for words in road:
-        assert cli.main(here(words, shared("models", "stories260k"))) == 0, words
+        with pytest.raises(SystemExit) as ended:
+            cli.main(here(words, shared("models", "stories260k")))
+        assert ended.value.code == 0, words
     for run in ("cai_sl", "cai_reward", "cai_rl", "cai_dpo"):
         result = json.loads((tmp_path / "runs" / run / "result.json").read_text())
         assert (result["status"], result["step"]) == ("completed", 2), run

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from loomtune.catalogue import installed
+from loomtune.catalogue import installed, is_many
 from loomtune.compose.composition import Composition
 from loomtune.compose.loader import Loader
 from loomtune.compose.origins import origins
 from loomtune.compose.requests import quoted
 from loomtune.contracts import Data, Model
 from loomtune.errors import Fault, UserError
+from loomtune.offers import AXES
 from loomtune.plan import Plan
 
 __all__ = ["compose", "explain", "quoted"]
@@ -27,7 +29,17 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
         settings = composition.settings()
     except UserError as error:
         raise UserError(*error.faults, *_absences(composition.sound(["model", "data"]))) from error
-    return Plan(settings, installed().versions(), 0, tuple(overrides), folders)
+    plan = Plan(settings, installed().versions(), 0, tuple(overrides), folders)
+    return replace(plan, how=tuple(_how(plan)))
+
+
+def _how(plan: Plan) -> Iterator[str]:
+    """Keys of the choices' settings that say how something is computed, never what."""
+    for axis in AXES:
+        for name, node in plan.choices(axis.name).items():
+            where = f"{axis.name}.{name}" if is_many(axis.name) else axis.name
+            known = fields(installed().find(axis.name, node["name"]).offer.schema)
+            yield from (f"{where}.{entry.name}" for entry in known if entry.metadata.get("how"))
 
 
 def _absences(sound: Mapping[str, Any]) -> Iterator[Fault]:

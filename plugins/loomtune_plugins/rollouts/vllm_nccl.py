@@ -96,7 +96,7 @@ class Daemon:
             self._raised.append(error)
 
     def check(self, wire: Wire | None) -> None:
-        """Raises what a server said, on which the others were hung up on, or else what it raised."""
+        """Raises what a server said, for which the others were hung up on, or else what it raised."""
         for error in (wire.failed if wire else None, *self._raised):
             if error is not None:
                 raise error

@@ -17,14 +17,21 @@ HERE = ("localhost", "127.0.0.1", "::1")
 class VllmSettings:
     """Servers that were started beside the run."""
 
-    urls: list[str] = option(["http://localhost:8000"], "addresses of `vllm serve`; prompts are spread over them")
+    urls: list[str] = option(
+        ["http://localhost:8000"], "addresses of `vllm serve`; prompts are spread over them", how=True
+    )
     push: str = option(
         "auto",
         "how weights reach them: `adapter`, `nccl` or `disk`; `auto` by the adapter and what servers say",
+        how=True,
     )
-    folder: str = option("", "folder that servers see under this name, for `adapter` and `disk`; a temporary one here")
-    parallel: int = option(64, "requests that each rank has under way at once")
-    patience: float = option(600.0, "seconds after which what a server does not answer has failed, its start included")
+    folder: str = option(
+        "", "folder that servers see under this name, for `adapter` and `disk`; a temporary one here", how=True
+    )
+    parallel: int = option(64, "requests that each rank has under way at once", how=True)
+    patience: float = option(
+        600.0, "seconds after which what a server does not answer has failed, its start included", how=True
+    )
     apart: float = option(0.05, "largest mean difference of log-probabilities between servers and training, in nats")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from loomtune import cli
+from loomtune import api
 from loomtune.errors import UserError
 from loomtune_plugins.endpoint import Ask, Client, EndpointSettings, opened
 from services import serving
@@ -64,8 +64,8 @@ def test_a_prompt_that_leaves_no_room_is_refused_alone(tiny_model: Path, tmp_pat
 def test_a_run_is_asked_in_the_form_that_it_learned(tiny_model: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "warp", "completion": "weft"}] * 4)
     words = [f"model.path={tiny_model}", "data=jsonl", f"data.path={rows}", "objective.separator='\n=> '", "steps=1"]
-    words += ["batch.size=2", "tracker=[jsonl]", "recipe=null", f"run.dir={tmp_path / 'run'}"]
-    assert cli.main(["train", *words]) == 0
+    words += ["batch.size=2", "tracker=[jsonl]", f"run.dir={tmp_path / 'run'}"]
+    assert api.train(words).status == "completed"
     source: Any = client(tmp_path / "run", tmp_path).source
     one, other = (
         source._said(Ask(messages=[{"role": "user", "content": "warp"}], opening=opening)) for opening in ("", "(")

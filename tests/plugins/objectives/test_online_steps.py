@@ -183,3 +183,13 @@ def test_an_entropy_that_vanishes_is_said(capsys: pytest.CaptureFixture[str]) ->
 
 def test_health_is_not_talked_about(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(run_of(grpo()), 8, capsys, entropy=1.0, kl=0.2, **{"ratio/max": 3.0}) == ""
+
+
+@pytest.mark.parametrize("made", [grpo(), rloo()], ids=["grpo", "rloo"])
+def test_rows_that_are_prompts_alone_weigh_nothing(made: Any) -> None:
+    run = run_of(made)
+    batch = collate([one.sample for one in drawn(run)], range(2), 0)
+    assert made.weights(batch) == {"policy": 0}
+    with torch.no_grad():
+        sums = made.loss(run.roles, batch, {"policy": 0.0}, made.statistics(run.roles, [batch], toy.world()))
+    assert float(sums.terms["policy"]) == 0 and not any(float(weight) for _, weight in sums.metrics.values())
