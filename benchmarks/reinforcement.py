@@ -63,7 +63,7 @@ TABLES = (
     ),
 )
 
-CHAIN = Chain(STAGES, TABLES, SAID, ROOT / "docs" / "rlhf.md", "reinforcement")
+CHAIN = Chain(STAGES, TABLES, SAID, ROOT / "docs" / "reinforcement.md", "reinforcement")
 
 
 def curves(asked: argparse.Namespace) -> None:

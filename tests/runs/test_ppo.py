@@ -76,9 +76,10 @@ def test_ten_updates_of_64_prompts_of_64_tokens_are_the_same_on_every_layout(
     ppo = ["objective=ppo", "objective.max_new_tokens=64", "objective.epochs=2", "objective.minibatches=2"]
     reward = ["reward=[length]", "reward.length.shortest=64", "reward.length.margin=64"]
     how = ["batch.size=64", "steps=10", "rollout=huggingface", "objective.missing_eos_penalty=0.5"]
-    size, layed = LAYOUTS[layout]
+    size, laid = LAYOUTS[layout]
+    laid = [MICRO if text.startswith("batch.micro") else text for text in laid]
     one = alone(*real, *ppo, *reward, *how)
-    other = worlds.train(size, [*real, *ppo, *reward, *how, *layed, MICRO], tmp_path / "run", work=written).result
+    other = worlds.train(size, [*real, *ppo, *reward, *how, *laid], tmp_path / "run", work=written).result
     found = apart(one, other, LOSSES)
     assert all(value < 1e-4 for value in found.values()), found
 

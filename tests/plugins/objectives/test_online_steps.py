@@ -12,22 +12,10 @@ import torch
 from loomtune.batching import collate
 from loomtune.contracts import Rollout
 from loomtune.run import Run
+from loomtune.testing import toy
 from loomtune_plugins.objectives.online.invariants import FRESH, LATER
 from loomtune_plugins.objectives.online.telling import NoSpread
-from online_fakes import (
-    EOS,
-    ROWS,
-    A,
-    B,
-    Scripted,
-    count_passes,
-    grpo,
-    letters,
-    rloo,
-    run_of,
-    steps_of,
-    texts,
-)
+from online_fakes import EOS, ROWS, A, B, Scripted, count_passes, drawn, grpo, letters, rloo, run_of, steps_of, texts
 
 # Steps
 
