@@ -105,7 +105,7 @@ def compare(found: Path, expected: Path, within: float = 0.0) -> None:
 
 def learns(folder: Path) -> bool:
     """Whether there was something to learn, so that later completions hang on weights that were sent."""
-    return min(line["grad_norm"] for line in lines(folder)) > 0 and lines(folder)[-1]["rewards/std"] > 0
+    return any(line["grad_norm"] > 0 for line in lines(folder)[:-1]) and lines(folder)[-1]["loss"] != 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from loomtune.errors import PeerLost, UserError
 from loomtune_plugins.rollouts.huggingface import HuggingFace
-from loomtune_plugins.rollouts.line import Line, after
+from loomtune_plugins.rollouts.line import Line
 from loomtune_plugins.rollouts.settings import HuggingFaceSettings
 from runs.echoing import echoes, line
 from runs.worlds import SERVER, free_port
@@ -42,9 +42,9 @@ def test_who_waits_may_look_now_and_then(peer: Line) -> None:
     assert peer.hear() == [1, 1] and not peer.hears(0)
 
 
-def test_what_is_said_to_one_who_is_busy_is_heard_later_or_given_up(peer: Line) -> None:
+def test_who_waits_to_be_heard_leaves_off_when_it_is_spoken_to(peer: Line) -> None:
     peer.say("first", never)
-    assert not peer.say(None, after(0.05)), "it waits to be heard itself"
+    assert peer.say(None, never), "the other one was waiting to say what it made of the first"
 
 
 def test_a_peer_that_is_gone_is_named() -> None:
