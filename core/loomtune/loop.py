@@ -83,7 +83,6 @@ class Loop:
         sums = self._accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)
         metrics = sums.means(run.world, totals)
-        run.objective.verify(run.step, metrics)
         verdict, norm = self._update(rate, metrics["loss"])
         self.tokens_seen += int(metrics["tokens"])
         seconds = time.perf_counter() - began

@@ -11,11 +11,15 @@ from contextlib import closing
 from typing import Any
 
 MAX_ROWS = 1000
-_STEPS_PER_CHECK = 1000
+_STEPS_PER_CHECK = 100
 _LONGEST = 1_000_000
 """Bytes of a value that a query makes: a text repeated to a gigabyte is an error, not a full memory."""
 
+_MOST = 16 << 20
+"""Characters and bytes of all rows of a query, lest a thousand of the longest fill the memory together."""
+
 _ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_FUNCTION))
+_DENIED = ("load_extension", "fts3_tokenizer", "randomblob", "zeroblob")
 _FENCED = re.compile(r"```(?:sql|sqlite)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 Rows = list[tuple[object, ...]]
 
@@ -40,14 +44,25 @@ class Database:
         self._connection.set_progress_handler(_deadline(self._seconds), _STEPS_PER_CHECK)
         try:
             with closing(self._connection.execute(query)) as cursor:
-                rows = cursor.fetchmany(MAX_ROWS + 1) if cursor.description else None
+                rows = _fetched(cursor) if cursor.description else None
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError, UnicodeError):
             return None
-        return None if rows is None or len(rows) > MAX_ROWS else [_comparable(row) for row in rows]
+        return None if rows is None else [_comparable(row) for row in rows]
 
     def close(self) -> None:
         """Lets go of its memory."""
         self._connection.close()
+
+
+def _fetched(cursor: sqlite3.Cursor) -> Rows | None:
+    """All rows, None where they are too many or too long."""
+    rows, size = Rows(), 0
+    for row in cursor:
+        rows.append(row)
+        size += sum(len(value) for value in row if isinstance(value, str | bytes))
+        if len(rows) > MAX_ROWS or size > _MOST:
+            return None
+    return rows
 
 
 def executes_same(database: str, predicted: str, gold: str, *, ordered: bool, seconds: float = 1.0) -> bool:
@@ -99,7 +114,7 @@ def _read_only(action: int, first: str | None, second: str | None, database: str
     """SQLite's authorizer: tables of the script may be read, nothing else; the catalogue would give schemas away."""
     if action == sqlite3.SQLITE_READ:
         return sqlite3.SQLITE_DENY if (first or "").startswith("sqlite_") else sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in ("load_extension", "randomblob", "zeroblob"):
+    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _DENIED:
         return sqlite3.SQLITE_DENY
     return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
 

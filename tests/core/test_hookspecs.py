@@ -20,6 +20,9 @@ GROUPS_WITHOUT_HOOK = {"recipe", "hardware"}
 OF_NO_AXIS = {"config_sources", "commands"}
 """Hooks that take nothing and give what no run chooses."""
 
+WITHOUT_HOOK = {"endpoint"}
+"""Folders that offer nothing: what several axes share, and the linter sees that it imports none of them."""
+
 SINGULAR = {"datas": "data"}
 """The one folder that is not called as its hook: data has no plural."""
 
@@ -94,6 +97,7 @@ def test_an_axis_names_a_contract_that_exists(axis: Any) -> None:
 def folders() -> set[str]:
     plugins = ROOT / "plugins" / "loomtune_plugins"
     found = {path.name for path in plugins.iterdir() if path.is_dir() and (path / "__init__.py").is_file()}
+    found -= WITHOUT_HOOK
     return found | {"launchers"} if (ROOT / "launchers" / "loomtune_launchers").is_dir() else found
 
 

@@ -73,7 +73,8 @@ def test_every_layout_draws_and_learns_the_same(
 def test_ten_updates_of_64_prompts_of_64_tokens_are_the_same_on_every_layout(
     layout: str, worlds: Worlds, alone: Callable[..., Any], real: list[str], tmp_path: Path
 ) -> None:
-    ppo = ["objective=ppo", "objective.max_new_tokens=64", "objective.epochs=2", "objective.minibatches=2"]
+    """Of one batch: what a second one draws hangs on weights that fp32 lets part, where two tokens are a toss-up."""
+    ppo = ["objective=ppo", "objective.max_new_tokens=64", "objective.epochs=5", "objective.minibatches=2"]
     reward = ["reward=[length]", "reward.length.shortest=64", "reward.length.margin=64"]
     how = ["batch.size=64", "steps=10", "rollout=huggingface", "objective.missing_eos_penalty=0.5"]
     size, laid = LAYOUTS[layout]
@@ -81,6 +82,7 @@ def test_ten_updates_of_64_prompts_of_64_tokens_are_the_same_on_every_layout(
     one = alone(*real, *ppo, *reward, *how)
     other = worlds.train(size, [*real, *ppo, *reward, *how, *laid], tmp_path / "run", work=written).result
     found = apart(one, other, LOSSES)
+    print({name: f"{value:.1e}" for name, value in found.items()})
     assert all(value < 1e-4 for value in found.values()), found
 
 
@@ -101,7 +103,7 @@ def test_a_run_that_is_stopped_within_a_batch_goes_on_exactly(
 def test_the_value_head_is_kept_in_checkpoints_and_left_out_of_exports(
     worlds: Worlds, brief: list[str], tmp_path: Path
 ) -> None:
-    worlds.train(1, [*brief, "sharding=single", "steps=1"], tmp_path / "run")
+    worlds.train(1, [*brief, "sharding=single", "stop_after=1"], tmp_path / "run")
     out = api.export(tmp_path / "run", tmp_path / "out", check=False)
     (kept,) = (tmp_path / "run" / "checkpoints").glob("step-*/model/heads.safetensors")
     assert kept.is_file() and not (out / "heads.safetensors").exists()

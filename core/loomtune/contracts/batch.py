@@ -121,16 +121,20 @@ def _copy(segment: Segment, parent: int, *, learned: bool) -> Segment:
     return replace(segment, parent=parent, is_target=np.zeros_like(segment.is_target), columns=nothing)
 
 
+_TYPES: Mapping[str, type] = {"tokens": np.int32, "is_target": np.bool_}
+
+
 def _plain(segment: Segment) -> dict[str, Any]:
-    arrays = {"tokens": segment.tokens, "is_target": segment.is_target, **segment.columns}
-    packed = {name: [list(values.shape), b64encode(values.tobytes()).decode()] for name, values in arrays.items()}
+    packed = {}
+    for name, values in {"tokens": segment.tokens, "is_target": segment.is_target, **segment.columns}.items():
+        packed[name] = [list(values.shape), b64encode(values.astype(_TYPES.get(name, np.float32)).tobytes()).decode()]
     return {"parent": segment.parent, "columns": packed}
 
 
 def _parse(plain: Mapping[str, Any]) -> Segment:
-    kinds, columns = {"tokens": np.int32, "is_target": np.bool_}, {}
+    columns = {}
     for name, (shape, packed) in plain["columns"].items():
-        columns[name] = np.frombuffer(b64decode(packed), kinds.get(name, np.float32)).reshape(shape)
+        columns[name] = np.frombuffer(b64decode(packed), _TYPES.get(name, np.float32)).reshape(shape)
     return Segment(columns.pop("tokens"), columns.pop("is_target"), plain["parent"], columns)
 
 

@@ -163,10 +163,6 @@ class Objective(ABC):
         """Goes on from what `state` gave; from nothing, as at the beginning."""
         return
 
-    def verify(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises RunFailed where a step's means, equal on every rank, say that it must not be taken."""
-        return
-
     def steps_per_batch(self) -> int:
         """How many optimizer steps `experience` usually gives: what `epochs` is planned with."""
         return 1

@@ -60,11 +60,16 @@ def made(
     folder: Path = Path(),
     losses: Mapping[str, Loss] | None = None,
 ) -> Sequence[Sequence[Sample]]:
-    """The steps of one batch, of fresh toy roles. Hands the objective its losses, and its reward where it takes one."""
+    """The steps of one batch, of toy roles. Hands the objective its losses, and its reward where it takes one.
+
+    The reference is away from the policy, as after some steps: of two that are equal, rounding says which is ahead.
+    """
     objective.use(losses or {}, {"letters": Letters()} if objective.takes_rewards() else {})
     run = toy.run(folder, {})
     run.model, run.tokenizer, run.objective, run.rollout = model, tokenizer, objective, Writing()
-    run.roles = toy.roles(objective, model)
+    run.roles, run.step = toy.roles(objective, model), 1
+    if "reference" in run.roles:
+        toy.move(run.roles["reference"])
     visits = enumerate(rows)
     samples = [(i, objective.sample(row, tokenizer, run.max_length), row) for i, row in visits]
     return objective.experience(run, [Drawn(i, sample, row, i) for i, sample, row in samples])

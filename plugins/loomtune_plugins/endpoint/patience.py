@@ -14,8 +14,8 @@ from loomtune_plugins.endpoint.replies import message_of
 PASSING = (408, 409, 425, 429)
 """Below 500, what another attempt may not meet; all above is."""
 
-SPENT = ("insufficient_quota", "billing")
-"""In the message of a 429 that no waiting mends."""
+SPENT = ("insufficient_quota", "billing_hard_limit", "billing_not_active")
+"""In a 429 that no waiting mends. `billing` alone is in the advice of many a limit that a minute's waiting does mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def _asked_for(headers: Mapping[str, str]) -> float:
         pass
     try:
         until = parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())

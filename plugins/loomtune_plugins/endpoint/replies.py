@@ -55,7 +55,7 @@ def _tokens(usage: Any, ask: Ask, body: bytes) -> tuple[int, int]:
     counts = [told.get("prompt_tokens"), told.get("completion_tokens")]
     guessed = [len(plain(ask.messages)) // CHARACTERS, len(body) // CHARACTERS]
     read, written = (
-        count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else guess
+        count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 1 << 40 else guess
         for count, guess in zip(counts, guessed, strict=True)
     )
     return read, written
@@ -103,8 +103,9 @@ def options(shown: Sequence[tuple[str, float]], wanted: Sequence[str]) -> dict[s
 
     One that is not among the likeliest is at most as likely as the last of these, which is what it is given.
     """
-    if any(math.isnan(value) for _, value in shown):
+    if any(math.isnan(value) or value == math.inf for _, value in shown):
         raise Unusable("a log-probability is no number")
+    shown = [(token, value) for token, value in shown if value > -math.inf]  # two impossible ones are no choice
     found: dict[str, float] = {}
     for token, value in shown:
         if (option := token.strip(" \n\t\u0120\u2581()")) in wanted:

@@ -14,7 +14,7 @@ from loomtune_plugins.rewards.judge_settings import SHOWN, TEMPLATES, JudgeSetti
 
 YES, NO = "A", "B"
 _PLACES = re.compile(r"\{(prompt|completion|criterion|lowest|highest|row\.([^{}\s]+))\}")
-_SCORE = re.compile(r"score\W{0,9}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_SCORE = re.compile(r"score[^\w(\[]{0,9}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)  # `Score (1-10): 7` is not 1
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _FILES = (".txt", ".md", ".j2")
 
@@ -23,10 +23,7 @@ def template(settings: JudgeSettings) -> str:
     """What is asked, with places to fill in. Raises UserError where the answer has none, or its file is not there."""
     said = settings.template
     if said.endswith(_FILES) and "\n" not in said:
-        path = Path(said).expanduser()
-        if not path.is_file():
-            raise UserError.of(f"reward.judge.template={said} is no file", "name one, or write the template itself")
-        said = path.read_text()
+        said = _file(said)
     elif not said:
         said = SHOWN + TEMPLATES[settings.read]
     if "{completion}" not in said:
@@ -36,6 +33,20 @@ def template(settings: JudgeSettings) -> str:
         what = "reward.judge.criteria are named, and reward.judge.template does not ask about them"
         raise UserError.of(what, "put {criterion} where each belongs, or leave the criteria out")
     return said
+
+
+def _file(named: str) -> str:
+    path = Path(named).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        what = f"reward.judge.template={named} is no file that can be read: {error}"
+        raise UserError.of(what, "name one, or write the template itself") from error
+
+
+def lacking(said: str, row: Mapping[str, object]) -> list[str]:
+    """The keys that a template shows and a row lacks."""
+    return [key for _, key in _PLACES.findall(said) if key and key not in row]
 
 
 def filled(said: str, known: Mapping[str, str], answer: Answer) -> str:

@@ -18,7 +18,7 @@ from loomtune_plugins.objectives.online.grpo_settings import GrpoSettings
 from loomtune_plugins.objectives.online.invariants import FRESH
 from loomtune_plugins.objectives.online.rloo import Rloo
 from loomtune_plugins.objectives.online.rloo_settings import RlooSettings
-from loomtune_plugins.objectives.online.telling import EMPTY_BATCHES, NoReward
+from loomtune_plugins.objectives.online.telling import EMPTY_BATCHES, NoReward, NothingWritten
 from loomtune_plugins.objectives.sft import Sft
 from loomtune_plugins.objectives.sft_settings import SftSettings
 from online_fakes import (
@@ -260,7 +260,10 @@ def test_an_empty_completion_counts_and_is_no_crash() -> None:
 
 
 def test_a_batch_of_nothing_but_empty_completions_makes_no_step() -> None:
-    assert steps_of(run_of(grpo(), Scripted([]))) == []
+    run = run_of(grpo(), Scripted([]))
+    assert [steps_of(run) for _ in range(EMPTY_BATCHES - 1)] == [[]] * (EMPTY_BATCHES - 1)
+    with pytest.raises(NothingWritten, match="8 batches one after the other have no completion with a token"):
+        steps_of(run)
 
 
 def test_a_prompt_that_fills_the_length_is_cut_and_leaves_no_room() -> None:

@@ -318,6 +318,7 @@ def test_without_a_kl_there_is_no_reference(monkeypatch: pytest.MonkeyPatch) -> 
         ({"value_clip": -0.2}, r"value_clip=-0\.2 is negative"),
         ({"missing_eos_penalty": -1.0}, "missing_eos_penalty=-1 is negative"),
         ({"beta": 0.0, "kl_target": 6.0}, r"kl_target=6\.0 has no effect with objective\.beta=0"),
+        ({"mask_truncated": True, "missing_eos_penalty": 1.0}, r"missing_eos_penalty=1\.0 has no effect with"),
         ({"kl_gain": 0.5}, r"kl_gain=0\.5 has no effect with objective\.kl_target=0"),
         ({"temperature": 0.0}, "temperature=0 draws nothing"),
     ],

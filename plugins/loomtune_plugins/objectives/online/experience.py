@@ -146,7 +146,9 @@ class Online(Objective):
         credit = self.credit(batch)
         telling.tell(run, groups, credit["advantage"])
         self.signs.look(run, groups)
-        return self.steps(run, groups, self.prepared(batch, credit))
+        steps = self.steps(run, groups, self.prepared(batch, credit))
+        self.signs.learned(run, bool(steps))
+        return steps
 
     def gathered(self, run: Run, drawn: Sequence[Drawn]) -> list[Group]:
         """The groups that a batch is made of, scored."""
@@ -166,6 +168,7 @@ class Online(Objective):
         begin = partial(made.begin, run, count=settings.group, sampling=sampling)
         with telling.timed(run, "rollout_seconds"):
             found = self.turn.completed(drawn, begin) if self.turn else begin(drawn)()
+        run.heed("asked to leave during a rollout, which begins anew")
         telling.counted(run, found)
         return made.grouped(run, drawn, found)
 

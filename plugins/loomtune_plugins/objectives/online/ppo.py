@@ -152,17 +152,13 @@ class Ppo(Online):
 
     def learned(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Metrics]:
         from loomtune.toolkit import kl_estimates
-        from loomtune_plugins.objectives.online.surrogates import clipped
+        from loomtune_plugins.objectives.online.surrogates import clip_shares, clipped
 
         if "advantage" not in batch.columns:  # of rows that are prompts alone
             return log_probs.sum(), log_probs, {}
         advantage, (low, high) = batch.columns["advantage"], self.settings.clip
         values, ratio = clipped(log_probs - self.old(log_probs, batch), advantage, low, high)
-        metrics = {
-            "ratio/mean": mean(ratio),
-            "clip/low": mean(((ratio < 1 - low) & (advantage < 0)).float()),
-            "clip/high": mean(((ratio > 1 + high) & (advantage > 0)).float()),
-        }
+        metrics = {"ratio/mean": mean(ratio), **clip_shares(ratio, advantage, low, high)}
         if self.beta:
             metrics["kl"] = mean(kl_estimates(log_probs.detach(), batch.columns[NAME], self.settings.kl))
         return values.sum(), ratio, metrics

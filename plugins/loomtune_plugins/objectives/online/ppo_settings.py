@@ -56,6 +56,9 @@ def faults(settings: PpoSettings) -> Iterator[Fault]:
     if settings.value_coef == 0:
         what = "objective.value_coef=0 learns no values, of which advantages are made"
         yield Fault(what, "set objective.value_coef above 0, or choose objective=rloo, which needs none")
+    if settings.mask_truncated:
+        because = "objective.mask_truncated=true, which learns nothing of what was cut"
+        yield from without_effect(settings, ("missing_eos_penalty",), because, "set objective.mask_truncated=false")
     if settings.beta == 0:
         because = "objective.beta=0, which asks for no KL"
         yield from without_effect(settings, ("kl", "kl_target", "kl_gain"), because, "set objective.beta")

@@ -29,6 +29,10 @@ class NoReward(UserError):
     """No reward could be had of any completion, again and again."""
 
 
+class NothingWritten(UserError):
+    """No completion has a token that is learned, again and again."""
+
+
 class NoSpread(UserError):
     """All completions of every prompt are worth the same, again and again."""
 
@@ -61,9 +65,12 @@ def is_fresh(run: Run) -> bool:
 def tell(run: Run, groups: Sequence[Group], credit: Sequence[Sequence[Any]]) -> None:
     """Notes the batch's numbers for the next step, and shows its completions to observers. credit: of those kept.
 
-    What was noted already stays: groups that gave way to others are in no batch.
+    Which share of groups is equal was noted already where some of them gave way to others and are in no batch.
     """
-    run.noted |= {name: value for name, value in numbers(groups, credit).items() if name not in run.noted}
+    found = numbers(groups, credit)
+    if "prompts/drawn" in run.noted:
+        del found["groups/equal"]
+    run.noted |= found
     samples = [row for group, each in zip(groups, credit, strict=True) for row in _rows(run, group, each)]
     run.events.tell("rollout_finished", run=run, step=run.step + 1, samples=samples)
 
@@ -120,13 +127,14 @@ class Signs:
     """What goes wrong, said once, in plain words.
 
     seen: by the name of a sign, in how many batches running it was seen. said: those that were told.
-    entropy: the policy's at the run's first step.
+    entropy: the policy's at the run's first step. unscored, unlearned: batches running without a reward, or a step.
     """
 
     seen: dict[str, int] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     entropy: float | None = None
     unscored: int = 0
+    unlearned: int = 0
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Signs:
@@ -143,6 +151,14 @@ class Signs:
         if self.unscored >= EMPTY_BATCHES:
             what = f"{self.unscored} batches of completions one after the other have no reward: each was NaN"
             raise NoReward.of(what, "see what the chosen reward= told; mend it, and resume the run")
+
+    def learned(self, run: Run, something: bool) -> None:
+        """Whether a batch gave a step. Raises NothingWritten where none has for long."""
+        self.unlearned = 0 if something else self.unlearned + 1
+        if self.unlearned >= EMPTY_BATCHES:
+            what = f"{self.unlearned} batches one after the other have no completion with a token to learn"
+            cure = "raise max_length where prompts fill it, or leave objective.mask_truncated out; check what it writes"
+            raise NothingWritten.of(what, cure)
 
     def look(self, run: Run, groups: Sequence[Group]) -> None:
         """Compares a batch, and the last step's metrics, with what is healthy."""
