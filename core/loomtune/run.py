@@ -101,6 +101,8 @@ class Run:
         the pieces of what takes long and can be made again."""
         if self.world.total([self.stop.requested])[0]:
             raise Preempted(said)
+        for guard in self.guards:
+            guard.waits()  # every rank was heard of
 
     def tell_once(self, message: str) -> None:
         """Says something to the user, on one rank."""

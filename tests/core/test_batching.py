@@ -250,6 +250,13 @@ def test_a_sample_is_kept_to_the_bit() -> None:
         assert all(one.columns[name].tobytes() == other.columns[name].tobytes() for name in other.columns)
 
 
+def test_numbers_of_any_width_are_kept_as_the_contract_has_them() -> None:
+    wide = Segment(np.array([5, 6]), np.array([0, 1]), columns={"advantage": np.array([0.25])})  # type: ignore[arg-type]
+    (again,) = Sample.parse(json.loads(json.dumps(Sample((wide,)).plain()))).segments
+    assert (again.tokens.tolist(), again.is_target.tolist()) == ([5, 6], [False, True])
+    assert again.columns["advantage"].tolist() == [0.25]
+
+
 def run_on(replica: int, replicas: int, micro: int | str = 1, **settings_: Any) -> Any:
     world = World(replica, replicas, 0, torch.device("cpu"), replica=replica, replicas=replicas)
     settings = Settings(batch=BatchSettings(size=8, micro=micro), **settings_)

@@ -16,7 +16,7 @@ from loomtune.contracts import Completion, LossSums, Role, RoleSpec, Rollout, Sa
 from loomtune.errors import Preempted, UserError
 from loomtune.testing import toy as toys
 from loomtune.world import World
-from toys import Plain, Toy, TwoNetworks, made
+from toys import Plain, Scripted, Toy, TwoNetworks, made
 
 
 def built(folder: Path, **parts: Any) -> Toy:
@@ -159,3 +159,20 @@ def test_who_hears_that_another_was_asked_to_leave_leaves_too(tmp_path: Path) ->
         alone.heed()
     with pytest.raises(Preempted, match="before"):
         made(tmp_path / "two", world=Asked(0, 2, 0, torch.device("cpu"))).run.heed("asked before")
+
+
+def test_guards_hear_of_every_piece_that_all_ranks_have_done(tmp_path: Path) -> None:
+    class Waiting(Scripted):
+        heard = 0
+
+        def waits(self) -> None:
+            self.heard += 1
+
+    run = made(tmp_path, guards=[guard := Waiting()]).run
+    run.heed()
+    run.heed()
+    assert guard.heard == 2
+    run.stop.asked = True
+    with pytest.raises(Preempted):
+        run.heed()
+    assert guard.heard == 2

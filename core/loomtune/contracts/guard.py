@@ -40,7 +40,8 @@ class Guard(ABC):
         """Called after the backward passes, before the optimizer changes anything. loss: the global mean, all terms."""
 
     def waits(self) -> None:
-        """Called on every rank, again and again, while no step comes because rows are still being read: none hangs."""
+        """Called on every rank, again and again, while no step comes: rows are still being read, or completions are
+        made, scored, measured, a piece at a time. None hangs."""
         return
 
     def finished(self, run: Run) -> None:

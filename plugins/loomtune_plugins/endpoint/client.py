@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loomtune.errors import UserError
@@ -26,10 +26,12 @@ class Client:
         """Raises UserError where the model cannot be there; nobody is asked."""
         self.source.check()
 
-    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+    def answer(self, asks: Sequence[Ask], leave: Callable[[], bool] = bool) -> list[Reply]:
         """A reply to each, in order; a question that failed has its reason in it, and is asked anew by another call.
 
-        Raises UserError where no question can be answered, or no more may be paid; what was answered is kept.
+        leave: asked before each attempt; where it says so no more are made.
+
+        Raises UserError where no question can be answered, or no more may be asked; what was answered is kept.
         """
         identity = dict(self.source.identity())
         requests = [{**identity, "draw": ask.draw, "request": self.source.request(ask)} for ask in asks]
@@ -47,15 +49,17 @@ class Client:
             self.asked += 1
 
         if missing:
-            self.source.answer([asks[place] for place in missing], done, self._gate)
+            self.source.answer([asks[place] for place in missing], done, lambda: self._gate(leave))
         return [replies[key] for key in keys]
 
     def _cost(self, reply: Reply) -> float:
         read, written = reply.tokens
         return (read * self._settings.input_price + written * self._settings.output_price) / 1e6
 
-    def _gate(self) -> None:
-        """Raises UserError where the cap is reached."""
+    def _gate(self, leave: Callable[[], bool]) -> None:
+        """Raises UserError where one is asked to leave, or the cap is reached."""
+        if leave():
+            raise UserError.of("asked to leave while a model is asked", "start it again; what was answered is kept")
         most, spent = self._settings.max_cost, self.answers.cost
         if most and spent >= most:
             what = f"{self._prefix}.max_cost={most:g} is reached: the answers in {self.answers.path} cost {spent:.4f}"

@@ -63,6 +63,7 @@ class Local(Source):
         for numbers in kinds.values():
             numbers.sort(key=lambda number: len(self._tokens(asks[number])))
             for start in range(0, len(numbers), self._settings.batch):
+                gate()
                 chosen = numbers[start : start + self._settings.batch]
                 made = self._chosen if asks[chosen[0]].options else self._written
                 for number, reply in zip(chosen, made([asks[number] for number in chosen]), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,8 +150,11 @@ class Remote(Source):
         return os.environ.get(self._settings.key_variable, "").strip() if self._settings.key_variable else ""
 
     def _hidden(self, text: str) -> str:
-        """A message without the key, which some services repeat."""
-        return text.replace(key, "***") if (key := self._key()) else text
+        """A message without the key, which some services repeat, nor what is left of it where the message was cut."""
+        if not (key := self._key()):
+            return text
+        text = text.replace(key, "***")
+        return re.sub(re.escape(key[:8]) + r"\S*", "***", text) if len(key) >= 16 else text
 
 
 class _Round:

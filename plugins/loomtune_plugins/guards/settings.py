@@ -16,4 +16,6 @@ class FiniteSettings:
 class StallSettings:
     """Processes that hang."""
 
-    seconds: float = option(1800.0, "longest time between two steps, evaluations and checkpoints in between included")
+    seconds: float = option(
+        1800.0, "longest time between two signs of life: steps, and pieces of rollouts and evaluations"
+    )

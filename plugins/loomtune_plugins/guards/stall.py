@@ -29,8 +29,8 @@ class Stall(Guard):
     """A watchdog on every rank: a lost peer or a dead file system makes a collective wait, often for ever.
 
     Where no step was judged for `seconds` it writes the stacks of all threads to `RUN/logs/stall-<rank>.txt` and to
-    stderr and ends the process with status 1, so that the launcher notices. Guards hear of steps only: an evaluation or
-    a checkpoint between two steps must fit into the time, so be generous.
+    stderr and ends the process with status 1, so that the launcher notices. Guards hear of steps, and of the pieces of a
+    rollout or an evaluation: one of these, or a checkpoint, must fit into the time, so be generous.
 
     Where an agent watches over the node's ranks it gets the signs of life and ends them all, the stacks of all at hand;
     this process then waits a minute longer. It writes its stacks for the agent on SIGUSR2, whatever it hangs in.
@@ -59,7 +59,7 @@ class Stall(Guard):
         return Judgement(Verdict.CONTINUE)
 
     def waits(self) -> None:
-        """A sign of life: whoever reads the rows has a time-out of its own."""
+        """A sign of life: all ranks answered, or whoever reads the rows has a time-out of its own."""
         self._progress()
 
     def finished(self, run: Run) -> None:

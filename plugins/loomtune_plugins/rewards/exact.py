@@ -9,7 +9,7 @@ from dataclasses import asdict
 from loomtune.contracts import Answer, Data, Row
 from loomtune.errors import UserError
 from loomtune_plugins.rewards.apart import MEMORY, Apart
-from loomtune_plugins.rewards.patterns import compiled
+from loomtune_plugins.rewards.patterns import compiled, timed
 from loomtune_plugins.rewards.settings import ExactSettings
 from loomtune_plugins.rewards.workers.pool import Pool
 
@@ -25,6 +25,10 @@ class Exact(Apart):
 
     def __init__(self, settings: ExactSettings) -> None:
         compiled("exact", settings.pattern)
+        timed("exact", settings.seconds)
+        if not 0 <= settings.tolerance < 1:
+            what = f"reward.exact.tolerance={settings.tolerance:g} is no part of a number"
+            raise UserError.of(what, "set it to 0, or to 1e-6")
         self._reference = settings.reference
         apart = ("weight", "reference", "seconds")
         setup = {key: value for key, value in asdict(settings).items() if key not in apart}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from loomtune.contracts import Answer
 from loomtune.errors import UserError
 from loomtune_plugins.rewards.apart import MEMORY, Apart
-from loomtune_plugins.rewards.patterns import compiled
+from loomtune_plugins.rewards.patterns import compiled, timed
 from loomtune_plugins.rewards.settings import FormatSettings
 from loomtune_plugins.rewards.workers.pool import Pool
 
@@ -26,7 +26,12 @@ class Format(Apart):
         if not (settings.pattern or settings.json or settings.keys):
             what = "reward=format does not say what an answer looks like"
             raise UserError.of(what, "set reward.format.pattern to a regular expression, or reward.format.json=true")
+        if not (settings.pattern or settings.whole):
+            raise UserError.of(
+                "reward.format.whole=false is of a pattern, and there is none", "set reward.format.pattern"
+            )
         compiled("format", settings.pattern)
+        timed("format", settings.seconds)
         setup = {key: value for key, value in asdict(settings).items() if key not in ("weight", "seconds")}
         pool = Pool(target=f"{__name__}:Look", setup=setup, seconds=settings.seconds, memory=MEMORY)
         super().__init__(settings.weight, pool)

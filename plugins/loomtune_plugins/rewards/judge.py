@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from loomtune.contracts import Answer, Data
-from loomtune.errors import UserError
+from loomtune.errors import RunFailed, UserError
 from loomtune_plugins.endpoint import Ask, Client, Reply, opened
 from loomtune_plugins.endpoint.turns import told
 from loomtune_plugins.rewards import judge_words as words
@@ -31,13 +31,18 @@ class Judge(Scores):
         if not settings.lowest < settings.highest or settings.max_tokens < 1 or settings.temperature < 0:
             what = "reward.judge: lowest is less than highest, max_tokens 1 or more, temperature 0 or more"
             raise UserError.of(what, "mend them")
+        _heeded(settings)
         self.weight = settings.weight
         self._settings = settings
         self._template = words.template(settings)
         opened(settings, "reward.judge")  # says all that is wrong with them
 
     def check(self, data: Data) -> None:
-        """Raises UserError where the model cannot be there; nobody is asked."""
+        """Raises UserError where the model cannot be there, or rows lack what the template shows; nobody is asked."""
+        first = next(iter(data.rows("train")), {})
+        if lacking := words.lacking(self._template, first):
+            what = f"reward.judge.template shows {{row.{lacking[0]}}}, which the first row of `train` has not"
+            raise UserError.of(what, f"show one of: {', '.join(map(str, first))}")
         self._client.check()
 
     def found(self, run: Run, answers: Sequence[Answer]) -> Sequence[Scored]:
@@ -48,8 +53,8 @@ class Judge(Scores):
         except KeyError as error:
             return [Failure("a row lacks what reward.judge.template shows", str(error))] * len(answers)
         try:
-            replies = self._client.answer(asks)
-        except UserError as error:
+            replies = self._client.answer(asks, lambda: run.stop.requested)
+        except (UserError, RunFailed) as error:
             return [Failure("the judge cannot be asked", str(error))] * len(answers)
         scores = [self._score(reply) for reply in replies]
         return [_mean(scores[at : at + len(criteria)]) for at in range(0, len(scores), len(criteria))]
@@ -89,6 +94,17 @@ class Judge(Scores):
         if not settings.lowest <= found <= settings.highest:
             return Failure("the judge's score is out of bounds", f"{found:g}")
         return (found - settings.lowest) / (settings.highest - settings.lowest)
+
+
+def _heeded(settings: JudgeSettings) -> None:
+    """Raises UserError where a letter is wanted and settings are of numbers, or of texts."""
+    if settings.read != "choice":
+        return
+    plain, shown = JudgeSettings(), [key for key in ("lowest", "highest") if f"{{{key}}}" in settings.template]
+    for key in ("lowest", "highest", "max_tokens", "temperature"):
+        if key not in shown and getattr(settings, key) != getattr(plain, key):
+            what = f"reward.judge.{key} would be without effect: with read=choice a letter's probability is the score"
+            raise UserError.of(what, "leave it out")
 
 
 def _asked(run: Run, answer: Answer) -> str:

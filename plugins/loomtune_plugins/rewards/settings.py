@@ -68,4 +68,4 @@ class FunctionSettings:
     batch: int = option(0, "call it with lists of at most so many answers; 0: with one answer at a time")
     seconds: float = option(10.0, "time that a call may take")
     memory: float = option(4.0, "GiB that a worker process may take; 0: no bound")
-    workers: int = option(0, "processes of each rank that call it; 0: one for each core, at most 8")
+    workers: int = option(0, "processes of each rank that call it; 0: one for each core, at most 8", how=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loomtune.contracts import Answer, Data
 from loomtune.errors import UserError
 from loomtune_plugins.rewards.apart import MEMORY, Apart
+from loomtune_plugins.rewards.patterns import timed
 from loomtune_plugins.rewards.scored import TOO_LONG, Failure, Scored
 from loomtune_plugins.rewards.settings import SqlSettings
 from loomtune_plugins.rewards.workers.pool import Pool
@@ -29,8 +30,7 @@ class Sql(Apart):
     name = "sql"
 
     def __init__(self, settings: SqlSettings) -> None:
-        if not settings.seconds > 0:
-            raise UserError.of(f"reward.sql.seconds={settings.seconds} is no time", "set it to 1.0")
+        timed("sql", settings.seconds)
         self._settings = settings
         whole = 4 * settings.seconds + 5  # a database, the right query, the written one; SQLite cannot end all of them
         target = f"{__name__}:Queries"

@@ -17,6 +17,10 @@ VERSION = "1"
 """Of what these stages ask and make of it: raised when the same answers give other rows."""
 
 
+FEW = 8
+"""Rows that a filter may well refuse together, after others of which it answered."""
+
+
 class Asking(RowStage):
     """Asks about some rows at a time, as many as a service or a batch takes at once.
 
@@ -30,6 +34,7 @@ class Asking(RowStage):
     aside = ASIDE
 
     def __init__(self, settings: AskingSettings) -> None:
+        self._heard: set[bool] = set()
         self.settings, self.key = settings, f"stage.{self.name}"
         self.client: Client = opened(settings, self.key)
         if faults := list(self.faults()):
@@ -97,8 +102,9 @@ class Asking(RowStage):
         Raises RunFailed where a question is left without an answer and rows are not to be dropped for it.
         """
         left = [talk for talk in talks if talk.dropped is None]
-        replies = self.client.answer([ask(talk) for talk in left])
-        if len(left) > 1 and all(reply.refused for reply in replies):
+        asks = [ask(talk) for talk in left]
+        replies = self.client.answer(asks)
+        if self._all_refused(asks, replies):
             cure = f"see what {self.key}.body should add, or take out (seed: null); or ask another model"
             raise UserError.of(f"{self.key} is refused whatever it asks: {replies[0].failed}", cure)
         for talk, reply in zip(left, replies, strict=True):
@@ -108,6 +114,14 @@ class Asking(RowStage):
                 talk.drop("the model's answer was cut", f"at {self.settings.max_tokens} tokens")
             else:
                 heard(talk, reply)
+
+    def _all_refused(self, asks: Sequence[Ask], replies: Sequence[Reply]) -> bool:
+        """Whether that is the request's fault, not the rows': where such were answered, a few may all be refused."""
+        kinds = {bool(one.options) for one in asks}
+        if not all(reply.refused for reply in replies):
+            self._heard |= kinds
+            return False
+        return len(replies) > (FEW if kinds <= self._heard else 1)
 
     def _failed(self, talk: Talk, reply: Reply) -> None:
         """A question that is refused would be so again: its row goes. What else fails may be mended."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loomtune.contracts import Answer, Reward, RoleSpec, Sampling
-from loomtune.errors import UserError
+from loomtune.errors import Preempted, UserError
 from loomtune.seeds import derive
 from loomtune.testing import check_objective
 from loomtune.testing.toy import ToyTokenizer
@@ -247,6 +247,14 @@ def test_of_completions_without_an_advantage_nothing_is_computed_and_the_loss_is
     assert sum(len(sample.segments) for sample in whole) == 6
     assert learned(run, lean)[0] == pytest.approx(learned(with_kl, whole)[0], abs=1e-8)
     assert gradient(run) == pytest.approx(gradient(with_kl), rel=1e-5)
+
+
+def test_who_is_asked_to_leave_during_a_rollout_leaves_before_it_is_scored() -> None:
+    run = run_of(grpo(lambda _: pytest.fail("it was scored")))
+    run.stop.asked = True
+    with pytest.raises(Preempted, match="during a rollout"):
+        steps_of(run)
+    assert not run.events.rollouts  # type: ignore[attr-defined]
 
 
 def test_an_empty_completion_counts_and_is_no_crash() -> None:

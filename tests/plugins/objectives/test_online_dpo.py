@@ -143,6 +143,13 @@ def test_where_nothing_is_better_other_prompts_are_drawn_for_a_while() -> None:
             assert steps_of(lost) == []
 
 
+def test_what_is_noted_is_of_the_batch_that_is_learned_from() -> None:
+    worth = iter([7.0] * 8 + [0.0, 1.0, 0.0, 1.0] * 2)
+    run = run_of(objective(lambda _: next(worth)))
+    assert steps_of(run) == [] and len(steps_of(run)) == 1
+    assert (run.noted["rewards/mean"], run.noted["groups/equal"], run.noted["pairs/share"]) == (0.5, 0.0, 1.0)
+
+
 def test_epochs_and_minibatches_go_through_the_pairs() -> None:
     steps = steps_of(run_of(objective(epochs=2, minibatches=2)))
     assert [len(step) for step in steps] == [1, 1, 1, 1]

@@ -172,6 +172,24 @@ def test_what_measures_nothing_is_doubted(tiny: list[str]) -> None:
     assert not list(checks.findings(api.compose([*tiny, "objective=grpo", "sharding=single"])))
 
 
+def test_bounds_of_ratios_that_are_all_1_are_doubted(tiny: list[str]) -> None:
+    def doubted(*settings: str) -> list[str]:
+        plan = api.compose([*tiny, "objective=grpo", "sharding=single", "objective.clip_high=0.3", *settings])
+        return [doubt.what for doubt in checks.findings(plan)]
+
+    assert doubted() == [
+        "objective.clip_high has no effect where one step comes of a batch: all importance ratios are 1"
+    ]
+    assert not doubted("objective.minibatches=2")
+    assert not doubted("rollout.ranks=1", "rollout.ahead=1")
+
+
+def test_what_nobody_begins_ahead_is_doubted(tiny: list[str]) -> None:
+    kept = [each for each in tiny if not each.startswith(("objective", "reward"))]
+    (doubt,) = checks.findings(api.compose([*kept, "objective=sft", "rollout.ranks=1", "rollout.ahead=1"]))
+    assert "rollout.ahead=1 has no effect with objective=sft" in doubt.what and not doubt.fatal
+
+
 def test_data_without_prompts_are_refused(tiny: list[str]) -> None:
     kept = [each for each in tiny if not each.startswith("data")]
     with pytest.raises(UserError, match="prompts"):

@@ -69,7 +69,7 @@ def tell(run: Run, groups: Sequence[Group], credit: Sequence[Sequence[Any]]) -> 
     """
     found = numbers(groups, credit)
     if "prompts/drawn" in run.noted:
-        del found["groups/equal"]
+        found.pop("groups/equal", None)
     run.noted |= found
     samples = [row for group, each in zip(groups, credit, strict=True) for row in _rows(run, group, each)]
     run.events.tell("rollout_finished", run=run, step=run.step + 1, samples=samples)
