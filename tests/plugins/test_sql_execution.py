@@ -1,5 +1,7 @@
 """A predicted query is right when it returns what the gold query returns, and can do no harm whatever it says."""
 
+import time
+
 import pytest
 
 from loomtune_plugins.sql_execution import Database, executes_same, is_ordered, right_query, written_query
@@ -70,6 +72,7 @@ def test_a_bad_query_is_wrong_and_raises_nothing(query: str) -> None:
         "SELECT load_extension('x')",
         "SELECT length(zeroblob(1000000000))",
         "SELECT name FROM sqlite_master",
+        "SELECT fts3_tokenizer('simple')",
         "VACUUM",
         "BEGIN",
     ],
@@ -84,6 +87,21 @@ def test_an_endless_query_is_stopped() -> None:
 
 def test_a_flood_of_rows_is_wrong() -> None:
     assert not same("SELECT a.name FROM lake a, lake b, lake c, lake d, lake e, lake f, lake g, lake h")
+
+
+def test_rows_that_are_too_long_together_are_wrong_before_they_fill_the_memory() -> None:
+    lakes = Database(DATABASE, seconds=30.0)
+    long, many = "printf('%.*c', 900000, 'x')", "lake a, lake b, lake c, lake d, lake e"
+    assert lakes.rows(f"SELECT {long}") is not None
+    assert lakes.rows(f"SELECT {long} FROM {many}") is None
+    assert lakes.rows(f"SELECT CAST({long} AS BLOB) FROM {many}") is None
+
+
+def test_a_query_of_long_values_ends_in_its_time() -> None:
+    began = time.monotonic()
+    long = ", ".join(f"max(printf('%.*c', 900000, a.name || {n}))" for n in range(9))
+    assert not same(f"SELECT {long} FROM lake a, lake b, lake c, lake d, lake e")
+    assert time.monotonic() - began < 1.5
 
 
 def test_a_gold_query_that_fails_is_the_datas_fault() -> None:

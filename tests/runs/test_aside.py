@@ -33,7 +33,7 @@ MEASURED = ("seconds", "per_second", "memory_bytes")
 
 KINDS: dict[str, list[str]] = {
     "grpo": ["objective=grpo", "objective.epochs=2", "objective.minibatches=2", "objective.beta=0.05"],
-    "lora": ["objective=grpo", "adapter=lora", "adapter.r=4", "objective.beta=0.05"],
+    "lora": ["objective=grpo", "adapter=lora", "adapter.rank=4", "objective.beta=0.05"],
     "bf16": ["objective=grpo", "precision=bf16"],
     "ppo": ["objective=ppo", "objective.group=1"],
     "continuous": ["objective=grpo", "rollout=continuous"],

@@ -13,7 +13,7 @@ from loomtune.contracts.model import Head, Model, Tokenizer, WeightSource
 from loomtune.contracts.objective import LossSums, Objective, RoleSpec, Totals
 from loomtune.contracts.optimizer import Optimizer, ParameterGroup, StateKind
 from loomtune.contracts.record import Record
-from loomtune.contracts.reward import Answer, Reward, SharedReward
+from loomtune.contracts.reward import Answer, Reward
 from loomtune.contracts.role import Reader, Role, View
 from loomtune.contracts.rollout import Completion, Rollout, Sampling
 from loomtune.contracts.schedule import Schedule
@@ -67,7 +67,6 @@ __all__ = [
     "Schedule",
     "Segment",
     "Sharding",
-    "SharedReward",
     "SplitStage",
     "Stage",
     "StateKind",

@@ -59,19 +59,3 @@ class Reward(ABC):
         answers: those of all ranks, the same list on every rank, and so are the scores. A failure or a time-out of one
         answer is its NaN, never an exception, and never a rank that others wait for.
         """
-
-
-class SharedReward(Reward):
-    """One that needs no network of the run: each rank scores a share of the answers."""
-
-    @abstractmethod
-    def each(self, run: Run, answers: Sequence[Answer]) -> list[float]:
-        """One score for each of this rank's answers, NaN where it could not be had."""
-
-    def score(self, run: Run, answers: Sequence[Answer]) -> list[float]:
-        """What all ranks made of their shares."""
-        scores = [float("nan")] * len(answers)
-        world = run.world
-        for rank, part in enumerate(world.gather(self.each(run, answers[world.rank :: world.size]))):
-            scores[rank :: world.size] = part
-        return scores

@@ -15,7 +15,7 @@ PASSING = (408, 409, 425, 429)
 """Below 500, what another attempt may not meet; all above is."""
 
 SPENT = ("insufficient_quota", "billing_hard_limit", "billing_not_active")
-"""In a 429 that no waiting mends. `billing` alone is in the advice of many a limit that a minute's waiting does mend."""
+"""In a 429 that no waiting mends. `billing` alone stands in the advice of limits that a minute's waiting mends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Stall(Guard):
     """A watchdog on every rank: a lost peer or a dead file system makes a collective wait, often for ever.
 
     Where no step was judged for `seconds` it writes the stacks of all threads to `RUN/logs/stall-<rank>.txt` and to
-    stderr and ends the process with status 1, so that the launcher notices. Guards hear of steps, and of the pieces of a
+    stderr and ends the process with status 1, so that the launcher notices. Guards hear of steps, and of pieces of a
     rollout or an evaluation: one of these, or a checkpoint, must fit into the time, so be generous.
 
     Where an agent watches over the node's ranks it gets the signs of life and ends them all, the stacks of all at hand;

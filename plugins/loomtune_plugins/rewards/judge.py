@@ -31,10 +31,10 @@ class Judge(Scores):
         if not settings.lowest < settings.highest or settings.max_tokens < 1 or settings.temperature < 0:
             what = "reward.judge: lowest is less than highest, max_tokens 1 or more, temperature 0 or more"
             raise UserError.of(what, "mend them")
-        _heeded(settings)
         self.weight = settings.weight
         self._settings = settings
         self._template = words.template(settings)
+        _heeded(settings, self._template)
         opened(settings, "reward.judge")  # says all that is wrong with them
 
     def check(self, data: Data) -> None:
@@ -96,11 +96,11 @@ class Judge(Scores):
         return (found - settings.lowest) / (settings.highest - settings.lowest)
 
 
-def _heeded(settings: JudgeSettings) -> None:
+def _heeded(settings: JudgeSettings, template: str) -> None:
     """Raises UserError where a letter is wanted and settings are of numbers, or of texts."""
     if settings.read != "choice":
         return
-    plain, shown = JudgeSettings(), [key for key in ("lowest", "highest") if f"{{{key}}}" in settings.template]
+    plain, shown = JudgeSettings(), [key for key in ("lowest", "highest") if f"{{{key}}}" in template]
     for key in ("lowest", "highest", "max_tokens", "temperature"):
         if key not in shown and getattr(settings, key) != getattr(plain, key):
             what = f"reward.judge.{key} would be without effect: with read=choice a letter's probability is the score"

@@ -23,7 +23,8 @@ class Length(Reward):
     def __init__(self, settings: LengthSettings) -> None:
         longest, shortest = settings.longest, settings.shortest
         if min(longest, shortest, settings.margin, settings.cut) < 0 or (longest and longest < shortest):
-            what = f"reward.length makes no sense: shortest={shortest}, longest={longest}, margin={settings.margin}, cut={settings.cut:g}"
+            said = f"shortest={shortest}, longest={longest}, margin={settings.margin}, cut={settings.cut:g}"
+            what = f"reward.length makes no sense: {said}"
             raise UserError.of(what, "set shortest to at most longest, and none below 0")
         if not (longest or shortest or settings.cut):
             what = "reward=length has no bound, so that it says nothing"

@@ -177,6 +177,36 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest
     assert b"sk-secret" not in (tmp_path / "answers.jsonl").read_bytes()
 
 
+def test_a_message_that_is_cut_within_the_key_shows_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-secret-" + "0123456789" * 40
+    monkeypatch.setenv("LOOMTUNE_API_KEY", key)
+    with serving(lambda number, body: "400") as service:
+        (reply,) = client(service.url, tmp_path, retries=0).answer(asks(1))
+    assert "***" in reply.failed and "0123456789" not in reply.failed
+
+
+def test_being_asked_to_leave_ends_the_asking(tmp_path: Path) -> None:
+    leaves = [False]
+
+    def behave(number: int, body: dict[str, Any]) -> str:
+        leaves[0] = number >= 2
+        return "well"
+
+    with serving(behave) as service:
+        asked = client(service.url, tmp_path, concurrency=1)
+        with pytest.raises(UserError, match="asked to leave"):
+            asked.answer(asks(20), lambda: leaves[0])
+        assert service.answered == 3
+        assert not any(reply.failed for reply in asked.answer(asks(3))) and service.answered == 3, "they are kept"
+
+
+def test_the_address_of_a_service_of_this_machine_is_one() -> None:
+    for url in ("http://[::1]:8000/v1", "http://h", "https://a.b-c:443/v1/", "http://10.0.0.1:8/x/y"):
+        opened(EndpointSettings(url=url, model="m"), "stage.x")
+
+
 def test_a_key_in_the_settings_is_refused_and_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="key_variable is no name") as raised:
         client("http://localhost:1/v1", tmp_path, key_variable="sk-secret-1")
@@ -218,7 +248,12 @@ def test_more_of_a_request_goes_along_and_null_takes_out(tmp_path: Path) -> None
         ({"max_cost": 1.0}, "counts by prices"),
         ({"max_cost": 1.0, "input_price": 1.0, "cache": ""}, "none is named"),
         ({"url": "", "input_price": 1.0}, "without effect"),
+        ({"url": "", "retries": 2}, r"retries would be without effect"),
         ({"chat_template": "plain"}, "without effect"),
+        ({"batch": 4}, r"batch would be without effect"),
+        ({"url": "http://h:port/v1"}, "is no address"),
+        ({"url": "http://h/v1?version=1"}, "is no address"),
+        ({"url": "http://[::1/v1"}, "is no address"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ def test_what_is_no_regular_expression_is_refused() -> None:
         Exact(ExactSettings(pattern="("))
 
 
+@pytest.mark.parametrize(("key", "value"), [("seconds", 0.0), ("tolerance", -1.0), ("tolerance", float("nan"))])
+def test_settings_by_which_no_answer_could_be_compared_are_refused(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"reward\.exact\.{key}"):
+        Exact(ExactSettings(**{key: value}))
+
+
 def test_every_solution_of_gsm8k_is_right_and_those_of_other_questions_are_not() -> None:
     shared = Path(os.environ.get("LOOMTUNE_SHARED") or Path(__file__).parents[4] / "shared")
     path = shared / "data" / "gsm8k" / "train.jsonl"

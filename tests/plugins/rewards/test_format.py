@@ -68,7 +68,15 @@ def test_a_pattern_that_never_ends_costs_its_answers_and_no_more(
     assert scores[0] == scores[2] == 1.0 and math.isnan(scores[1]) and "too long" in run.told[0]
 
 
-@pytest.mark.parametrize(("settings", "said"), [({}, "does not say"), ({"pattern": "("}, "no regular expression")])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "does not say"),
+        ({"pattern": "("}, "no regular expression"),
+        ({"json": True, "whole": False}, "there is none"),
+        ({"json": True, "seconds": 0.0}, "is no time"),
+    ],
+)
 def test_what_says_nothing_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Format(FormatSettings(**settings))

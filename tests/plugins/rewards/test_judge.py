@@ -7,12 +7,13 @@ import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from loomtune.contracts import Answer
-from loomtune.errors import RunFailed, UserError
+from loomtune.errors import Preempted, RunFailed, UserError
 from loomtune_plugins.rewards.judge import Judge
 from loomtune_plugins.rewards.judge_settings import JudgeSettings
 from loomtune_plugins.rewards.judge_words import filled, from_json, number
@@ -105,6 +106,8 @@ def test_a_template_of_ones_own_shows_the_row(run: Any, answered: Answered, tmp_
         ("score = 2, no: Score: 3.5", 3.5),
         ("Score: -1", -1.0),
         ("3 of 4", None),
+        ("Score (1-10): 7", None),
+        ("Score [1-10]: 7", None),
         ("none", None),
         ("", None),
     ],
@@ -143,6 +146,8 @@ def test_what_an_answer_says_is_not_filled_in_again() -> None:
         ({"template": "How good?"}, "does not show the answer"),
         ({"template": "{completion}?", "criteria": ["kind"]}, "does not ask about them"),
         ({"template": "nowhere.txt"}, "no file"),
+        ({"read": "choice", "highest": 5.0}, r"highest would be without effect"),
+        ({"read": "choice", "max_tokens": 9}, r"max_tokens would be without effect"),
         ({"lowest": 3.0, "highest": 3.0}, "lowest"),
         ({"model": ""}, r"reward\.judge\.model"),
     ],
@@ -150,6 +155,40 @@ def test_what_an_answer_says_is_not_filled_in_again() -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         judge("http://127.0.0.1:9/v1", tmp_path, **settings)
+
+
+def test_a_template_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(b"{completion} \xff")
+    with pytest.raises(UserError, match="no file that can be read"):
+        judge("http://127.0.0.1:9/v1", tmp_path, template=f"{tmp_path}/mine.txt")
+
+
+def test_a_template_that_shows_what_rows_lack_is_refused_before_the_run(tmp_path: Path) -> None:
+    data: Any = SimpleNamespace(rows=lambda split: [{"prompt": "?", "gold": "3"}])
+    shows = "{completion} {row.%s}"
+    judge("http://127.0.0.1:9/v1", tmp_path, template=shows % "gold").check(data)
+    with pytest.raises(UserError, match=r"row\.depth.*(.|\n)*prompt, gold"):
+        judge("http://127.0.0.1:9/v1", tmp_path, template=shows % "depth").check(data)
+
+
+def test_asked_to_leave_it_asks_no_more(run: Any, answered: Answered, tmp_path: Path) -> None:
+    def behave(number: int, body: dict[str, Any]) -> str:
+        run.stop.requested = True
+        return "say Score: 3"
+
+    with serving(behave) as service:
+        with pytest.raises(Preempted):
+            judge(service.url, tmp_path, concurrency=1).score(run, answered(list("abcdefgh")))
+        assert service.answered == 1
+
+
+def test_answers_that_cannot_be_kept_leave_no_other_rank_waiting(run: Any, answered: Answered, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = []
+    run.world.gather = lambda share: told.append(share) or [share]
+    with serving() as service, pytest.raises(RunFailed, match="cannot be kept"):
+        judge(service.url, tmp_path / "file").score(run, answered(["a", "b"]))
+    assert len(told) == 1
 
 
 def test_it_can_be_sent_to_another_process(run: Any, answered: Answered, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def test_an_answer_that_was_cut_costs_at_least_so_much(run: Any) -> None:
     assert scores(run, [30], ended=False, longest=10, margin=10, cut=0.5) == [-1.0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"longest": 3, "shortest": 4}, {"longest": -1}, {"longest": 3, "margin": -1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"longest": 3, "shortest": 4}, {"longest": -1}, {"longest": 3, "margin": -1}, {"cut": -0.5}]
+)
 def test_bounds_that_no_answer_could_keep_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(UserError, match="length"):
         Length(LengthSettings(**settings))

@@ -64,3 +64,14 @@ def test_data_that_lack_what_a_reward_looks_at_are_refused(tmp_path: Path) -> No
         api.check(api.compose([*rows, "reward=[exact]"]))
     with pytest.raises(UserError, match="needs `databases`"):
         api.check(api.compose([*rows, "reward=[sql]"]))
+
+
+def test_patience_money_and_places_of_a_judge_may_be_others_when_a_run_goes_on() -> None:
+    def planned(*more: str, model: str = "m") -> Any:
+        judge = ("objective=grpo", "reward=[judge]", "reward.judge.url=http://h/v1", f"reward.judge.model={model}")
+        return api.compose([*SMALL, *judge, *more])
+
+    plan = planned()
+    for key, value in {"max_cost": 5.0, "cache": "/tmp/x", "retries": 2, "key_variable": "OTHER"}.items():
+        assert planned(f"reward.judge.{key}={value}").hash == plan.hash, key
+    assert planned(model="other").hash != plan.hash

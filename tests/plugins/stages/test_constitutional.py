@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -176,6 +177,13 @@ def test_where_everything_is_refused_it_stops_instead_of_dropping_all(tmp_path: 
         pytest.raises(UserError, match=r"refused whatever it asks(.|\n)*body"),
     ):
         stage("critique", service, tmp_path).apply(ROWS)
+
+
+def test_a_few_last_rows_that_are_all_refused_are_dropped_where_others_were_answered(tmp_path: Path) -> None:
+    with serving(lambda number, body: "400" if re.search("lock [34]", json.dumps(body)) else "well") as service:
+        critique = stage("critique", service, tmp_path, rounds=1)
+        assert not any(isinstance(one, Dropped) for one in critique.apply(ROWS[:3]))
+        assert all(isinstance(one, Dropped) for one in critique.apply(ROWS[3:5]))
 
 
 def test_a_failure_may_cost_its_row_alone(tmp_path: Path) -> None:

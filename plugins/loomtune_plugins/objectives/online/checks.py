@@ -33,8 +33,8 @@ def findings(plan: Plan) -> Iterator[Finding]:
         what = f"objective.max_new_tokens={most} leaves no room for a prompt within max_length={longest}"
         yield Finding(what, "raise max_length, or lower objective.max_new_tokens", fatal=False)
     if chosen.get("epochs", 1) * chosen.get("minibatches", 1) == 1 and not rollout.get("ahead"):
-        for key in CLIPS:
-            if chosen.get(key) not in (None, CLIPS[key]):
+        for key, default in CLIPS.items():
+            if chosen.get(key) not in (None, default):
                 what = f"objective.{key} has no effect where one step comes of a batch: all importance ratios are 1"
                 yield Finding(what, "set objective.epochs or objective.minibatches to 2 or more", fatal=False)
     adapter = next(iter(plan.choices("adapter").values()), {})
