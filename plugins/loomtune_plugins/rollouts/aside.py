@@ -93,9 +93,9 @@ class Aside(Rollout):
         (line,) = world.aside.lines
         self.heed = lambda: _look(line)
         with suppress(Dismissed), line.serves():
-            _answer(line, list(role.engine.trained()))
-            while (job := line.hear()) is not None:
-                _answer(line, self._done(job, role, world))
+            job = _told(line, list(role.engine.trained()))
+            while job is not None:
+                job = _told(line, self._done(job, role, world))
 
     def _done(self, job: Job, role: Role, world: World) -> list[Completion]:
         """What a job asks for. Where that fails, training is told before this rank fails."""
@@ -108,7 +108,7 @@ class Aside(Rollout):
         except Exception as error:
             from loomtune_plugins.rollouts.links import Failed
 
-            _answer(world.aside.lines[0], Failed(f"{type(error).__name__}: {error}"))
+            _told(world.aside.lines[0], Failed(f"{type(error).__name__}: {error}"))
             raise
 
     def close(self) -> None:
@@ -160,10 +160,11 @@ class Arriving:
         return self._early.pop(name)
 
 
-def _answer(line: Line, thing: Any) -> None:
-    """Waits until training hears it, or leaves."""
-    if not line.say(thing, lambda: line.hears(0)):
-        raise Dismissed
+def _told(line: Line, thing: Any) -> Job | None:
+    """Says something, and gives what training says next: a job, or nothing, as it may before it has heard."""
+    line.say(thing, lambda: line.hears(0))
+    job: Job | None = line.hear()
+    return job
 
 
 def _look(line: Line) -> None:
