@@ -184,8 +184,13 @@ def test_asked_to_leave_it_asks_no_more(run: Any, answered: Answered, tmp_path: 
 
 def test_answers_that_cannot_be_kept_leave_no_other_rank_waiting(run: Any, answered: Answered, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    told = []
-    run.world.gather = lambda share: told.append(share) or [share]
+    told: list[Any] = []
+
+    def gather(share: Any) -> list[Any]:
+        told.append(share)
+        return [share]
+
+    run.world.gather = gather
     with serving() as service, pytest.raises(RunFailed, match="cannot be kept"):
         judge(service.url, tmp_path / "file").score(run, answered(["a", "b"]))
     assert len(told) == 1
