@@ -70,8 +70,12 @@ PLAIN = ("single", "fsdp", "zero stage 3")
 
 
 def built_in() -> list[Cell]:
-    """The cells whose three offers are ours, of which so many are run that each choice has met each plain sharding."""
-    found = list(cells())
+    """The cells whose three offers are ours, of which so many are run that each choice has met each plain sharding.
+
+    Not those of objectives that draw what they learn from: tests of their own hold these to one process
+    (`tests/runs/rolled.py`).
+    """
+    found = [c for c in cells() if Trait.GENERATION not in c.choices["objective"].entry.offer.needs]
     ours = [c for c in found if all(o.entry.source.distribution == BUILT_IN_DISTRIBUTION for o in c.choices.values())]
     return [cell for cell in ours if _is_run(*(choice.label for choice in cell.choices.values()))]
 

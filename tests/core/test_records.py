@@ -294,6 +294,7 @@ def bare(samples: list[Sample], world: Any) -> Any:
     settings = Settings(batch=BatchSettings(size=2, micro=1, share="never"))
     parts: dict[str, Any] = {"splits": {"train": samples}, "settings": settings, "world": world}
     made = SimpleNamespace(**parts, roles={}, tokenizer=toy.ToyTokenizer(), token_budget=64, stop=StopRequest())
+    made.guards = []
     made.heed = partial(Run.heed, made)
     return made
 

@@ -67,7 +67,7 @@ def attempt(world: World, folder: Path) -> dict[str, int]:
     watch.peaks["restored"] = anonymous() - watch.start
     loop = Loop(assembly.run, assembly.keeper)
     with watch.phase("step"):
-        loop._step()
+        loop._step(0.0)
     give_back()  # what is still there of the step's activations is not the save's
     with watch.phase("save"):
         assembly.keeper.save(loop._state(), best=False)

@@ -2,7 +2,8 @@
 
 One composition gives what is not varied; a cell replaces the choices of three axes in it and asks what `loomtune train`
 would ask of the same settings: `plan.between`, the choices' own classes, and the sharding about the world size.
-A model of a role beside the policy, such as a teacher, is the user's to name, so no cell is refused for want of one.
+A model of a role beside the policy, such as a teacher, is the user's to name, so no cell is refused for want of one. An
+objective that learns from rewards is given the first that needs nothing.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def _cell(catalogue: Catalogue, choices: Sequence[Choice], beside: Plan, base: P
     found = [finding for choice in choices for finding in choice.held]
     if all(nodes.values()):
         found += between(replace(beside, settings={**beside.settings, **nodes}, processes=world), catalogue)
-    typed = (*base.overrides, *data, *(text for choice in choices for text in choice.typed))
+    scored = (f"reward=[{','.join(beside.choices('reward'))}]",) if beside.choices("reward") else ()
+    scored = () if base.choices("reward") else scored
+    typed = (*base.overrides, *data, *scored, *(text for choice in choices for text in choice.typed))
     faults = tuple(dict.fromkeys(finding for finding in found if finding.fatal))
     return Cell(dict(zip(VARIED, choices, strict=True)), typed, world, faults)
 
@@ -120,7 +123,18 @@ def _beside(catalogue: Catalogue, entries: Sequence[Entry], base: Plan) -> Plan:
         fitting = [e for e in catalogue.entries("data") if entry.offer.needs & DATA & e.offer.provides]
         if entry.offer.needs & DATA and data not in fitting and fitting:
             nodes["data"] = {"name": fitting[0].offer.name}
+        if not base.choices("reward") and _takes_rewards(catalogue, entry):
+            name = next((e.offer.name for e in catalogue.entries("reward") if not e.offer.needs), "")
+            nodes["reward"] = {name: settings_of(catalogue.find("reward", name), (), base.settings)} if name else {}
     return replace(base, settings={**base.settings, **nodes}) if nodes else base
+
+
+def _takes_rewards(catalogue: Catalogue, entry: Entry) -> bool:
+    """Whether it is an objective that learns from rewards; one that cannot be made is told of by its own cells."""
+    try:
+        return entry.axis.name == "objective" and catalogue.build("objective", entry.offer.name, {}).takes_rewards()
+    except Exception:
+        return False
 
 
 def _choices(catalogue: Catalogue, axis: str, name: str | None, base: Plan, processes: int) -> Iterator[Choice]:

@@ -63,6 +63,7 @@ def a_run(rewards: dict[str, Reward], completions: dict[str, str], **more: Any) 
         "world": SimpleNamespace(replicas=1, total=list),
         "settings": Settings(),
         "stop": StopRequest(),
+        "guards": [],
     }
     made = SimpleNamespace(**usual | more)
     made.heed = partial(Run.heed, made)

@@ -71,6 +71,7 @@ def a_run(rows: list[Row], answers: list[str], **more: Any) -> Any:
         "world": Alone(),
         "settings": Settings(),
         "stop": StopRequest(),
+        "guards": [],
     }
     made = SimpleNamespace(**usual | more)
     made.heed = partial(Run.heed, made)

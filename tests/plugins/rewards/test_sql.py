@@ -19,7 +19,7 @@ from loomtune_plugins.rewards.sql import Queries, Sql
 DATABASE = "CREATE TABLE t (a INTEGER, b TEXT); INSERT INTO t VALUES (1, 'x'), (2, 'y'), (3, 'x');"
 GOLD = "SELECT a FROM t"
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
-STUCK = "SELECT printf('%.*c', 999999, 'a') LIKE '%' || printf('%.*c', 900, 'a') || 'b'"
+STUCK = "SELECT printf('%.*c', 999999, 'a') LIKE '%' || printf('%.*c', 49000, 'a') || 'b'"
 
 
 @pytest.fixture(scope="module")

@@ -248,8 +248,8 @@ def parts(family: str, settings: dict[str, Any]) -> dict[str, bool]:
     found["streamed"] = all(torch.equal(whole[name, "weight"], tensor) for name, tensor in weights.items())
     with engine.gathered() as module:
         plain = dict(module.named_parameters())
-    found["gathered"] = all(type(plain[name].data) is Tensor for name in weights)
-    found["gathered alike"] = all(torch.equal(plain[name], tensor) for name, tensor in weights.items())
+        found["gathered"] = all(type(plain[name].data) is Tensor for name in weights)
+        found["gathered alike"] = all(torch.equal(plain[name], tensor) for name, tensor in weights.items())
     return found
 
 
