@@ -77,7 +77,8 @@ class Rollout(ABC):
 
         An engine that generates elsewhere lets training go on meanwhile; here it is done at once. Both are called on
         every rank. Where more is begun in between (an evaluation), what is under way is ended first, before weights
-        change, and its completions are kept for who waits for them.
+        change, and its completions are kept for who waits for them. What waits may raise Preempted, and is then asked
+        again.
         """
         done = self.generate(role, prompts, keys, sampling, world)
         return lambda: done
