@@ -150,7 +150,15 @@ def wait(until: Callable[[], bool], seconds: float = PATIENCE) -> None:
 def there(run: Path) -> list[int]:
     """Processes of the other sides that live: of each host the agent, the side, a child in its own session."""
     pids = [int(pid) for path in run.glob("pids.*") for pid in path.read_text().split()]
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if lives(pid)]
+
+
+def lives(pid: int) -> bool:
+    """Asked once: between two questions a process may go."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def log(run: Path) -> str:
