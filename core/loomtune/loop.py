@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from loomtune.batching import micro_limit, step_batches
-from loomtune.contracts import Judgement, Step, Verdict
+from loomtune.contracts import Verdict
 from loomtune.errors import LeaseLost, Preempted, RunFailed, UserError
 from loomtune.evaluation import Best, evaluate
 from loomtune.feed import Feed
 from loomtune.keeper import Keeper
-from loomtune.means import StepSums
 from loomtune.run import Run
+from loomtune.stepping import Stepper
 from loomtune.streaming import Stream
 from loomtune.world import derive, reseed
 
@@ -27,7 +23,7 @@ class Loop:
     """One attempt's steps, from where the run stands to its last."""
 
     def __init__(self, run: Run, keeper: Keeper) -> None:
-        self.run, self.keeper = run, keeper
+        self.run, self.keeper, self.stepper = run, keeper, Stepper(run)
         self.feed = Feed(run, Stream(run, self._agree) if run.data.window else None)
         self.limit, self.left = micro_limit(run), False
         self._set(keeper.state)
@@ -65,7 +61,8 @@ class Loop:
         """Has the next step's samples. Where every rank hears that there are none, what was learned is kept."""
         reseed(derive(self.run.settings.seed, "experience"), self.run.step, self.run.world.replica)
         try:
-            self.feed.fetch()
+            with self.run.phases("rollout" if self.run.objective.online() else "data"):
+                self.feed.fetch()
         except (Preempted, UserError):
             if self.run.step:
                 self.keeper.save(self._state(), best=False)
@@ -78,12 +75,13 @@ class Loop:
         run.step += 1
         run.events.tell("step_started", run=run, step=run.step)
         reseed(run.settings.seed, run.step, run.world.replica)
-        batches = step_batches(run, *self.feed.next(), self.limit)
-        totals = self._totals(batches)
-        sums = self._accumulate(batches, totals)
+        with run.phases("data"):
+            batches = step_batches(run, *self.feed.next(), self.limit)
+        totals = self.stepper.totals(batches)
+        sums = self.stepper.accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)
         metrics = sums.means(run.world, totals)
-        verdict, norm = self._update(rate, metrics["loss"])
+        verdict, norm = self.stepper.update(rate, metrics["loss"])
         self.tokens_seen += int(metrics["tokens"])
         seconds = time.perf_counter() - began
         metrics |= {
@@ -100,54 +98,6 @@ class Loop:
         run.events.tell("step_finished", run=run, step=run.step, metrics=metrics)
         return verdict
 
-    def _totals(self, batches: Step) -> dict[str, float]:
-        """Each term's weight over the whole step: the one number that every gradient is divided by."""
-        run = self.run
-        terms = list(run.objective.terms())
-        mine: dict[str, float] = defaultdict(float)
-        for batch in batches:
-            for term, weight in run.objective.weights(batch).items():
-                mine[term] += weight
-        totals = dict(zip(terms, run.world.sum([mine[term] for term in terms]), strict=True))
-        if not any(totals.values()):
-            raise RunFailed(f"step {run.step} has nothing to learn from: the weight of all its rows is 0")
-        return totals
-
-    def _accumulate(self, batches: Step, totals: Mapping[str, float]) -> StepSums:
-        """Adds up the gradients of the step's micro-batches, and what is logged of them."""
-        run, sums = self.run, StepSums()
-        with torch.no_grad():
-            statistics = run.objective.statistics(run.roles, batches, run.world)
-        for index, batch in enumerate(batches):
-            with run.accumulating(last=index == len(batches) - 1):
-                result = run.objective.loss(run.roles, batch, totals, statistics)
-                for engine, loss in run.losses(result, totals):
-                    engine.backward(loss)
-            sums.add(result, batch)
-        return sums
-
-    def _update(self, rate: float, loss: float) -> tuple[Verdict, float]:
-        """Asks the guards once, by the norm over all engines, then steps all of them or none; gives both."""
-        verdicts: list[Verdict] = []
-        engines = self.run.trained_engines()
-
-        def step(index: int, before: list[float]) -> bool:
-            """Each engine waits, its norm known, until those after it know theirs."""
-            if index == len(engines):
-                verdicts.append(self._judge(loss, math.hypot(*before)))
-                return verdicts[-1] is Verdict.CONTINUE
-
-            def proceed(norm: float) -> bool:
-                norms.append(norm)
-                return step(index + 1, [*before, norm])
-
-            engines[index].step(rate, self.run.optimizer.clip, proceed)
-            return verdicts[-1] is Verdict.CONTINUE
-
-        norms: list[float] = []
-        step(0, [])
-        return verdicts[-1], math.hypot(*norms)
-
     def _roll_back(self) -> None:
         """Back to the last checkpoint, on with the rows that come next: those that led here are not met again."""
         before = self.feed.state()
@@ -155,17 +105,6 @@ class Loop:
             raise RunFailed("a guard rolls back, but there is no checkpoint yet; set checkpoint.every")
         self._set(self.keeper.state)
         self.feed.set({**before, "pending": None})
-
-    def _judge(self, loss: float, norm: float) -> Verdict:
-        run = self.run
-        judged = [guard.judge(run.step, loss, norm) for guard in run.guards]
-        gravest = max(judged, key=lambda judgement: judgement.verdict, default=Judgement(Verdict.CONTINUE))
-        if gravest.verdict is Verdict.STOP:
-            raise RunFailed(f"step {run.step}: {gravest.reason}")
-        if gravest.verdict is not Verdict.CONTINUE:
-            done = "skipped" if gravest.verdict is Verdict.SKIP else "rolled back"
-            run.tell_once(f"step {run.step} {done}: {gravest.reason}")
-        return gravest.verdict
 
     def _after_step(self, last: int) -> bool:
         """Evaluates, saves and hears requests to stop, at the step's edge; True where the run ends here."""
@@ -176,13 +115,15 @@ class Loop:
         self.owed = ends or bool(every and run.step % every == 0)
         try:
             if self.owed:
-                improved, enough = self.best.update(evaluate(run), run.step)
+                with run.phases("evaluation"):
+                    improved, enough = self.best.update(evaluate(run), run.step)
                 self.owed = False
         except Preempted:
             leaves = True
         at_edge = run.settings.checkpoint.every and run.step % run.settings.checkpoint.every == 0
         if at_edge or improved or enough or leaves or ends:
-            self.keeper.save(self._state(), best=improved)
+            with run.phases("checkpoint"):
+                self.keeper.save(self._state(), best=improved)
         self.left = leaves and (self.owed or not ends)
         return leaves or enough or ends
 

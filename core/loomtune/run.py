@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loomtune.errors import Preempted, UserError
+from loomtune.phases import Phases
 from loomtune.placement import row_width
 from loomtune.signals import StopRequest
 
@@ -41,6 +42,7 @@ class Run:
     virtual_tokens: what the adapter puts before each row.
     stop: whether this rank was asked to leave; what takes long asks all of them between its pieces (`heed`).
     metrics: those of the last step and the last evaluation. noted: those that join the next step's, equal on all ranks.
+    phases: what is being done, for those who measure.
     draw: gives the rows that come next, a `batch.size` of them, while the objective makes experience.
     """
 
@@ -73,6 +75,7 @@ class Run:
     noted: dict[str, float] = field(default_factory=dict)
     draw: Callable[[], list[c.Drawn]] = list
     stop: StopRequest = field(default_factory=StopRequest)
+    phases: Phases = field(default_factory=Phases)
     started: float = field(default_factory=time.time)
 
     @property

@@ -100,6 +100,53 @@ class RunSettings:
 
 
 @dataclass
+class ProfileSettings:
+    """What is recorded of single steps."""
+
+    steps: str = option("", "a step, or FIRST:LAST, of which every rank leaves a trace in RUN/profile; empty: none")
+
+
+@dataclass
+class Link:
+    """How accelerators reach each other. Each way counts for itself: makers often print the sum of both."""
+
+    gb_per_second: float = option(0.0, "GB/s that one accelerator can send while it receives as many", least=0)
+    microseconds: float = option(0.0, "from the start of a message to its arrival", least=0)
+
+
+@dataclass
+class Hardware:
+    """What a run is planned for: one kind of node. The shipped figures are `conf/loomtune_conf/hardware/`.
+
+    Decimal units as makers print them (1 GB = 10^9 bytes, 1 TFLOP/s = 10^12 operations), but for memory, in GiB.
+    Empty, as by default: nothing is known, so nothing is refused.
+    """
+
+    kind: str = option(
+        "", "of the accelerators: `cuda`, `rocm`, or `cpu`; empty: unknown", among=("", "cuda", "rocm", "cpu")
+    )
+    title: str = option("", "what its maker calls it")
+    memory_gib: float = option(0.0, "that a process can allocate on an accelerator; of a CPU: its share", least=0)
+    memory_gb_per_second: float = option(0.0, "that this memory can be read or written at", least=0)
+    tflops: dict[str, float] = option({}, "dense peak by type of the factors: bf16, fp32, ...; without sparsity")
+    per_node: int = option(1, "accelerators in a node", least=1)
+    inside: Link = field(default_factory=Link)
+    between: Link = field(default_factory=Link)
+    host: Link = field(default_factory=Link)
+    host_gib: float = option(0.0, "memory of a node beside its accelerators'; 0: unknown", least=0)
+    disk_gb_per_second: float = option(0.0, "that a node writes to the shared disk at; 0: unknown", least=0)
+    watts: float = option(0.0, "that one accelerator takes under load, with its share of the node", least=0)
+    price: float = option(0.0, "of one accelerator's hour, in USD; 0: unknown", least=0)
+    refuse: bool = option(True, "refuse, before it is launched, a run that will not fit; false: say so and go on")
+    sources: dict[str, str] = option({}, "where each figure is from")
+
+    @property
+    def known(self) -> bool:
+        """Whether anything can be planned for."""
+        return bool(self.kind)
+
+
+@dataclass
 class Settings:
     """The root. The axes' settings stand beside these keys, under the axis' name."""
 
@@ -120,6 +167,14 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    dry_step: str = option(
+        "auto",
+        "compute, before the first step, one at the longest batch and drop it: memory that lacks is missed at once; "
+        "`auto`: on accelerators",
+        among=("auto", "always", "never"),
+    )
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    hardware: Hardware = field(default_factory=Hardware)
     roles: dict[str, Any] = option(
         {}, "models beside the policy: roles.teacher.model.path=, or any setting of model; others it has from there"
     )
@@ -140,5 +195,8 @@ NOT_PART_OF_THE_MATHS = (
     "batch.share",
     "packing",
     "exporter",
+    "dry_step",
+    "profile",
+    "hardware",
 )
 """Keys that the plan's hash leaves out, beside what plugins say is how alone: a run may go on with other values."""

@@ -16,8 +16,8 @@ from loomtune.errors import Fault
 from loomtune.offers import AXES
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)
-GROUPS = (*AXIS_NAMES, "recipe")
-"""Keys that name a config: those of the axes, and whole runs."""
+GROUPS = (*AXIS_NAMES, "hardware", "recipe")
+"""Keys that name a config: those of the axes, what is planned for, and whole runs."""
 
 
 @dataclass(slots=True)

@@ -163,6 +163,17 @@ class Model(ABC):
         """Whole path or id by which others load it, as an adapter's files name its base; empty where there is none."""
         return ""
 
+    def depth(self) -> tuple[int, int]:
+        """(how many blocks, after how many of them they repeat); without torch. As here, (0, 0) where nobody knows."""
+        return 0, 0
+
+    def of_depth(self, blocks: int) -> Model:
+        """The same model with so many of its first blocks, a multiple of those that repeat, to foretell by.
+
+        Not asked where `depth` is not known.
+        """
+        return self
+
     @abstractmethod
     def skeleton(self) -> nn.Module:
         """The module without weights: called on torch's meta device.

@@ -140,6 +140,13 @@ class Objective(ABC):
         """
         return [self.together([one.sample for one in drawn], run.max_length)]
 
+    def imagined(self, sample: Sample, max_length: int) -> Sequence[Sample]:
+        """What `experience` could make of one row's sample at the longest, so that a step can be rehearsed.
+
+        Nothing is rolled out: tokens and columns may hold anything. An offline objective's is the sample, as here.
+        """
+        return [sample]
+
     def together(self, samples: Sequence[Sample], max_length: int) -> Sequence[Sample]:
         """Samples that are counted together, those of a step or of a held-out split, each with what it needs of others.
 

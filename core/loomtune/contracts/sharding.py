@@ -169,3 +169,10 @@ class Sharding(ABC):
     @abstractmethod
     def engine(self, spec: EngineSpec, world: World) -> Engine:
         """Builds a network: birth without storage, weaving, layout, weights read slice by slice, optimizer."""
+
+    def rehearsed(self, spec: EngineSpec, world: World) -> Engine:
+        """The engine for a rehearsal: tensors without storage, and collectives that reach nobody.
+
+        As here `engine` itself, where its code runs so. Else a double that allocates, computes and sends the same.
+        """
+        return self.engine(spec, world)
