@@ -729,9 +729,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a value of noise",
         "a value head begins with drawn numbers",
         "core/loomtune/toolkit/network.py",
-        "            drawn.zero_()",
-        "            drawn.add_(0)",
-        ("tests/core/toolkit/test_network.py::test_a_value_head_begins_at_0",),
+        "drawn = self.source.read(scored) if scored else torch.zeros(shape)",
+        "drawn = self.source.read(scored) if scored else torch.randn(shape)",
+        ("tests/core/toolkit/test_network.py::test_a_head_for_training_alone_begins_at_0",),
     ),
     Mutation(
         "worn for good",

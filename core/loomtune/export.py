@@ -16,7 +16,7 @@ from loomtune import checkpoint, inputs
 from loomtune.catalogue import Catalogue, installed
 from loomtune.checkpoint.files import sync_folder
 from loomtune.contracts import Adapter, Exporter, Model, Trained
-from loomtune.contracts.saved import HEADS, VALUE
+from loomtune.contracts.saved import HEADS, INNER
 from loomtune.errors import CheckpointError, UserError
 from loomtune.events import Events
 from loomtune.plan import Plan
@@ -142,7 +142,8 @@ def _trained(plan: Plan, catalogue: Catalogue, reader: checkpoint.Reader) -> Tra
         skeleton = model.skeleton()
     adapter.meet(model)
     woven, source = adapter.weave(skeleton, weights, plan.root.seed)
-    kept = {name for role, name, tensor in reader.manifest.index if (role, tensor) == (ROLE, "weight")} - {VALUE}
+    kept = {name for role, name, tensor in reader.manifest.index if (role, tensor) == (ROLE, "weight")}
+    kept = {name for name in kept if not name.startswith(INNER)}
     there = source.shapes().keys()
     learned = {name for name, parameter in woven.named_parameters() if parameter.requires_grad} & there
     heads, read = {name for name in kept | there if name.startswith(HEADS)}, reader.read(ROLE)

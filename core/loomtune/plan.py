@@ -196,6 +196,9 @@ def itself(plan: Plan) -> Iterator[Finding]:
     for kind in AXES:
         if kind.arity is Arity.ONE and not plan.choices(kind.name):
             yield Finding(f"no {kind.name} is chosen", f"set {kind.name}=<name>; `loomtune plugins` lists them")
+    for key, value in leaves(plan.settings):
+        if isinstance(value, float) and math.isnan(value):
+            yield Finding(f"{key}=nan is no number", f"set {key} to one, or leave it out")
     yield from _own(plan)
 
 
@@ -216,6 +219,15 @@ def between(plan: Plan, catalogue: Catalogue) -> Iterator[Finding]:
 def estimates(plan: Plan, catalogue: Catalogue) -> list[Estimate]:
     """Everything that the plugins foretell about a plan; one that fails foretells nothing."""
     return [one for answer, *_ in _asked(catalogue, "estimate", plan=plan) for one in answer]
+
+
+def foreseen(plan: Plan, folder: Path, catalogue: Catalogue) -> list[Finding]:
+    """What the plugins foresee of a run that is about to start. Raises UserError where it cannot go well."""
+    found: list[Finding] = []
+    for answer, plugin, failure in _asked(catalogue, "foresee", plan=plan, folder=folder):
+        told = Finding(f"nothing was foreseen by {plugin}: {failure}", f"mend {plugin}, or tell its author", False)
+        found += [told] if failure else answer
+    return refuse(found)
 
 
 def _asked(catalogue: Catalogue, hook: str, **given: Any) -> Iterator[tuple[Sequence[Any], str, str]]:

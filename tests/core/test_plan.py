@@ -138,6 +138,7 @@ def faults(plan: Plan, *overrides: str) -> list[str]:
         ("batch.micro=0", "batch.micro=0 does not lie between 1 and batch.size=8"),
         ("batch.micro=some", "batch.micro=some is neither a number nor `auto`"),
         ("epochs=nan", "epochs=nan: nothing would be trained, or without end"),
+        ("guard.stall.seconds=.nan", "guard.stall.seconds=nan is no number"),
         ("epochs=inf", "epochs=inf: nothing would be trained, or without end"),
         ("epochs=0", "epochs=0.0: nothing would be trained, or without end"),
         ("precision=fp16", "precision=fp16 is unknown"),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loomtune.errors import UserError
+
 if TYPE_CHECKING:
     import torch.distributed as dist
 
@@ -90,14 +92,18 @@ class Rollout(ABC):
 
         store: in which all ranks find each other. rank: this one's number among all. names: of all, for messages.
         """
-        raise NotImplementedError
+        raise self._stays()
 
     def serve(self, role: Role, world: World) -> None:
         """Generates for the ranks that train until they are done; on each of the last `ranks` ranks.
 
         role: the policy, whole on this rank alone, as the run began. world: a single process', with its `aside`.
         """
-        raise NotImplementedError
+        raise self._stays()
+
+    def _stays(self) -> UserError:
+        what = f"{type(self).__name__} does not generate on ranks of its own"
+        return UserError.of(what, "set rollout.ranks=0, or choose another rollout engine")
 
     def close(self) -> None:
         """Lets go of what lies elsewhere; at the run's end, on every rank. Raises PeerLost where it is gone."""

@@ -12,8 +12,8 @@ from pathlib import Path
 HEADS = "heads."
 """How names of scalar heads begin, in a network and in files."""
 
-VALUE = f"{HEADS}value.weight"
-"""What foretells rewards beside a policy, and is no part of what it says: it stays in checkpoints."""
+INNER = f"{HEADS}_"
+"""How names of heads begin that training alone reads, such as one that foretells rewards: in checkpoints, in no export."""
 
 HEADS_FILE = "heads.safetensors"
 """Beside the weights of a model or an adapter: Hugging Face's loaders know no scalar heads and do not open it."""

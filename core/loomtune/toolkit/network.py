@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loomtune.contracts import Batch, EngineSpec, Reader, View
-from loomtune.contracts.saved import HEADS, VALUE
+from loomtune.contracts.saved import HEADS, INNER
 from loomtune.errors import UserError
 from loomtune.toolkit.dropout import dropout_keys, replace_dropout
 from loomtune.world import derive
@@ -118,15 +118,18 @@ class Network(nn.Module):
         if name.startswith(PREFIX):
             return self.source.read(name.removeprefix(PREFIX), where)
         trained = [other for other in self.source.shapes() if other.startswith(HEADS)]
-        if self.spec.optimizer is None and name not in trained:
+        if name in trained:
+            return self.source.read(name, where)
+        if self.spec.optimizer is None:
             what = f"the files of a frozen network hold no {name}: drawn at random, it would say nothing"
             raise UserError.of(what, "set the role's model.path to what a run with objective=reward has trained")
-        if trained:  # a value starts as what scored, where no head of its own name was trained
-            return self.source.read(name if name in trained else trained[0], where)
         shape = self.get_parameter(name).shape
-        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(derive(self.spec.seed, name))) / shape[-1]
-        if name == VALUE:  # it is taken from what came, where numbers that mean nothing are but noise
-            drawn.zero_()
+        if name.startswith(INNER):  # it foretells, where numbers that mean nothing are but noise
+            scored = next((other for other in trained if not other.startswith(INNER)), None)
+            drawn = self.source.read(scored) if scored else torch.zeros(shape)
+        else:
+            generator = torch.Generator().manual_seed(derive(self.spec.seed, name))
+            drawn = torch.randn(shape, generator=generator) / shape[-1]
         return drawn if where is None else drawn[where]
 
 

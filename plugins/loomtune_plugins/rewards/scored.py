@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loomtune.contracts import Answer, Reward
-from loomtune.errors import RunFailed
+from loomtune.errors import UserError
 
 if TYPE_CHECKING:
     from loomtune.run import Run
@@ -38,7 +38,7 @@ class Scores(Reward):
     """A reward of which each rank scores a share, where an answer may fail.
 
     A failure is a NaN and is told once a kind. Where none of the first answers has a score, or none of many in a row,
-    the run fails: it would train on nothing.
+    the run ends: it would train on nothing.
     """
 
     name = ""
@@ -61,11 +61,14 @@ class Scores(Reward):
         return [float("nan") if isinstance(one, Failure) else one for one in scores]
 
     def _tell(self, run: Run, failures: Sequence[Failure], of: int) -> None:
-        """Says each kind of failure once. Raises RunFailed where there is nothing else."""
+        """Says each kind of failure once. Raises UserError where there is nothing else, on every rank."""
         for one in failures:
             if one.kind not in self._told:
                 self._told |= {one.kind}
                 run.tell_once(f"reward={self.name} has no score for some answers, which are left out: {one}")
         self._lost = self._lost + len(failures) if len(failures) == of else 0
         if failures and self._lost >= PATIENCE:
-            raise RunFailed(f"reward={self.name} has no score for any of {of} answers: {failures[0]}")
+            what = f"reward={self.name} has no score for any of {of} answers: {failures[0]}"
+            raise UserError.of(
+                what, "mend the reward, or what answers it, and resume: what was learned until here is kept"
+            )

@@ -108,8 +108,8 @@ def test_the_first_values_of_a_head_are_drawn_from_seed_and_name() -> None:
     assert torch.equal(of.initial("module.tokens.weight", None), toy.Drawn(0).read("tokens.weight"))
 
 
-def test_a_value_head_begins_at_0() -> None:
-    assert not network("value").initial("heads.value.weight", None).any()
+def test_a_head_for_training_alone_begins_at_0() -> None:
+    assert not network("_value").initial("heads._value.weight", None).any()
 
 
 class Scoring(toy.Drawn):
@@ -127,9 +127,10 @@ class ScoringModel(toy.ToyModel):
         return Scoring(seed)
 
 
-def test_a_head_of_no_name_that_was_trained_starts_as_the_one_that_was() -> None:
-    of = network("value", model=ScoringModel())
-    assert torch.equal(of.initial("heads.value.weight", None), torch.full((1, toy.WIDTH), 7.0))
+def test_a_head_for_training_alone_begins_as_one_that_was_trained_and_others_are_drawn() -> None:
+    of = network("_value", "other", model=ScoringModel())
+    assert torch.equal(of.initial("heads._value.weight", None), torch.full((1, toy.WIDTH), 7.0))
+    assert not (of.initial("heads.other.weight", None) == 7.0).any()
 
 
 def test_dropout_belongs_to_the_data() -> None:

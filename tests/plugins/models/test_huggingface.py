@@ -106,10 +106,10 @@ def test_a_scalar_head_that_a_run_left_beside_the_weights_is_the_next_ones_first
     trained = torch.arange(float(json.loads((folder / "config.json").read_text())["hidden_size"]))[None]
     before = model(folder).fingerprint()
     save_file({"heads.reward.weight": trained}, folder / "heads.safetensors")
-    network = Network(replace(toy.spec(model(folder), heads=("reward", "value")), adapter=adapter))
+    network = Network(replace(toy.spec(model(folder), heads=("reward", "_value")), adapter=adapter))
     assert torch.equal(network.initial("heads.reward.weight", None), trained)
     assert torch.equal(network.initial("heads.reward.weight", (slice(0, 1), slice(2, 4))), trained[:, 2:4])
-    assert torch.equal(network.initial("heads.value.weight", None), trained), "a value begins as what scored"
+    assert torch.equal(network.initial("heads._value.weight", None), trained), "a value begins as what scored"
     assert model(folder).fingerprint() != before
 
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from loomtune_plugins.models.random import Random
 from loomtune_plugins.models.settings import RandomSettings
@@ -10,6 +10,8 @@ SHAPES = Path(__file__).parents[3] / "conf" / "loomtune_conf" / "model"
 PUBLISHED = {
     "llama3_8b": 8.03e9,
     "llama3_70b": 70.55e9,
+    "llama31_8b": 8.03e9,
+    "llama31_70b": 70.55e9,
     "llama32_1b": 1.24e9,
     "qwen2_5_7b": 7.62e9,
     "qwen2_5_32b": 32.76e9,
@@ -21,10 +23,15 @@ PUBLISHED = {
 }
 
 
-def named(name: str, words: Path) -> Random:
+def values(name: str) -> DictConfig:
     raw = OmegaConf.load(SHAPES / f"{name}.yaml")
-    assert raw.pop("defaults") == ["random", "_self_"]
-    settings = OmegaConf.merge(OmegaConf.structured(RandomSettings), raw, {"tokenizer": str(words)})
+    base, own = raw.pop("defaults")
+    assert own == "_self_"
+    return raw if base == "random" else OmegaConf.merge(values(base), raw)
+
+
+def named(name: str, words: Path) -> Random:
+    settings = OmegaConf.merge(OmegaConf.structured(RandomSettings), values(name), {"tokenizer": str(words)})
     return Random(OmegaConf.to_object(settings))
 
 
@@ -40,3 +47,8 @@ def test_a_named_shape_has_as_many_parameters_as_was_published(name, words):
 
 def test_every_shape_that_is_shipped_is_counted():
     assert {file.stem for file in SHAPES.glob("*.yaml")} == set(PUBLISHED)
+
+
+def test_no_model_has_two_shapes():
+    origins = [origin for name in PUBLISHED for origin in OmegaConf.load(SHAPES / f"{name}.yaml").get("origin", [])]
+    assert len(origins) == len(set(origins)) > 8

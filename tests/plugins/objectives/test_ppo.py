@@ -18,7 +18,7 @@ from loomtune.errors import UserError
 from loomtune.testing import check_objective, toy
 from loomtune.testing.recorded import built
 from loomtune.toolkit import log_probs
-from loomtune_plugins.objectives.online.experience import Batched, Online
+from loomtune_plugins.objectives.online.credited import Batched, Credited
 from loomtune_plugins.objectives.online.groups import Group, Scored
 from loomtune_plugins.objectives.online.ppo import Ppo
 from loomtune_plugins.objectives.online.ppo_reading import value_losses
@@ -67,7 +67,7 @@ def loss(objective: Objective, roles: dict[str, Role], batch: Batch) -> tuple[di
 def with_values(roles: dict[str, Role]) -> dict[str, Role]:
     """Values that differ, as a head that was trained gives them."""
     network: Any = roles["value"].engine
-    head = network.network.heads["value"].weight
+    head = network.network.heads["_value"].weight
     with torch.no_grad():
         head.copy_(0.3 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0)))
     return roles
@@ -208,7 +208,7 @@ def read(monkeypatch: pytest.MonkeyPatch, objective: Ppo, *, away: float = 0.0) 
         found["old"].append(old)
         found["reference"].append([one - np.float32(away) for one in old])
         found["value"].append([rng.normal(0, 1, n).astype(np.float32) for n in lengths])
-    monkeypatch.setattr(Online, "read", lambda self, run, groups: Batched(groups, found))
+    monkeypatch.setattr(Credited, "read", lambda self, run, groups: Batched(groups, found))
     run = Heard()
     return objective.read(run, GROUPS), run  # type: ignore[arg-type]
 
@@ -265,7 +265,7 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch, objective: Ppo, *, fails: bool =
             raise RuntimeError("somebody asked to leave")
         return []
 
-    monkeypatch.setattr(Online, "experience", experience)
+    monkeypatch.setattr(Credited, "experience", experience)
     objective.experience(None, [])  # type: ignore[arg-type]
     return heard[0]
 

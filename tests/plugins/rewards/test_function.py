@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loomtune.contracts import Answer
-from loomtune.errors import RunFailed, UserError
+from loomtune.errors import UserError
 from loomtune_plugins.rewards.function import Function
 from loomtune_plugins.rewards.settings import FunctionSettings
 
@@ -79,7 +79,7 @@ def test_too_few_scores_are_not_given_to_the_wrong_answers(
 def test_one_that_always_fails_ends_the_run_with_its_own_words(
     run: Any, answered: Answered, mine: Callable[..., Function]
 ) -> None:
-    with pytest.raises(RunFailed, match="LookupError: no such depth"):
+    with pytest.raises(UserError, match="LookupError: no such depth"):
         mine("broken").score(run, answered(["a", "b"]))
 
 

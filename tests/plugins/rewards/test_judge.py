@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loomtune.contracts import Answer
-from loomtune.errors import Preempted, RunFailed, UserError
+from loomtune.errors import Preempted, UserError
 from loomtune_plugins.rewards.judge import Judge
 from loomtune_plugins.rewards.judge_settings import JudgeSettings
 from loomtune_plugins.rewards.judge_words import filled, from_json, number
@@ -59,7 +59,7 @@ def test_what_has_no_score_is_left_out_and_told(run: Any, answered: Answered, tm
 
 
 def test_a_judge_that_nobody_may_ask_ends_the_run(run: Any, answered: Answered, tmp_path: Path) -> None:
-    with serving(lambda number, body: "401") as service, pytest.raises(RunFailed, match="status 401"):
+    with serving(lambda number, body: "401") as service, pytest.raises(UserError, match="status 401"):
         judge(service.url, tmp_path).score(run, answered(["a", "b"]))
 
 
@@ -93,7 +93,7 @@ def test_a_template_of_ones_own_shows_the_row(run: Any, answered: Answered, tmp_
         reward = judge(service.url, tmp_path, template=f"{tmp_path}/mine.txt")
         reward.score(run, answered(["{prompt}"], gold=7) + answered(["z"], gold=9))
         assert sorted(asked(service)) == ["Right: 7. Said: {prompt}. {}, {other}", "Right: 9. Said: z. {}, {other}"]
-        with pytest.raises(RunFailed, match="lacks what"):
+        with pytest.raises(UserError, match="lacks what"):
             judge(service.url, tmp_path, template="{completion} {row.depth}").score(run, answered(["x"]))
 
 
@@ -191,7 +191,7 @@ def test_answers_that_cannot_be_kept_leave_no_other_rank_waiting(run: Any, answe
         return [share]
 
     run.world.gather = gather
-    with serving() as service, pytest.raises(RunFailed, match="cannot be kept"):
+    with serving() as service, pytest.raises(UserError, match="cannot be kept"):
         judge(service.url, tmp_path / "file").score(run, answered(["a", "b"]))
     assert len(told) == 1
 

@@ -95,7 +95,7 @@ def test_a_frozen_network_whose_files_have_no_head_is_refused() -> None:
     frozen = Network(toy.spec(trained=False, heads=["reward"]))
     with pytest.raises(UserError, match=r"hold no heads\.reward\.weight: drawn at random"):
         frozen.initial("heads.reward.weight", None)
-    drawn = Network(toy.spec(heads=["value"])).initial("heads.value.weight", None)
+    drawn = Network(toy.spec(heads=["_value"])).initial("heads._value.weight", None)
     assert drawn.shape == (1, toy.WIDTH), "one that is trained begins anew"
 
 
@@ -103,7 +103,7 @@ class Valued(toy.Drawn):
     """Files of a run that trained a value."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {**super().shapes(), "heads.value.weight": (1, toy.WIDTH)}
+        return {**super().shapes(), "heads._value.weight": (1, toy.WIDTH)}
 
 
 class ValuedModel(toy.ToyModel):
@@ -121,7 +121,7 @@ def test_a_value_is_no_reward() -> None:
     [({"a": (3, 4)}, r"\(3, 4\) in it and \(2, 4\)"), ({}, "not there in it"), ({"a": (2, 4), "b": (1,)}, "'b'")],
 )
 def test_an_adapter_of_another_form_is_not_worn(theirs: dict[str, tuple[int, ...]], told: str) -> None:
-    ours = {"a": (2, 4), "heads.value.weight": (1, 4)}
+    ours = {"a": (2, 4), "heads._value.weight": (1, 4)}
     check_same(ours, {"a": (2, 4), "heads.reward.weight": (1, 4)}, "x")
     with pytest.raises(UserError, match=told):
         check_same(ours, theirs, "x")

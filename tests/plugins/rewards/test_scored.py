@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loomtune.contracts import Answer
-from loomtune.errors import Preempted, RunFailed
+from loomtune.errors import Preempted, UserError
 from loomtune_plugins.rewards.scored import PATIENCE, Failure, Scored, Scores
 
 
@@ -39,7 +39,7 @@ def test_a_failure_is_nan_and_is_told_once_a_kind(run: Any, answered: Callable[.
 def test_a_reward_that_never_scored_anything_ends_the_run_at_once(
     run: Any, answered: Callable[..., list[Answer]]
 ) -> None:
-    with pytest.raises(RunFailed, match=r"reward=lengths has no score for any of 2 answers: KeyError: 'depth'"):
+    with pytest.raises(UserError, match=r"reward=lengths has no score for any of 2 answers: KeyError: 'depth'"):
         Lengths().score(run, answered(["!KeyError|'depth'", "!Other|x"]))
 
 
@@ -50,7 +50,7 @@ def test_one_that_scored_before_may_fail_for_a_while(run: Any, answered: Callabl
     assert all(map(math.isnan, reward.score(run, bad)))
     reward.score(run, answered(["a"]))
     assert all(map(math.isnan, reward.score(run, bad)))
-    with pytest.raises(RunFailed):
+    with pytest.raises(UserError):
         reward.score(run, bad[:1])
 
 

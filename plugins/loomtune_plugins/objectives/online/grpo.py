@@ -9,7 +9,8 @@ from loomtune.contracts import Batch, Drawn
 from loomtune_plugins.objectives.encoding import refuse
 from loomtune_plugins.objectives.online import credit, telling
 from loomtune_plugins.objectives.online.credit import Rewards
-from loomtune_plugins.objectives.online.experience import Batched, Columns, Online, mean
+from loomtune_plugins.objectives.online.credited import Batched, Columns, Credited
+from loomtune_plugins.objectives.online.experience import mean
 from loomtune_plugins.objectives.online.groups import Group
 from loomtune_plugins.objectives.online.grpo_settings import SOFT, GrpoSettings, faults
 from loomtune_plugins.objectives.references import NAME
@@ -24,7 +25,7 @@ BY_TOKEN = ("bnpo", "dapo", "cispo", "vespo")
 """The variants whose loss is a mean over tokens; of the others it is one over completions."""
 
 
-class Grpo(Online):
+class Grpo(Credited):
     """Shao et al. 2024, "DeepSeekMath", equation 3, and what followed it.
 
     What a token's loss is divided by, over the whole step: `grpo`, `gspo` and `sapo` the completion's tokens, and then

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from loomtune.contracts import Batch, Drawn, LossSums, RoleSpec, Sample
 from loomtune.contracts.objective import Roles, Totals
 from loomtune_plugins.objectives.encoding import refuse
-from loomtune_plugins.objectives.online.experience import Batched, Columns, Online, mean
+from loomtune_plugins.objectives.online.credited import Batched, Columns, Credited
+from loomtune_plugins.objectives.online.experience import mean
 from loomtune_plugins.objectives.online.groups import Group, Scored
 from loomtune_plugins.objectives.online.ppo_credit import adapted, credited, foretold, token_rewards
 from loomtune_plugins.objectives.online.ppo_settings import VALUE, PpoSettings, faults
@@ -30,7 +31,7 @@ CREDIT = ("advantage", "returns")
 """The columns that are made of what roles say."""
 
 
-class Ppo(Online):
+class Ppo(Credited):
     """Schulman et al. 2017, "PPO", as Ziegler et al. 2019 and Ouyang et al. 2022 train language models with it.
 
     Tokens are actions. The reward of each is what its KL to the reference costs, and the score comes with the last one;
@@ -51,7 +52,7 @@ class Ppo(Online):
 
     def roles(self) -> Mapping[str, RoleSpec]:
         """Those of its kind, and the value: a head of the policy's network, or a network that starts from its base."""
-        head = RoleSpec(trained=True, head=VALUE, twin_of="policy", shares=self.settings.value == "head")
+        head = RoleSpec(trained=True, head=f"_{VALUE}", twin_of="policy", shares=self.settings.value == "head")
         return {**super().roles(), VALUE: head}
 
     def terms(self) -> Mapping[str, str]:

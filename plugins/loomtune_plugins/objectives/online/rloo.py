@@ -12,7 +12,8 @@ from loomtune.contracts import Batch
 from loomtune_plugins.objectives.encoding import refuse
 from loomtune_plugins.objectives.online import credit
 from loomtune_plugins.objectives.online.credit import Rewards
-from loomtune_plugins.objectives.online.experience import Batched, Columns, Online, mean
+from loomtune_plugins.objectives.online.credited import Batched, Columns, Credited
+from loomtune_plugins.objectives.online.experience import mean
 from loomtune_plugins.objectives.online.rloo_settings import RlooSettings, faults
 from loomtune_plugins.objectives.references import NAME
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from loomtune_plugins.objectives.online.watching import Metrics
 
 
-class Rloo(Online):
+class Rloo(Credited):
     """Ahmadian et al. 2024, "Back to Basics": a completion is one action, with one ratio and one advantage.
 
     The KL to the reference, k1 of the whole completion as it was drawn, is taken from its reward.
