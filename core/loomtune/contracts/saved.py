@@ -13,7 +13,7 @@ HEADS = "heads."
 """How names of scalar heads begin, in a network and in files."""
 
 INNER = f"{HEADS}_"
-"""How names of heads begin that training alone reads, such as one that foretells rewards: in checkpoints, in no export."""
+"""How names of heads begin that training alone reads, such as one that foretells rewards: they are in no export."""
 
 HEADS_FILE = "heads.safetensors"
 """Beside the weights of a model or an adapter: Hugging Face's loaders know no scalar heads and do not open it."""
