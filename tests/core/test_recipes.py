@@ -25,20 +25,37 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "zero3": {"name": "zero", "stage": 3, "offload": "none"},
     "zero3_offload": {"name": "zero", "stage": 3, "offload": "all"},
 }
-WORLDS = {"70b": 64, "8b": 8}
-COPIES = {"70b": 8, "8b": 2}
+MODELS = {
+    "llama3_8b": "meta-llama/Meta-Llama-3-8B",
+    "llama3_70b": "meta-llama/Meta-Llama-3-70B",
+    "qwen2_5_32b": "Qwen/Qwen2.5-32B",
+    "qwen2_5_72b": "Qwen/Qwen2.5-72B",
+    "mixtral_8x7b": "mistralai/Mixtral-8x7B-v0.1",
+}
+WORLDS = {"llama3_8b": 8, "llama3_70b": 64, "qwen2_5_32b": 32, "qwen2_5_72b": 64, "mixtral_8x7b": 32}
+ONE_NODE = {"lora": ("adapter", "lora"), "qlora": ("adapter", "qlora")}
+METHODS = {**ONE_NODE, "dpo": ("objective", "dpo"), "grpo": ("objective", "grpo")}
 EVERY = pytest.mark.parametrize(("size", "layout"), [(size, layout) for size in WORLDS for layout in LAYOUTS])
+METHOD = pytest.mark.parametrize(("size", "method"), [(size, method) for size in WORLDS for method in METHODS])
 
 
 @cache
 def composed(size: str, layout: str, *more: str, world: int = 0) -> Plan:
-    typed = [f"recipe=llama3_{size}_full_{layout}", "data.path=rows.jsonl", *more]
-    return api.compose(typed, processes=world or WORLDS[size])
+    typed = [f"recipe={size}_{layout if layout in METHODS else f'full_{layout}'}", "data.path=rows.jsonl", *more]
+    return api.compose(typed, processes=world or (8 if layout in ONE_NODE else WORLDS[size]))
 
 
 @EVERY
 def test_a_recipe_composes_and_passes_every_check_for_a_world_that_is_elsewhere(size: str, layout: str) -> None:
     assert api.check(composed(size, layout), simulated=True) == []
+
+
+@METHOD
+def test_a_recipe_of_a_method_does_too_and_is_of_that_method(size: str, method: str) -> None:
+    plan = composed(size, method)
+    axis, name = METHODS[method]
+    assert plan.chosen(axis)["name"] == name and plan.chosen("model")["path"] == MODELS[size]
+    assert api.check(plan, simulated=True) == []
 
 
 @EVERY
@@ -47,9 +64,9 @@ def test_a_recipe_says_what_its_name_says(size: str, layout: str) -> None:
     sharding = plan.chosen("sharding")
     assert {key: sharding[key] for key in LAYOUTS[layout]} == LAYOUTS[layout]
     assert sharding["activation_checkpointing"] is True
-    assert sharding.get("replicate", 1) == (COPIES[size] if layout == "hsdp" else 1)
+    assert sharding.get("replicate", 1) == (2 if layout == "hsdp" else 1)
     assert plan.chosen("adapter")["name"] == "full"
-    assert plan.chosen("model")["path"] == f"meta-llama/Meta-Llama-3-{size.upper()}"
+    assert plan.chosen("model")["path"] == MODELS[size]
     assert (plan.root.precision, plan.root.batch.size % WORLDS[size]) == ("bf16", 0)
     assert plan.root.checkpoint.every > 0
 
@@ -60,10 +77,10 @@ def test_the_four_of_a_size_are_the_same_run_so_that_one_goes_on_where_another_s
 
 
 def test_a_model_of_one_s_own_takes_the_place_of_the_hub_s() -> None:
-    assert composed("70b", "zero3", "model.path=/models/llama").chosen("model")["path"] == "/models/llama"
+    assert composed("llama3_70b", "zero3", "model.path=/models/llama").chosen("model")["path"] == "/models/llama"
 
 
-@pytest.mark.parametrize(("size", "world", "nearest"), [("70b", 12, 6), ("70b", 20, 10), ("8b", 7, 1)])
+@pytest.mark.parametrize(("size", "world", "nearest"), [("llama3_70b", 13, 1), ("llama3_8b", 7, 1)])
 def test_a_world_that_copies_do_not_divide_is_refused_with_the_nearest_that_do(
     size: str, world: int, nearest: int
 ) -> None:
@@ -75,13 +92,13 @@ def test_a_world_that_copies_do_not_divide_is_refused_with_the_nearest_that_do(
 
 def test_other_faults_are_found_for_a_world_elsewhere_too() -> None:
     with pytest.raises(UserError) as refused:
-        api.check(composed("70b", "zero3", "sharding.stage=0", "batch.size=0"), simulated=True)
+        api.check(composed("llama3_70b", "zero3", "sharding.stage=0", "batch.size=0"), simulated=True)
     assert "sharding.stage=0" in str(refused.value) and "batch.size=0" in str(refused.value)
 
 
 def test_files_are_asked_for_where_the_run_is_to_start_here(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        api.check(composed("8b", "fsdp", f"model.path={tmp_path / 'absent'}"))
+        api.check(composed("llama3_8b", "fsdp", f"model.path={tmp_path / 'absent'}"))
     assert "no model folder" in str(refused.value) and "rows.jsonl" in str(refused.value)
 
 
@@ -94,13 +111,13 @@ def called(*arguments: str) -> int:
 def test_a_dry_run_shows_a_recipe_for_a_world_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert called("train", "recipe=llama3_70b_full_hsdp", "--dry-run", "--world", "64") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "sharding.replicate=8  # recipe=llama3_70b_full_hsdp" in lines
+    assert "sharding.replicate=2  # recipe=llama3_70b_full_hsdp" in lines
     assert "precision=bf16  # recipe=llama3_70b_full_fsdp" in lines
     assert not any("would run" in line for line in lines), "the launcher of this machine starts no world elsewhere"
 
 
 def test_a_dry_run_refuses_a_world_elsewhere_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
-    assert called("train", "recipe=llama3_70b_full_hsdp", "--dry-run", "--world", "12") == 2
+    assert called("train", "recipe=llama3_70b_full_hsdp", "sharding.replicate=8", "--dry-run", "--world", "12") == 2
     assert "set sharding.replicate=6" in capsys.readouterr().err
 
 
@@ -134,12 +151,16 @@ def test_a_dry_run_says_where_it_could_not_ask_that(capsys: pytest.CaptureFixtur
         assert "not asked: whether the model can be laid out so" in capsys.readouterr().out
 
 
-RECIPES = sorted(path.stem for path in (ROOT / "conf" / "loomtune_conf" / "recipe").glob("*.yaml"))
+ALIKE = ("llama3_70b", "qwen2_5", "mixtral")
+"""Their recipes differ from those of `llama3_8b` in numbers alone."""
+
+ALL = sorted(path.stem for path in (ROOT / "conf" / "loomtune_conf" / "recipe").glob("*.yaml"))
+RECIPES = [name for name in ALL if not name.startswith(ALIKE)]
 
 
 @cache
 def of_recipe(recipe: str, *more: str) -> Plan:
-    rows = ["data.path=rows.jsonl"] if recipe.startswith("llama") else []
+    rows = ["data.path=rows.jsonl"] if recipe.startswith(tuple(MODELS)) else []
     return api.compose([f"recipe={recipe}", *rows, *more])
 
 
@@ -184,7 +205,15 @@ def documented() -> dict[str, tuple[int, list[str]]]:
 
 @EVERY
 def test_the_documented_command_of_a_recipe_passes_every_check(size: str, layout: str) -> None:
-    world, overrides = documented()[f"llama3_{size}_full_{layout}"]
+    world, overrides = documented()[f"{size}_full_{layout}"]
     assert world == WORLDS[size]
+    assert {text.partition("=")[0] for text in overrides} >= {"model.path", "data.path", "run.dir"}
+    assert api.check(api.compose(overrides, processes=world), simulated=True) == []
+
+
+@METHOD
+def test_the_documented_command_of_a_method_s_recipe_does_too(size: str, method: str) -> None:
+    world, overrides = documented()[f"{size}_{method}"]
+    assert world == (8 if method in ONE_NODE else WORLDS[size])
     assert {text.partition("=")[0] for text in overrides} >= {"model.path", "data.path", "run.dir"}
     assert api.check(api.compose(overrides, processes=world), simulated=True) == []
