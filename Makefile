@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test setup check format lint types imports everyday labs mutations parity matrix adapters adapter-sweep preferences reinforcement bench base clean
+.PHONY: demo test setup check format lint types imports everyday labs mutations parity matrix adapters adapter-sweep preferences reinforcement bench memory-table published base clean
 
 demo: $(VENV)/.installed  ## fine-tune the shipped model on the embedded task, on two processes
 	$(BIN)/loomtune train
@@ -66,6 +66,12 @@ bench: $(VENV)/.installed  ## SFT and DPO against TRL, interleaved; ARGS='--writ
 	$(BIN)/python benchmarks/sft.py $(ARGS)
 	$(BIN)/python benchmarks/dpo.py $(ARGS)
 	$(BIN)/python benchmarks/sharing.py $(ARGS)
+
+memory-table: $(VENV)/.installed  ## predicted against measured memory, real runs; ARGS=--write for docs/planning-memory.md
+	DS_ACCELERATOR=cpu $(BIN)/python benchmarks/memory.py $(ARGS)
+
+published: $(VENV)/.installed  ## forecasts beside what others have measured and published (a quarter of an hour); ARGS='--write docs/planning-published.md'
+	$(BIN)/python benchmarks/published.py $(ARGS)
 
 base: $(VENV)/.installed  ## make the shipped model anew from generated text
 	$(BIN)/python -m loomtune_plugins.models.tiny.make

@@ -57,7 +57,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "mean of means",
         "each micro-batch is divided by its own weight instead of the step's",
-        "core/loomtune/loop.py",
+        "core/loomtune/stepping.py",
         "for engine, loss in run.losses(result, totals):",
         "for engine, loss in run.losses(\n"
         "                    result, {t: w * len(batches) for t, w in run.objective.weights(batch).items()}\n"
@@ -67,7 +67,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "mean per rank",
         "a step's weight is summed over this rank's micro-batches only",
-        "core/loomtune/loop.py",
+        "core/loomtune/stepping.py",
         "run.world.sum([mine[term] for term in terms])",
         "[mine[term] for term in terms]",
         (f"{PARITY}[ddp on 2]",),
@@ -91,11 +91,51 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "guard ignored",
         "the optimizer steps whatever the guards say",
-        "core/loomtune/loop.py",
+        "core/loomtune/stepping.py",
         "verdicts.append(self._judge(loss, math.hypot(*before)))\n"
         "                return verdicts[-1] is Verdict.CONTINUE",
         "verdicts.append(self._judge(loss, math.hypot(*before)))\n                return True",
         ("tests/core/test_loop.py::test_several_networks_take_a_step_together_or_not_at_all",),
+    ),
+    Mutation(
+        "wet step",
+        "what is computed before the first step changes the weights' optimizer",
+        "core/loomtune/dry.py",
+        "engine.step(0.0, 0.0, lambda norm: False)",
+        "engine.step(0.0, 0.0, lambda norm: True)",
+        ("tests/core/test_dry.py::test_a_dry_step_changes_nothing_to_the_bit",),
+    ),
+    Mutation(
+        "time counted for the outer",
+        "a phase in another leaves its time with that",
+        "plugins/loomtune_plugins/trackers/usage/timeline.py",
+        "self._stack[-1] if self._stack else OTHER",
+        "self._stack[0] if self._stack else OTHER",
+        ("tests/plugins/trackers/usage/test_timeline.py::test_a_phase_in_another_takes_its_time_from_it",),
+    ),
+    Mutation(
+        "a queue taken for sleep",
+        "a rank whose core is taken by another process seems to wait for its peers",
+        "plugins/loomtune_plugins/trackers/usage/clocks.py",
+        "wall - time.thread_time() - self._queued()",
+        "wall - time.thread_time()",
+        ("tests/plugins/trackers/usage/test_clocks.py",),
+    ),
+    Mutation(
+        "prompts left out",
+        "operations are counted of predicted tokens alone",
+        "plugins/loomtune_plugins/trackers/usage/worth.py",
+        "return cls(sum(sample.length for sample in samples), targets, sum(map(_squares, samples)))",
+        "return cls(targets, targets, sum(map(_squares, samples)))",
+        ("tests/plugins/trackers/usage/test_worth.py",),
+    ),
+    Mutation(
+        "a trace too early",
+        "recording begins in the middle of the step before",
+        "plugins/loomtune_plugins/trackers/usage/tracing.py",
+        "if begins and name in FIRST and self._between:",
+        "if begins and name in FIRST:",
+        ("tests/plugins/trackers/usage/test_tracing.py",),
     ),
     Mutation(
         "bad rows again",

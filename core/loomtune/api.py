@@ -130,6 +130,7 @@ def prepare(plan: Plan) -> Path:
     if data.window:  # what a place means depends on the files; samples that were made as a whole stay what they are
         began["data"] = data.fingerprint()
     inputs.check(folder, began)
+    warn(plans.foreseen(plan, folder, catalogue))
     placed = tokenise(plan, catalogue)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(plan.dump())
@@ -195,9 +196,10 @@ def train(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Res
 
 def started(plan: Plan) -> Result:
     """Checks, prepares and launches a plan. What runs elsewhere is checked and prepared there, by itself."""
-    elsewhere = plan.build(installed(), "launcher").elsewhere
-    warn(check(plan, simulated=elsewhere))
-    return launch(plan, announced(plan) if elsewhere else prepare(plan))
+    launcher: Launcher = plan.build(installed(), "launcher")
+    warn(check(plan, simulated=launcher.elsewhere))
+    launcher.spec(Path(plan.root.run.dir or "RUN"), plan.processes, plan.overrides)  # refuses what it cannot start
+    return launch(plan, announced(plan) if launcher.elsewhere else prepare(plan))
 
 
 def announced(plan: Plan) -> Path:
@@ -206,6 +208,7 @@ def announced(plan: Plan) -> Path:
         raise UserError.of("--config-dir names a folder of this machine", "put those configs into a plugin there")
     folder = _folder(plan)
     plan = _same_run(folder, plan, installed())
+    warn(plans.foreseen(plan, folder, installed()))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(plan.dump())
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ class Assembly:
     """A run and what is needed to give it its models.
 
     models: of the roles that are other networks than the policy. whole: the adapter that adds nothing, for these.
+    rehearses: whether engines are made of tensors without storage, for a step that is only looked at.
     """
 
     run: Run
@@ -41,6 +42,7 @@ class Assembly:
     sharding: Sharding
     models: Mapping[str, Model] = field(default_factory=dict)
     whole: Adapter | None = None
+    rehearses: bool = False
 
     def build_roles(self, *, trains: bool = True) -> None:
         """Builds an engine for every role that cannot be a view of another's, and the views.
@@ -67,7 +69,7 @@ class Assembly:
             if owner not in engines:
                 heads = sorted({r.head for n, r in wanted.items() if self._owner(n, wanted) == owner})
                 spec = self.spec(owner, wanted[owner], tuple(heads))
-                engines[owner] = self.sharding.engine(spec, self.run.world)
+                engines[owner] = self._engine(spec)
             shared_and_frozen = owner != name and not role.trained
             view = Role(name, engines[owner], adapter=not shared_and_frozen, head=role.head, trained=role.trained)
             self.run.roles[name] = view
@@ -75,8 +77,15 @@ class Assembly:
             if wanted[record.role].twin_of is not None:
                 self._record(name, record, trains)
 
+    def _engine(self, spec: EngineSpec) -> Engine:
+        if self.rehearses:
+            return self.sharding.rehearsed(spec, self.run.world, self.run.settings.hardware.kind)
+        return self.sharding.engine(spec, self.run.world)
+
     def _record(self, name: str, record: Record, trains: bool) -> None:
-        """Joins what a role says to the samples of the splits that are used."""
+        """Joins what a role says to the samples of the splits that are used; a rehearsal has none."""
+        if self.rehearses:
+            return
         run, role = self.run, self.run.objective.roles()[record.role]
         model = self.models.get(record.role, run.model)
         made_of: list[object] = [role.head]
@@ -97,7 +106,7 @@ class Assembly:
         if twin is not None and twin.head == role.head:
             yield replace(twin, name=name, adapter=self.adapter.saves_base, trained=False)
             return
-        engine = self.sharding.engine(self.spec(name, role, (role.head,)), self.run.world)
+        engine = self._engine(self.spec(name, role, (role.head,)))
         yield Role(name, engine, head=role.head, trained=False)
         engine.close()
 
@@ -129,25 +138,32 @@ def assemble(
     *,
     observed: bool = True,
     stop: StopRequest | None = None,
+    rehearsed: Callable[[Model], Model] | None = None,
 ) -> Assembly:
     """Builds every part that the plan names, and the run that holds them; no model yet.
 
-    observed: with its trackers. stop: who asks this rank to leave; None: nobody.
+    observed: with its trackers. stop: who asks this rank to leave; None: nobody. rehearsed: for a run that is only
+    rehearsed, without samples and a sampler, what takes the place of each model.
     """
     root = plan.root
     sharding: Sharding = plan.build(catalogue, "sharding")
     sharding.check(world.size)
     world = _placed(world, sharding)
     trackers: dict[str, Tracker] = plan.build(catalogue, "tracker") if observed else {}
-    splits = of_run(folder)
+    splits = {} if rehearsed else of_run(folder)
     objective: Objective = plan.build(catalogue, "objective")
     objective.use(plan.build(catalogue, "loss"), rewards := plan.build(catalogue, "reward"))
     adapter: Adapter = plan.build(catalogue, "adapter")
     model: Model = plan.build(catalogue, "model")
     data: Data = plan.build(catalogue, "data")
-    chosen = sampler(root, splits["train"], data, row_width(root, model, adapter.virtual_tokens))
-    counted = json.loads((folder / "samples.json").read_text())["train"].get("steps")
-    length = counted or steps(root, chosen, objective)
+    others = models(plan, catalogue)
+    if rehearsed:
+        model, others = rehearsed(model), {name: rehearsed(other) for name, other in others.items()}
+        chosen, length = None, max(root.steps, 1)
+    else:
+        chosen = sampler(root, splits["train"], data, row_width(root, model, adapter.virtual_tokens))
+        counted = json.loads((folder / "samples.json").read_text())["train"].get("steps")
+        length = counted or steps(root, chosen, objective)
     run = Run(
         plan=plan,
         settings=root,
@@ -179,8 +195,9 @@ def assemble(
         keeper=Keeper(run, adapter, lease),
         adapter=adapter,
         sharding=sharding,
-        models=models(plan, catalogue),
+        models=others,
         whole=_whole(catalogue),
+        rehearses=rehearsed is not None,
     )
 
 

@@ -142,6 +142,16 @@ def estimate(plan: Plan) -> Sequence[Estimate]:  # type: ignore[empty-body]
     """Foretells an amount (bytes, seconds, tokens) of the run, with the reasoning, for `loomtune plan`."""
 
 
+@hookspec
+def foresee(plan: Plan, folder: Path) -> Sequence[Finding]:  # type: ignore[empty-body]
+    """Says, once, whether a run that is about to be launched can go well; it may take its time, and files of its own.
+
+    Asked by `loomtune train`, and by rank 0 where ranks are started by hand, before anything of the run is made; after
+    every check, so the plan is sound. Returns findings, as `preflight`: faults refuse the run.
+    plan: with the world size that will be asked for. folder: of the run, which may not be there yet, to leave files in.
+    """
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # During the run: events, on a manager made for this run, on every rank in the same order.
 # ---------------------------------------------------------------------------------------------------------------------

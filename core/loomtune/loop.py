@@ -76,7 +76,8 @@ class Loop:
         run.events.tell("step_started", run=run, step=run.step)
         reseed(run.settings.seed, run.step, run.world.replica)
         with run.phases("data"):
-            batches = step_batches(run, *self.feed.next(), self.limit)
+            run.samples, numbers = self.feed.next()
+            batches = step_batches(run, run.samples, numbers, self.limit)
         totals = self.stepper.totals(batches)
         sums = self.stepper.accumulate(batches, totals)
         rate = run.optimizer.learning_rate * run.schedule.factor(run.step, run.steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from loomtune.batching import CPU_TOKENS, collate
+from loomtune.dry import by_length, enough, imaginable, peak, state_to_come
 from loomtune.run import Run
 
 MARGIN = 0.85
@@ -14,17 +15,18 @@ MARGIN = 0.85
 def token_budget(run: Run) -> int:
     """Tokens of a micro-batch, padding included, equal on every rank.
 
-    On a CPU a constant that suits its cache. On an accelerator one and then two of the longest rows are run forward and
-    backward, without a trace, and what a token costs is read from the allocator; nothing is run until it breaks.
+    On a CPU, and where nobody knows what a step holds, a constant that suits a core's cache. On an accelerator one and
+    then two of the longest rows are run forward and backward, without a trace, and what a token costs is read from the
+    allocator; nothing is run until it breaks.
     """
-    if run.world.device.type == "cpu" or not isinstance(run.settings.batch.micro, str):
+    if run.world.device.type == "cpu" or not isinstance(run.settings.batch.micro, str) or not imaginable(run):
         return CPU_TOKENS
     rows = _longest(run)
-    peaks = [_peak(run, rows[: count + 1]) for count in range(len(rows))]
+    with enough(run):
+        peaks = [_peak(run, rows[: count + 1]) for count in range(len(rows))]
     length = sum(int(run.splits["train"].lengths[number]) for number in rows[0])
     _, total = torch.cuda.mem_get_info(run.world.device)
-    to_come = sum(engine.state_bytes() for engine in run.trained_engines()) if run.step == 0 else 0
-    mine = affordable(peaks, length, int(total * MARGIN) - to_come)
+    mine = affordable(peaks, length, int(total * MARGIN) - state_to_come(run))
     return int(min(run.world.gather(mine)))
 
 
@@ -33,8 +35,7 @@ def _longest(run: Run) -> list[tuple[int, ...]]:
 
     Where the run packs, each holds two samples, so that the mask that keeps them apart is measured too.
     """
-    lengths = run.splits["train"].lengths
-    order = sorted(range(len(lengths)), key=lambda i: -int(lengths[i]))[:4]
+    order = [int(number) for number in by_length(run)[:4]]
     each = 2 if run.settings.packing and len(order) == 4 else 1
     return [tuple(order[start : start + each]) for start in range(0, len(order), each)][:2]
 
@@ -48,16 +49,7 @@ def affordable(peaks: list[int], length: int, capacity: int) -> int:
 
 def _peak(run: Run, rows: list[tuple[int, ...]]) -> int:
     """Most bytes that the allocator gave out while these rows of training samples went forward and backward."""
-    samples = [run.splits["train"][number] for row in rows for number in row]
+    objective, split = run.objective, run.splits["train"]
+    samples = [objective.imagined(split[number], run.max_length)[0] for row in rows for number in row]
     batch = collate(samples, range(len(samples)), run.tokenizer.pad_id, rows=[len(row) for row in rows])
-    batch = batch.to(run.world.device)
-    totals = dict.fromkeys(run.objective.terms(), 1.0)
-    torch.cuda.reset_peak_memory_stats(run.world.device)
-    statistics = run.objective.statistics(run.roles, [batch], run.world)
-    with run.accumulating(last=True):
-        result = run.objective.loss(run.roles, batch, totals, statistics)
-        for engine, loss in run.losses(result, totals):
-            engine.backward(loss)
-    for engine in run.trained_engines():
-        engine.step(0.0, 0.0, lambda norm: False)
-    return torch.cuda.max_memory_allocated(run.world.device)
+    return peak(run, [batch.to(run.world.device)])

@@ -41,8 +41,9 @@ class Run:
     token_budget: tokens, with padding, of a micro-batch where `batch.micro=auto`.
     virtual_tokens: what the adapter puts before each row.
     stop: whether this rank was asked to leave; what takes long asks all of them between its pieces (`heed`).
-    metrics: those of the last step and the last evaluation. noted: those that join the next step's, equal on all ranks.
-    phases: what is being done, for those who measure.
+    metrics: those of the last step and the last evaluation. noted: those that join the step's that ends next, equal on
+    all ranks unless a clock or an allocator gave them.
+    phases: what is being done, for those who measure. samples: the current step's, on all ranks together.
     draw: gives the rows that come next, a `batch.size` of them, while the objective makes experience.
     """
 
@@ -73,6 +74,7 @@ class Run:
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     noted: dict[str, float] = field(default_factory=dict)
+    samples: Sequence[c.Sample] = ()
     draw: Callable[[], list[c.Drawn]] = list
     stop: StopRequest = field(default_factory=StopRequest)
     phases: Phases = field(default_factory=Phases)

@@ -139,6 +139,7 @@ def _attempt(
 
 
 def _trained(assembly: Assembly) -> str:
+    from loomtune.dry import dry_step
     from loomtune.loop import Loop
     from loomtune.micro import token_budget
     from loomtune.probe import check_isolation
@@ -149,6 +150,7 @@ def _trained(assembly: Assembly) -> str:
     keeper.restore()
     check_isolation(run)
     run.token_budget = token_budget(run)
+    dry_step(run)
     run.events.tell("model_ready", run=run)
     for guard in run.guards:
         guard.started(run)

@@ -23,6 +23,11 @@ from loomtune_launchers.settings import LocalSettings
 from loomtune_launchers.watching import failures, orphans, ranklogs
 from loomtune_launchers.watching.pipes import Pipes
 
+_CURE = (
+    "start `torchrun --nnodes ... -m loomtune.train` on each node by hand, or choose launcher=ssh or launcher=slurm; "
+    "`loomtune plan` needs neither"
+)
+
 SLACK = 5
 """Seconds beyond the grace in which torchrun may clear away what it had to kill."""
 
@@ -34,12 +39,17 @@ class Local(Launcher):
         self.settings = settings
         jobs.processes_a_node(settings, 1)
         jobs.check_counts(settings)
+        jobs.number("nodes", settings.nodes, 1)
 
     def processes(self, many: bool) -> int:
-        return jobs.processes_a_node(self.settings, (_gpus() or min(2, os.cpu_count() or 1)) if many else 1)
+        here = jobs.processes_a_node(self.settings, (_gpus() or min(2, os.cpu_count() or 1)) if many else 1)
+        return self.settings.nodes * here
 
     def spec(self, run: Path, processes: int, typed: Sequence[str] = ()) -> JobSpec:
         settings = self.settings
+        if settings.nodes > 1:
+            what = f"launcher.nodes={settings.nodes}, but launcher=local starts processes on this machine alone"
+            raise UserError.of(what, _CURE)
         return JobSpec(
             run=run,
             arguments=(str(run),),

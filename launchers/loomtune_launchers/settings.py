@@ -27,6 +27,8 @@ class GroupSettings:
 class LocalSettings(GroupSettings):
     """This machine."""
 
+    nodes: int = option(1, "nodes that `loomtune plan` plans for; more than this one are not started from here")
+
 
 @dataclass
 class NodesSettings(GroupSettings):

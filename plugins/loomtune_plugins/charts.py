@@ -14,6 +14,8 @@ LINE, FAINT, GROUND = "#2f6fde", "#b9cdf3", "#98a2b3"
 _SMOOTH_FROM = 40
 """Curves with more points than this also get a smooth line: single steps are noisy."""
 _LEGEND, _WIDE = 14, 20
+_BARS = 120
+"""Bars that are told apart in a chart."""
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 Point = tuple[float, float]
 
@@ -49,6 +51,23 @@ def together(name: str, runs: Mapping[str, Sequence[Point]], points: int = 400) 
         axes.set_xlabel("step", color=GROUND)
         if len(runs) <= _LEGEND:
             axes.legend(frameon=False, fontsize=7)
+    return _svg(drawing)
+
+
+def stacked(name: str, bands: Mapping[str, Sequence[Point]], points: int = 400) -> str:
+    """Bars over the steps, of which each band is a part. bands: label to (step, value) pairs of the same steps."""
+    with _axes(f"stacked-{name}", 3.6, 2.8) as (axes, drawing):
+        below: list[float] = []
+        for number, (label, values) in enumerate(bands.items()):
+            drawn = thinned(values, min(points, _BARS))
+            steps, heights = [step for step, _ in drawn], [value for _, value in drawn]
+            below = below or [0.0] * len(drawn)
+            width = steps[1] - steps[0] if len(steps) > 1 else 1.0
+            axes.bar(steps, heights, width, below, label=_plain(label), color=f"C{number % 10}")
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+        axes.margins(x=0.01)
+        axes.set_xlabel("step", color=GROUND)
+        axes.legend(frameon=False, fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return _svg(drawing)
 
 

@@ -30,6 +30,8 @@ OF_ROLLOUTS = (
     "read_seconds",
 )
 """How names begin of what is noted once a batch of completions, which several steps may learn from."""
+OF_USE = ("seconds/", "memory_bytes/", "mfu", "exposed_communication_seconds", "all_tokens_per_second")
+"""How names begin of what a step used (`docs/measuring.md`). Not every step has all of it."""
 
 BEFORE = "_before"
 
@@ -49,7 +51,7 @@ def evaluations(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = Counter(key for line in steps for key in line)
     found = {_plain(key): None for line in lines if line.get("step") == 0 for key in line}
     found |= {_plain(key): None for key, count in counts.items() if count < len(steps) or key.endswith(BEFORE)}
-    return [key for key in found if key not in OF_THE_LOOP and not key.startswith(OF_ROLLOUTS)]
+    return [key for key in found if key not in OF_THE_LOOP and not key.startswith((*OF_ROLLOUTS, *OF_USE))]
 
 
 def by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:

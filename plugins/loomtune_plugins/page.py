@@ -79,14 +79,15 @@ def table(title: str, rows: Mapping[str, str], *, folded: bool) -> str:
     return f"{head}<summary>{escape(title)}</summary><table>{cells}</table></details>"
 
 
-def grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A folded section with a table of texts, whose lines' ends stay; without rows, nothing."""
+def grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, folded: bool = True) -> str:
+    """A section with a table of texts, whose lines' ends stay; without rows, nothing."""
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    names = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f'<table class="grid"><tr>{head}</tr>{cells}</table>'
-    return f"<details><summary>{escape(title)}</summary>{table}</details>"
+    table = f'<table class="grid"><tr>{names}</tr>{cells}</table>'
+    head = "<details>" if folded else "<details open>"
+    return f"{head}<summary>{escape(title)}</summary>{table}</details>"
 
 
 def duration(seconds: float) -> str:

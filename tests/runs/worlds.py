@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loomtune import api
+from loomtune_plugins.measured import OF_USE
 from loomtune_plugins.trackers import metrics
 from runs.driver import PRELOADED, Work, serve
 
@@ -25,7 +26,12 @@ PATIENCE = 600.0
 
 MEASURED = frozenset({"seconds", "tokens_per_second", "memory_bytes"})
 MEASURED |= {"rollout_seconds", "reward_seconds", "read_seconds", "rollout_tokens_per_second"}
-"""Metrics that differ from one attempt to the next."""
+"""Metrics that differ from one attempt to the next, with those of `clocked`."""
+
+
+def clocked(name: str) -> bool:
+    """Whether a clock or an allocator said it."""
+    return name in MEASURED or name.startswith(OF_USE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Outcome:
 
 def maths(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics that must not depend on time or memory."""
-    return [{key: value for key, value in line.items() if key not in MEASURED} for line in metrics.read(folder)]
+    return [{key: value for key, value in line.items() if not clocked(key)} for line in metrics.read(folder)]
 
 
 class Failed(Exception):
@@ -150,7 +156,7 @@ class Worlds:
 
 def _lasting(result: dict[str, Any]) -> dict[str, Any]:
     """A result without what each rank measures for itself."""
-    return result | {"metrics": {key: value for key, value in result["metrics"].items() if key not in MEASURED}}
+    return result | {"metrics": {key: value for key, value in result["metrics"].items() if not clocked(key)}}
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from loomtune.world import World, reseed
 from loomtune_plugins.objectives.distill import Distill
 from loomtune_plugins.objectives.distill_settings import DistillSettings
 from runs.ranks import assembled
-from runs.worlds import MEASURED
+from runs.worlds import clocked
 
 
 class Listener:
@@ -33,7 +33,7 @@ class Listener:
 
     @hookimpl
     def step_finished(self, run: Run, step: int, metrics: Mapping[str, float]) -> None:
-        self.lines.append({name: value for name, value in metrics.items() if name not in MEASURED})
+        self.lines.append({name: value for name, value in metrics.items() if not clocked(name)})
 
 
 def written(folder: Path, world: World) -> dict[str, Any]:

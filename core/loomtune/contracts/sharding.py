@@ -170,9 +170,10 @@ class Sharding(ABC):
     def engine(self, spec: EngineSpec, world: World) -> Engine:
         """Builds a network: birth without storage, weaving, layout, weights read slice by slice, optimizer."""
 
-    def rehearsed(self, spec: EngineSpec, world: World) -> Engine:
+    def rehearsed(self, spec: EngineSpec, world: World, kind: str = "") -> Engine:
         """The engine for a rehearsal: tensors without storage, and collectives that reach nobody.
 
+        kind: of the devices that the run is for, as in `Hardware`; the tensors are of the CPU, whatever it is.
         As here `engine` itself, where its code runs so. Else a double that allocates, computes and sends the same.
         """
         return self.engine(spec, world)

@@ -30,6 +30,9 @@ def log_probs(role: Role, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     return result
 
 
+PLAIN: set[type] = {Tensor, nn.Parameter}
+"""Types of tensors that are memory and nothing else. A rehearsal of what CPUs do adds its own."""
+
 Look = Callable[[Tensor, Tensor], Tensor]
 """From logits `(n, vocabulary)` fp32 and targets `(n,)` to a number `(n,)` of each; it must leave the logits alone."""
 
@@ -87,7 +90,7 @@ def target_log_probs(
 
 def _chosen(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities of the labels; the logits may be written over."""
-    if type(logits) is not Tensor or logits.device.type != "cpu":
+    if type(logits) not in PLAIN or logits.device.type != "cpu":
         return -F.cross_entropy(logits, labels, reduction="none")
     chosen: Tensor = _InPlace.apply(logits, labels)  # type: ignore[no-untyped-call]
     return chosen

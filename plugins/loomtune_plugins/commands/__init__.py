@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from loomtune import hookimpl
 from loomtune.offers import Command
+from loomtune_plugins.commands.plan.preflight import estimate, foresee
+
+__all__ = ["commands", "estimate", "foresee"]
 
 HERE = "loomtune_plugins.commands"
 
@@ -14,6 +17,7 @@ def commands() -> Sequence[Command]:
     return (
         Command("inspect", f"{HERE}.inspect.command:inspect", "show rows as a model will see them, and their figures"),
         Command("prepare", f"{HERE}.prepare.command:prepare", "make raw files into rows that can be trusted"),
+        Command("plan", f"{HERE}.plan.command:plan", "foretell memory, time and cost of a run, and what would fit"),
         Command("train", f"{HERE}.train:train", "train a model; alone, it teaches the shipped one to write SQL"),
         Command("resume", f"{HERE}.train:resume", "go on with a run, under any sharding and world size"),
         Command("status", f"{HERE}.launched:status", "say what a run is doing, wherever it was launched"),

@@ -49,7 +49,7 @@ class InPieces(Tensor):
 
         mask: `(rows, 1, length, length)`, to be added.
         """
-        if mask.device.type != "cpu" or mask.shape[-1] <= SHORT:
+        if type(mask) is not Tensor or mask.device.type != "cpu" or mask.shape[-1] <= SHORT:
             return mask
         made = mask.as_subclass(cls)
         parents = batch.parents.tolist()

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from loomtune.contracts.model import Exchange
 
 ATTENTIONS = ("", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+LISTED = ("layer_types", "mlp_layer_types")
+"""Values of a config that say something of each layer."""
+
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 
@@ -33,6 +36,7 @@ class CausalLM(Model):
     owns_tokenizer: bool = False
     new_tokens: Sequence[str] = ()
     pad_vocabulary_to: int = 1
+    layers: int = 0
 
     @abstractmethod
     def described(self) -> Mapping[str, Any]:
@@ -47,7 +51,7 @@ class CausalLM(Model):
         config, rows = self.published(), self.vocabulary()
         if rows != self.stored_rows():
             config.get_text_config().vocab_size = rows
-        return config
+        return self.shortened(config)
 
     @abstractmethod
     def tokenizer_folder(self) -> Path:
@@ -115,6 +119,29 @@ class CausalLM(Model):
         other = copy(self)
         other.attention = ""
         return other
+
+    def depth(self) -> tuple[int, int]:
+        """The decoder's layers, and after how many of them their types begin anew."""
+        count = int(self._value("num_hidden_layers", "n_layer", "num_layers"))
+        config = self.described().get("text_config") or self.described()
+        types = config.get("layer_types") or self.published().get_text_config().to_dict().get("layer_types")
+        return count, period(types[:count]) if types else 1
+
+    def of_depth(self, blocks: int) -> Model:
+        """With so many of its first layers."""
+        other = copy(self)
+        other.layers = blocks
+        return other
+
+    def shortened(self, config: Any) -> Any:
+        """A config with the layers that `of_depth` leaves of it."""
+        if self.layers:
+            text = config.get_text_config()
+            text.num_hidden_layers = self.layers
+            for name in LISTED:
+                if isinstance(each := getattr(text, name, None), list):
+                    setattr(text, name, each[: self.layers])
+        return config
 
     def skeleton(self) -> nn.Module:
         """The module without weights, on the current device."""
@@ -215,6 +242,12 @@ class CausalLM(Model):
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder)
         module.generation_config.save_pretrained(folder)
+
+
+def period(types: Sequence[str]) -> int:
+    """After how many a sequence repeats itself, as often as it is long; all of it where it does not."""
+    count = len(types)
+    return next(n for n in range(1, count + 1) if all(types[i] == types[i % n] for i in range(count)))
 
 
 def fingerprint(*parts: object) -> str:

@@ -10,6 +10,7 @@ from loomtune.settings import option
 ATTENTION = "attention of transformers: sdpa, eager, flash_attention_2, ...; empty: what the model prefers"
 CHAT_TEMPLATE = "in place of the tokenizer's chat template: a Jinja file, or chatml, llama3, ...; plain needs no tokens"
 NEW_TOKENS = "special tokens to add to the tokenizer; the embedding grows where it has no spare rows for them"
+ORIGIN = "hub ids of models of this very shape, for which `loomtune plan` takes it where they are not at hand"
 PAD_VOCABULARY = "the embedding's rows become a multiple of this; 64 suits accelerators, and what ranks divide"
 
 
@@ -49,3 +50,4 @@ class RandomSettings:
     tokenizer: str = option("", "folder of a tokenizer; empty: that of `config`, or else of the shipped model")
     new_tokens: list[str] = option([], NEW_TOKENS)
     pad_vocabulary_to: int = option(1, PAD_VOCABULARY)
+    origin: list[str] = option([], ORIGIN, how=True)

@@ -6,7 +6,8 @@ No torch: a trace is made in one process and reasoned about in another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 CAUSES = (
     "parameters",  # this rank's, as they lie between steps
@@ -99,3 +100,19 @@ class Trace:
     def peak(self) -> Peak:
         """The largest of all moments."""
         return max(self.moments.values(), key=lambda one: one.bytes)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Trace:
+        """From what `plain` gave."""
+        lists = {
+            "moments": {name: Peak(**peak) for name, peak in plain["moments"].items()},
+            "collectives": [Collective(**{**one, "ranks": tuple(one["ranks"])}) for one in plain["collectives"]],
+            "work": [Work(**{**one, "shape": tuple(one["shape"])}) for one in plain["work"]],
+            "parameters": tuple(plain["parameters"]),
+            "notes": tuple(plain["notes"]),
+        }
+        return cls(**{**plain, **lists})

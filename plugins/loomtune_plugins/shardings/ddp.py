@@ -31,3 +31,11 @@ class DDP(Gridded):
 
         layout, recompute = Replicated(world, self.settings.bucket_mb), self.settings.activation_checkpointing
         return TorchEngine(spec, world, layout, recompute=recompute, sequence=self.sequence_group(world))
+
+    def rehearsed(self, spec: EngineSpec, world: World, kind: str = "") -> Engine:
+        """The engine itself, whose buckets stay as they were laid at first."""
+        from loomtune_plugins.shardings.replicated import keep_buckets
+
+        engine = self.engine(spec, world)
+        keep_buckets(engine.layout)  # type: ignore[attr-defined]
+        return engine

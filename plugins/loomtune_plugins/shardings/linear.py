@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loomtune.toolkit.log_probs import PLAIN
+
 LEAST = 1 << 16
 """Weights below which a layer stays as it is: the call costs more than it saves."""
 
 WIDE = 8
 """Outputs over inputs from which on a layer's weight gradient is computed transposed: a sixth quicker for a head of
 32,000 by 384, and a tenth slower for layers that are not wide."""
-
-PLAIN = {Tensor, nn.Parameter}
 
 
 def quicken(module: nn.Module) -> None:

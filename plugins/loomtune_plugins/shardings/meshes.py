@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp._fully_shard import _fully_shard as torchs
 
@@ -17,15 +18,21 @@ def parameter_mesh(grid: Grid, device: str) -> DeviceMesh:
     """Over which parameters lie: `shard`, which sequence ranks are part of, and `replicate` and `tensor` where set."""
     sizes = {"replicate": grid.replicate, "shard": grid.shard * grid.sequence, "tensor": grid.tensor}
     used = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
-    return init_device_mesh(device, tuple(used.values()), mesh_dim_names=tuple(used))
+    return _mesh(device, used)
 
 
 def sequence_group(grid: Grid, device: str) -> dist.ProcessGroup | None:
     """The ranks that share this one's rows, each with its stretch of positions; None where there is one."""
     if grid.sequence == 1:
         return None
-    sizes = (grid.replicate * grid.shard, grid.sequence, grid.tensor)
-    return init_device_mesh(device, sizes, mesh_dim_names=("rows", "sequence", "tensor")).get_group("sequence")
+    sizes = {"rows": grid.replicate * grid.shard, "sequence": grid.sequence, "tensor": grid.tensor}
+    return _mesh(device, sizes).get_group("sequence")
+
+
+def _mesh(device: str, sizes: dict[str, int]) -> DeviceMesh:
+    """Made of numbers also in a rehearsal, where other tensors have none: it looks at them."""
+    with unset_fake_temporarily():
+        return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 MAKER = "_get_post_forward_mesh_info"

@@ -29,7 +29,11 @@ class Replicated(Layout):
         if self.world.size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         self.ddp = DistributedDataParallel(
-            network, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=self.bucket_mb
+            network,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=self.bucket_mb,
+            init_sync=False,  # every rank has read the same weights
         )
         self.ddp.register_comm_hook(None, _sum)
         return self.ddp
@@ -60,5 +64,28 @@ class Replicated(Layout):
 
 def _sum(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Sums gradients over ranks where DDP would average them: the loss is already divided by the global weight."""
-    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]
+    buffer = bucket.buffer()
+    future = dist.all_reduce(buffer, async_op=True).get_future()
+    return future.then(lambda done: buffer)  # type: ignore[no-any-return]
+
+
+class _Kept:
+    """A reducer that never lays its buckets anew, for which torch (2.13) looks at numbers that a rehearsal lacks.
+
+    The new ones hold the same bytes, in the order in which gradients came.
+    """
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
+
+
+def keep_buckets(layout: Replicated) -> None:
+    """For a rehearsal."""
+    if layout.ddp is not None:
+        layout.ddp.reducer = _Kept(layout.ddp.reducer)  # type: ignore[assignment]

@@ -39,6 +39,11 @@ class Zero(Gridded):
             _make(Path(self.settings.nvme))
         return ZeroEngine(spec, world, self.settings, self.sequence_group(world))
 
+    def rehearsed(self, spec: EngineSpec, world: World, kind: str = "") -> Engine:
+        from loomtune_plugins.shardings.zero_rehearsal import RehearsedZero
+
+        return RehearsedZero(spec, world, self.settings, self.sequence_group(world), kind)
+
 
 def _make(disk: Path) -> None:
     """The folder of swapped state, on each node; DeepSpeed would fail in its own words."""

@@ -32,7 +32,10 @@ class ZeroEngine(NetworkEngine):
     """Birth a parameter at a time, torch's optimizer on flat masters, exact sums.
 
     Stages 1 and 2 of a frozen network have nothing to partition: it then computes without DeepSpeed.
+    device_type: that DeepSpeed is configured for; empty: the world's own.
     """
+
+    device_type = ""
 
     def __init__(
         self, spec: EngineSpec, world: World, settings: ZeroSettings, sequence: dist.ProcessGroup | None = None
@@ -41,7 +44,7 @@ class ZeroEngine(NetworkEngine):
         super().__init__(spec, world, recompute=settings.activation_checkpointing, sequence=sequence)
         self.settings = settings
         self._name_parameters()  # after birth DeepSpeed's parameters have one dimension, and none would decay
-        config = configuration(settings, spec.precision, world.device.type)
+        config = configuration(settings, spec.precision, self.device_type or world.device.type)
         self._materialise(config)
         self.partitions: state.Partitions | None = None
         self.deepspeed = self._start(config)

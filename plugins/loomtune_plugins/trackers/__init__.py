@@ -1,6 +1,9 @@
 """Records of a run."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from loomtune import hookimpl
 from loomtune.contracts import Tracker
@@ -10,8 +13,13 @@ from loomtune_plugins.trackers.settings import (
     JsonlSettings,
     ReportSettings,
     TensorBoardSettings,
+    UsageSettings,
     WandbSettings,
 )
+from loomtune_plugins.trackers.usage import window
+
+if TYPE_CHECKING:
+    from loomtune.plan import Finding, Plan
 
 
 @hookimpl
@@ -50,4 +58,16 @@ def trackers() -> Sequence[Offer[Tracker]]:
             summary="report.html: curves, before and after, settings, on one page without links",
             needs=frozenset({Trait.METRICS_FILE}),
         ),
+        Offer(
+            name="usage",
+            build="loomtune_plugins.trackers.usage.tracker:Usage",
+            schema=UsageSettings,
+            summary="time by phase, waiting, MFU and peaks of memory in each step's metrics; traces (`profile.steps`)",
+        ),
     )
+
+
+@hookimpl
+def preflight(plan: Plan, provided: Mapping[str, str]) -> Sequence[Finding]:
+    """Refuses a `profile.steps` that names no steps, or that nobody traces."""
+    return window.findings(plan.root, list(plan.choices("tracker")))

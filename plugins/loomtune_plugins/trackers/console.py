@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from loomtune.run import Run
 
-SHOWN = {"loss": ".4f", "grad_norm": ".3g", "lr": ".2e", "tokens_per_second": ",.0f"}
+SHOWN = {"loss": ".4f", "grad_norm": ".3g", "lr": ".2e", "tokens_per_second": ",.0f", "mfu": ".1%"}
 _RECENT = 0.1
 """Weight of the last step in the mean seconds a step, from which the time to go is foretold."""
 

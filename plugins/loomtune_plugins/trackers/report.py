@@ -16,8 +16,8 @@ from loomtune.errors import UserError
 from loomtune_plugins import page
 from loomtune_plugins.charts import bars, curves
 from loomtune_plugins.lines import read
-from loomtune_plugins.measured import BEFORE, OF_THE_LOOP, before_and_after, by_step, evaluations
-from loomtune_plugins.trackers import report_rollouts
+from loomtune_plugins.measured import BEFORE, OF_THE_LOOP, OF_USE, before_and_after, by_step, evaluations
+from loomtune_plugins.trackers import report_rollouts, report_usage
 from loomtune_plugins.trackers.secrets import without_secrets
 from loomtune_plugins.trackers.settings import ReportSettings
 
@@ -75,6 +75,8 @@ class Report(Tracker):
             report_rollouts.drawn(lines, self._points),
             report_rollouts.some(folder),
             page.figures("Training", curves(lines, _shown(lines), self._points)),
+            report_usage.foretold(folder, lines),
+            report_usage.drawn(lines, self._points),
             page.table("Settings", flat(without_secrets(frozen.get("settings", {}))), folded=True),
             page.table("Versions", versions, folded=True),
         )
@@ -105,6 +107,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _shown(lines: list[dict[str, Any]]) -> dict[str, str]:
     """The loop's curves, then the objective's own metrics."""
     own = {key for line in lines if line.get("step", 0) > 0 for key in line} - {*OF_THE_LOOP, *evaluations(lines)}
+    own = {key for key in own if not key.startswith(OF_USE)}
     own -= report_rollouts.CURVES.keys() if report_rollouts.learns_online(lines) else set()
     return {**CURVES, **{key: escape(key) for key in sorted(own)}}
 
@@ -123,6 +126,8 @@ def _facts(lines: list[dict[str, Any]]) -> dict[str, str]:
     seconds = sum(line.get("seconds") or 0 for line in steps)
     if seconds:
         found["time in steps"] = page.duration(seconds)
+    if (used := last.get("mfu")) is not None:
+        found["MFU of the last step"] = f"{used:.1%}"
     memory = max((line.get("memory_bytes") or 0 for line in steps), default=0)
     if memory:
         found["peak memory"] = f"{memory / 2**30:.2f} GiB"

@@ -54,6 +54,11 @@ class TensorBoardSettings:
 
 
 @dataclass
+class UsageSettings:
+    """What a run uses."""
+
+
+@dataclass
 class ReportSettings:
     """report.html."""
 

@@ -135,3 +135,62 @@ def test_long_curves_are_averaged_and_short_ones_kept() -> None:
 def test_a_smooth_line_starts_at_the_first_value_and_keeps_a_constant() -> None:
     assert smoothed([3.0] * 200) == pytest.approx([3.0] * 200)
     assert smoothed([5.0, *[0.0] * 199])[0] == pytest.approx(5.0)
+
+
+def used(story, **more: float) -> Path:
+    """A run whose steps say what they used."""
+    told = story(jsonl=Jsonl(JsonlSettings()))
+    for step in range(1, 6):
+        phases = {"seconds/forward": 0.2, "seconds/backward": 0.25, "seconds/other": 0.05}
+        checkpoint = {"seconds/checkpoint": 0.1} if step == 3 else {}
+        told.step(step, memory_bytes=3 * 2**30, all_tokens_per_second=2000.0, **phases, **checkpoint, **more)
+    told.end()
+    folder: Path = told.run.folder
+    return folder
+
+
+def planned(folder: Path, **tree: object) -> str:
+    (folder / "plan.json").write_text(json.dumps(tree))
+    html = report().render(folder)
+    begin = html.index("<details open><summary>Foretold and measured")
+    return " ".join(Outline(html[begin : html.index("</details>", begin)]).text)
+
+
+def test_where_the_time_went_is_one_chart_and_no_curve_for_each_phase(story) -> None:
+    html = report().render(used(story, mfu=0.41))
+    captions = re.findall("<figcaption>([^<]*)", html)
+    assert captions.count("Seconds a step by phase") == 1
+    assert not any("seconds/" in caption for caption in captions)
+    assert "Before and after" not in html, "a phase that not every step has is no evaluation"
+    assert "MFU of the last step" in html and "41.0%" in html
+
+
+def test_what_was_foretold_stands_beside_what_was_measured(story) -> None:
+    folder = used(story, **{"memory_bytes/forward": 2.0 * 2**30, "mfu": 0.4})
+    text = planned(
+        folder,
+        memory={"peak_bytes": 4 * 2**30},
+        time={"step_seconds": [0.4, 0.6], "tokens_per_second": [2500, 3000]},
+        compute={"mfu": [0.2, 0.3], "mfu_palm": None},
+    )
+    for said in ("4.00 GiB 3.00 GiB -25.0% in training", "0.4 s to 0.6 s 0.5 s within", "2,500 to 3,000 2,000 -20.0%"):
+        assert said in text
+    assert "20.0% to 30.0% 40.0% +33.3%" in text and "PaLM" not in text
+
+
+def test_a_dry_steps_peak_is_its_highest_ranks(story) -> None:
+    folder = used(story, **{"memory_bytes/forward": 1.0})
+    (folder / "measured.json").write_text(json.dumps({"dry_step": {"peak_bytes": [2**30, 2 * 2**30]}}))
+    assert "1.00 GiB 2.00 GiB +100.0% in the dry step" in planned(folder, memory={"peak_bytes": 2**30})
+
+
+def test_a_process_resident_set_is_not_compared_with_an_allocators_peak(story) -> None:
+    text = planned(used(story), memory={"peak_bytes": 2**30}, time=None, compute=None)
+    assert "1.00 GiB 3.00 GiB of the process, libraries and all" in text and "%" not in text
+
+
+def test_without_a_plan_nothing_is_foretold(story) -> None:
+    folder = used(story)
+    assert "Foretold" not in report().render(folder)
+    (folder / "plan.json").write_text('{"torn')
+    assert "Foretold" not in report().render(folder)

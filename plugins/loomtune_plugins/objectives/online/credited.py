@@ -11,7 +11,7 @@ import numpy as np
 
 from loomtune.contracts import Batch, Drawn, LossSums, Sample
 from loomtune.contracts.objective import Roles, Totals
-from loomtune_plugins.objectives.online import groups as made
+from loomtune_plugins.objectives.online import groups as made, imagined
 from loomtune_plugins.objectives.online import telling
 from loomtune_plugins.objectives.online.ahead import Turn
 from loomtune_plugins.objectives.online.experience import Online, Prepared, mean
@@ -111,6 +111,17 @@ class Credited(Online):
     def _laid(self, group: Group, columns: Mapping[str, Sequence[Any]], which: Sequence[bool] | None = None) -> Sample:
         learned = [True] * len(group.kept) if which is None else which
         return made.laid(group, learned, shared=self.settings.group > 1, columns=columns)
+
+    def columns(self) -> list[str]:
+        """Names of what its samples have for every target."""
+        old = ["old"] if self.reads_old() else []
+        return [*old, *(["reference"] if self.beta else []), "rollout", "advantage"]
+
+    def imagined(self, sample: Sample, max_length: int) -> Sequence[Sample]:
+        """The prompt with all its completions, each as long as it may be."""
+        how, prompt = self.settings, sample.segments[0]
+        shared = how.group > 1
+        return [imagined.group(prompt, how.group, how.max_new_tokens, max_length, self.columns(), shared=shared)]
 
     def idles(self, advantage: Any) -> bool:
         """Whether a completion with this advantage has no gradient, so that nobody need compute it."""

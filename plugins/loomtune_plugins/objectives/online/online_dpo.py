@@ -15,7 +15,7 @@ from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import PAIR
 from loomtune_plugins.objectives.dpo import Dpo
 from loomtune_plugins.objectives.encoding import refuse
-from loomtune_plugins.objectives.online import groups as made
+from loomtune_plugins.objectives.online import groups as made, imagined
 from loomtune_plugins.objectives.online import telling
 from loomtune_plugins.objectives.online.experience import Online, Prepared, mean
 from loomtune_plugins.objectives.online.groups import Group
@@ -117,6 +117,12 @@ class OnlineDpo(Online):
             return []
         self.tied = 0
         return self.steps(run, pairs, [Prepared(one, one) for one in self._samples(run, pairs)])
+
+    def imagined(self, sample: Sample, max_length: int) -> Sequence[Sample]:
+        """The prompt with a pair of completions, each as long as it may be."""
+        columns = ["rollout"] if self.pairs.compares else ["rollout", references.NAME]
+        longest = self.settings.max_new_tokens
+        return [imagined.group(sample.segments[0], 2, longest, max_length, columns, shared=True)]
 
     def pair(self, group: Group) -> Group | None:
         """The best completion and the worst, the first of equals; None where they are worth the same."""

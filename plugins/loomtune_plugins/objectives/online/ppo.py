@@ -63,6 +63,9 @@ class Ppo(Credited):
         """Always: values are needed before the first step, and the policy is read in the same pass."""
         return True
 
+    def columns(self) -> list[str]:
+        return ["old", VALUE, *(["reference"] if self.beta else []), "rollout", *CREDIT]
+
     def said(self, roles: Roles, batch: Batch) -> dict[str, Tensor]:
         from loomtune_plugins.objectives.online.ppo_reading import said
 

@@ -1,0 +1,79 @@
+"""What code asks of values: those of a batch are known and computed with; of all others the likeliest is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    unset_fake_temporarily,
+)
+
+from loomtune.toolkit.log_probs import PLAIN
+
+LARGEST = 1 << 20
+"""Numbers of a tensor up to which it is really computed: masks of whole rows are not."""
+
+aten = torch.ops.aten
+
+WHOLE = (torch.int64, torch.int32, torch.bool)
+"""Types of what says which and where: small tensors of these that are made out of nothing have values too."""
+
+
+INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+"""Operations that take a mask in the place of indices."""
+
+
+def scalar(tensor: Tensor) -> Any:
+    """What `.item()` gives of a tensor that holds nothing: no flag of a fault, a loss and a norm of 1."""
+    return 1.0 if tensor.dtype.is_floating_point else 0 if tensor.dtype is torch.uint8 else 1
+
+
+def computed(func: Any, args: Sequence[Any], given: Mapping[str, Any], inputs: Sequence[Tensor]) -> Any:
+    """The operation's result: a real one where all that it takes is real and small, else one without values."""
+    if not _known(func, args, given, inputs):
+        if func._overloadpacket in INDEXED:
+            args = (args[0], _places(args[1]), *args[2:])
+        return func(*args, **given)
+    if not func._schema.is_mutable:
+        try:
+            shaped = func(*args, **given)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            shaped = ()  # of real values, of which there are few
+        if any(one.numel() > LARGEST for one in _tensors(shaped)):
+            return shaped
+    with unset_fake_temporarily():
+        return func(*args, **given)
+
+
+def _known(func: Any, args: Sequence[Any], given: Mapping[str, Any], inputs: Sequence[Tensor]) -> bool:
+    if inputs:
+        return all(not isinstance(one, FakeTensor) and one.device.type != "meta" for one in inputs)
+    said = given.get("dtype")
+    if func._overloadpacket is aten.zeros and args[0] == [] and FakeTensor in PLAIN:
+        return True  # a mask is made of this number, and CPUs look into masks
+    counts = func.namespace == "aten" and all(isinstance(one, bool | int | list) for one in args)
+    return counts and (said in WHOLE if said is not None else func._overloadpacket is aten.arange) and (
+        torch.device(given.get("device") or "cpu").type == "cpu"
+    )
+
+
+def _places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Indices with the places that masks of known values choose: how many these are is what a shape hangs on."""
+    found: list[Tensor | None] = []
+    for one in indices:
+        if one is not None and one.dtype is torch.bool and not isinstance(one, FakeTensor):
+            with unset_fake_temporarily():
+                found += one.nonzero().unbind(1)
+        else:
+            found.append(one)
+    return found
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [one for one in (result if isinstance(result, list | tuple) else [result]) if isinstance(one, Tensor)]
