@@ -147,8 +147,8 @@ def _row(kind: str, number: int, count: int, mixed: bool) -> dict[str, Any]:
         return {"prompt": asked, "chosen": answers[0], "rejected": answers[1]}
     if kind == "asked":
         return {"prompt": asked, "answer": answers[0]}
-    if kind == "plain":
-        return {"text": f"{asked} {answers[0]}"}
+    if kind == "plain":  # in one piece each: longer ones are cut into several rows
+        return {"text": " ".join(answers[0].split()[:100])}
     return {"prompt": asked, "completion": answers[0]}
 
 

@@ -23,6 +23,7 @@ import yaml
 
 from loomtune import api
 from loomtune.plan import Plan
+from loomtune_plugins.planner.forecast import Speed
 
 HERE = Path(__file__).parent
 MARKERS = "published"
@@ -45,8 +46,8 @@ class Row:
 
     speed: tokens/s of a GPU, as published: the least and the most. memory: GiB of a GPU, `allocated` or `reserved` by
     its kind.
-    attention: how many times as long as the planner's kernel the published run's takes, at least and at most. lacks: what
-    loomtune has not, by what that makes incomparable: time, memory or both. url, date: of the publication.
+    attention: how many times as long as the planner's kernel the published run's takes, at least and at most.
+    lacks: what loomtune has not, by what that makes incomparable: time, memory or both. url, date: of the publication.
     """
 
     name: str
@@ -140,20 +141,25 @@ def foretold(row: Row) -> Forecast:
     """Rehearses the row and forecasts it."""
     from loomtune.catalogue import installed
     from loomtune_plugins.planner.forecast import forecast
-    from loomtune_plugins.planner.kernels import Span
     from loomtune_plugins.planner.rehearse import rehearse
 
     began, plan = time.perf_counter(), row.plan()
     with whole_logits():
         trace = rehearse(plan, row.gpus)
     made = forecast(trace, plan, installed()).speed
-    assert made.times is not None and made.seconds is not None, "the hardware of every row is known"
-    slower = made.times.by_cause().get("attention", Span())
-    seconds = [made.seconds[i] + (row.attention[i] - 1) * (slower.low, slower.high)[i] for i in (0, 1)]
+    seconds = slowed(made, row.attention)
     moment = max(trace.moments, key=lambda name: trace.moments[name].bytes)
     causes = {cause: count for cause, count in trace.peak.causes.items() if count}
     speed = made.tokens / row.gpus / seconds[1], made.tokens / row.gpus / seconds[0]
     return Forecast(speed, trace.peak.bytes, moment, causes, list(trace.notes), time.perf_counter() - began)
+
+
+def slowed(speed: Speed, attention: Range) -> Range:
+    """Seconds of a step whose attention takes so many times as long, at least and at most."""
+    assert speed.times is not None and speed.seconds is not None, "the hardware of every row is known"
+    spans = [span for (_, cause), span in speed.times.parts.items() if cause == "attention"]
+    more = (attention[0] - 1) * sum(span.low for span in spans), (attention[1] - 1) * sum(span.high for span in spans)
+    return speed.seconds[0] + more[0], speed.seconds[1] + more[1]
 
 
 @contextmanager
@@ -201,7 +207,8 @@ class Verdict:
         speed = memory = verdict = error = ""
         if row.speed is not None:
             speed = " to ".join(f"{one:,.0f}" for one in sorted(set(row.speed)))
-            verdict = _mark(self.inside, row.counts("time")) + (f" {self.off:+.0%}" if not self.inside else "")
+            why = f" {self.off:+.0%}" if self.off else f" too wide: {self.forecast.spread:.2f}"
+            verdict = _mark(self.inside, row.counts("time")) + ("" if self.inside else why)
         if row.memory is not None:
             memory = f"{row.memory:.1f}{' reserved' if row.kind == 'reserved' else ''}"
             error = f"{_mark(self.near, row.counts(row.kind))} {self.error:+.1%}"

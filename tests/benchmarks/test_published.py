@@ -14,6 +14,9 @@ import pytest
 import yaml
 
 from loomtune import api
+from loomtune_plugins.planner.forecast import Speed
+from loomtune_plugins.planner.kernels import Span
+from loomtune_plugins.planner.roofline import Times
 from support import ROOT
 
 PUBLISHED = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())
@@ -112,6 +115,15 @@ def test_a_row_that_needs_what_loomtune_has_not_is_shown_in_brackets_and_not_cou
 def test_memory_alone_may_be_what_a_row_lacks(bench: ModuleType) -> None:
     row = named(bench, "13B 8 H200")
     assert (row.counts("time"), row.counts("allocated")) == (True, False)
+
+
+def test_another_kernel_s_attention_takes_its_own_time(bench: ModuleType) -> None:
+    """MPT's rows are of the Triton kernel, which its successor's publication says is 1.3 to 2.5 times as slow."""
+    assert named(bench, "MPT-7B 8 H100").attention == (1.3, 2.5)
+    parts = {("forward", "attention"): Span(1.0, 2.0), ("forward", "matmul"): Span(3.0, 4.0)}
+    speed = Speed(0, 0, {}, Times(parts, [], []), (4.0, 6.0), None, None, {})
+    assert bench.slowed(speed, (1.3, 2.5)) == pytest.approx((4.3, 9.0))
+    assert bench.slowed(speed, named(bench, "Llama 7B 8 H100").attention) == (4.0, 6.0)
 
 
 def shallow(row: Any) -> Any:

@@ -20,7 +20,7 @@ GROUPS_WITHOUT_HOOK = {"recipe", "hardware"}
 OF_NO_AXIS = {"config_sources", "commands"}
 """Hooks that take nothing and give what no run chooses."""
 
-WITHOUT_HOOK = {"endpoint"}
+WITHOUT_HOOK = {"endpoint", "planner"}
 """Folders that offer nothing: what several axes share, and the linter sees that it imports none of them."""
 
 SINGULAR = {"datas": "data"}

@@ -42,11 +42,11 @@ STEPS = (3, 9)
 NETWORK = 0x40000000
 """`CLONE_NEWNET` of <sched.h>."""
 
-HEADERS = 66
-"""Bytes of a packet that are not its own: 14 of Ethernet, 20 of IPv4, 20 of TCP and 12 of its time stamps."""
+HEADERS = {"eth0": 66, "lo": 52}
+"""Bytes of a packet that are not its own: 20 of IPv4, 20 of TCP and 12 of its time stamps, and 14 of Ethernet."""
 
 SEGMENT = 1448
-"""Bytes of payload that such a packet carries: 1500 without the last three."""
+"""Bytes of payload that a packet of `eth0` carries at most: 1500 without the first three."""
 
 PATIENT = {"tcp_early_retrans": 0, "tcp_recovery": 0, "tcp_reordering": 250, "tcp_rto_min_us": 2_000_000}
 """Of the nodes' kernels: nothing is sent a second time because a process was slow, or packets came in another order."""
@@ -57,21 +57,20 @@ whether anybody was asked to stop, has written a checkpoint or lost its lease.""
 
 LAYOUTS: Mapping[str, tuple[int, list[str]]] = {
     "ddp, 2 x 1": (1, ["sharding=ddp"]),
-    "ddp, 2 x 2": (2, ["sharding=ddp"]),
     "fsdp, 2 x 1": (1, ["sharding=fsdp"]),
+    "zero 3, 2 x 1": (1, ["sharding=zero", "sharding.stage=3"]),
+    "ddp, 2 x 2": (2, ["sharding=ddp"]),
     "fsdp, 2 x 2": (2, ["sharding=fsdp"]),
+    "hsdp, 2 x 2": (2, ["sharding=fsdp", "sharding.replicate=2"]),
+    "zero 3, 2 x 2": (2, ["sharding=zero", "sharding.stage=3"]),
+    "zero 3, 2 x 2, nothing kept whole": (2, ["sharding=zero", "sharding.stage=3", "sharding.persist=0"]),
+    "zero 2, 2 x 2": (2, ["sharding=zero", "sharding.stage=2"]),
+    "zero 1, 2 x 2": (2, ["sharding=zero", "sharding.stage=1"]),
     "fsdp, 2 x 2, 2 micro-batches": (2, ["sharding=fsdp", "batch.micro=1"]),
-    "fsdp, 2 x 2, reshard=false": (2, ["sharding=fsdp", "sharding.reshard=false"]),
     "fsdp, 2 x 2, recomputed": (2, ["sharding=fsdp", "sharding.activation_checkpointing=true"]),
     "fsdp, 2 x 2, bf16": (2, ["sharding=fsdp", "precision=bf16"]),
     "fsdp, 2 x 2, tensor=2": (2, ["sharding=fsdp", "sharding.tensor=2"]),
     "fsdp, 2 x 2, LoRA": (2, ["sharding=fsdp", "adapter=lora"]),
-    "hsdp, 2 x 2": (2, ["sharding=fsdp", "sharding.replicate=2"]),
-    "zero 1, 2 x 2": (2, ["sharding=zero", "sharding.stage=1"]),
-    "zero 2, 2 x 2": (2, ["sharding=zero", "sharding.stage=2"]),
-    "zero 3, 2 x 1": (1, ["sharding=zero", "sharding.stage=3"]),
-    "zero 3, 2 x 2": (2, ["sharding=zero", "sharding.stage=3"]),
-    "zero 3, 2 x 2, nothing kept whole": (2, ["sharding=zero", "sharding.stage=3", "sharding.persist=0"]),
 }
 """Each with its processes on either node."""
 
@@ -84,13 +83,12 @@ class Counted:
     packets: int
     again: int = 0
 
-    @property
-    def payload(self) -> int:
-        """Without headers, each byte once."""
-        return self.bytes - HEADERS * self.packets - SEGMENT * self.again
-
     def __sub__(self, before: Counted) -> Counted:
         return Counted(self.bytes - before.bytes, self.packets - before.packets, self.again - before.again)
+
+    def payload(self, headers: int) -> int:
+        """Without headers, each byte once."""
+        return self.bytes - headers * self.packets - SEGMENT * self.again
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def model_and_rows(folder: Path) -> list[str]:
     data = write_rows(folder / "rows.jsonl", rows)
     return [
         *(f"model.path={folder / 'model'}", "data=jsonl", f"data.path={data}", "tracker=[jsonl]", "optimizer.lr=1e-3"),
-        *("batch.size=8", "batch.micro=4"),
+        "batch.size=8",
     ]
 
 
@@ -186,18 +184,26 @@ def serve_on(jobs: Connection, place: dict[str, str], log: Path, host: str) -> N
 
 def measured(world: Apart, settings: Sequence[str], folder: Path) -> Step:
     """What both nodes send in a step of training."""
-    plan = api.compose([*settings, f"steps={STEPS[1]}", f"run.dir='{folder}'"], processes=world.size)
+    plan = _composed([*settings, f"run.dir='{folder}'"], world.size)
     api.check(plan)
     ranks = world.run(api.prepare(plan), counting).result["counted"]
     procs, steps = world.size // world.lab.count, STEPS[1] - STEPS[0]
     waited = traffic(_barriers(world.size), procs, "gloo").framing
     nodes = ranks[::procs]
-    between = (Counted(*node[1]["eth0"]) - Counted(*node[0]["eth0"]) for node in nodes)
-    inside = (Counted(*node[1]["lo"]) - Counted(*node[0]["lo"]) for node in nodes)
+    seen = {
+        name: [(Counted(*node[1][name]) - Counted(*node[0][name])).payload(around) for node in nodes]
+        for name, around in HEADERS.items()
+    }
     return Step(
-        tuple((one.payload - wait.inside) / steps for one, wait in zip(inside, waited, strict=True)),
-        tuple((one.payload - wait.between) / steps for one, wait in zip(between, waited, strict=True)),
+        tuple((one - wait.inside) / steps for one, wait in zip(seen["lo"], waited, strict=True)),
+        tuple((one - wait.between) / steps for one, wait in zip(seen["eth0"], waited, strict=True)),
     )
+
+
+def _composed(settings: Sequence[str], processes: int) -> Plan:
+    """Each step sends the same: as many micro-batches in all of them."""
+    micro = [] if any(one.startswith("batch.micro=") for one in settings) else ["batch.micro=4"]
+    return api.compose([*settings, *micro, f"steps={STEPS[1]}"], processes=processes)
 
 
 def counting(folder: Path, world: Any) -> dict[str, Any]:
@@ -251,8 +257,7 @@ def _plan(answer: Connection, settings: list[str], procs: int) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from loomtune_plugins.planner.rehearse import rehearse
 
-    plan = api.compose([*settings, f"steps={STEPS[1]}"], processes=2 * procs)
-    seen = rehearse(plan, 2 * procs)
+    seen = rehearse(_composed(settings, 2 * procs), 2 * procs)
     own = [Collective("all_reduce", size, tuple(range(2 * procs)), "data", "fp64") for size in CONTROL]
     step = traffic(replace(seen, collectives=[*seen.collectives, *own]), procs, "gloo")
     of = [([one.inside for one in flows], [one.between for one in flows]) for flows in (step.nodes, step.framing)]
@@ -275,9 +280,10 @@ def row(name: str, payload: Step, framing: Step, seen: Step) -> str:
     return f"| {name} | {' | '.join(cells)} |\n"
 
 
-def table(only: Sequence[str] = ()) -> str:
-    """Runs all layouts, and says what was seen, in Markdown."""
-    lines = []
+def table(only: Sequence[str], page: Path | None) -> None:
+    """Runs all layouts, or some. What was seen so far is on the page, in Markdown."""
+    lines: list[str] = []
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "transformers"))
     with tempfile.TemporaryDirectory(prefix="wire-") as temporary, nodes(2, PREFIX, NET) as lab:
         calm(lab)
         around, folder = headers(lab), Path(temporary)
@@ -289,10 +295,10 @@ def table(only: Sequence[str] = ()) -> str:
                     seen = measured(world, [*settings, *more], folder / f"run{i}")
                     lines.append(row(name, *planned([*settings, *more], procs), seen))
                     print(lines[-1], end="", flush=True)
+                    if page:
+                        said = f"{datetime.now(UTC):%Y-%m-%d}: {versions}; {around:.2f} bytes of headers a packet."
+                        write(page, f"{HEAD}{''.join(lines)}\n{said}\n")
             world.stop()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "transformers"))
-    when = f"{datetime.now(UTC):%d %B %Y}".lstrip("0")
-    return f"{HEAD}{''.join(lines)}\n{when}; {versions}; {around:.2f} bytes of headers a packet.\n"
 
 
 MARKS = "<!-- wire: begin -->", "<!-- wire: end -->"
@@ -311,9 +317,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="the page whose table is made anew")
     parser.add_argument("--only", action="append", default=[], choices=LAYOUTS, help="a layout, instead of all")
     chosen = parser.parse_args()
-    made = table(chosen.only)
-    if chosen.write:
-        write(chosen.write, made)
+    table(chosen.only, chosen.write)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def forecast(
     speed = _speed(trace, root, hardware, rows, shared_by(plan))
     kept = _kept(trace, root, hardware, rows, saving(trace, plan, catalogue))
     whole = _whole(trace.processes, speed, kept, root, hardware, rows)
-    assumptions = [*(speed.times.assumptions if speed.times else ()), *_assumptions(rows, root), *trace.notes]
+    assumptions = [*(speed.times.assumptions if speed.times else ()), *_assumptions(rows, root)]
     room = _room(trace, hardware, rows, kept.checkpoint)
     return Forecast(room, speed, whole, kept, _unknown(hardware, speed.times, whole.steps), assumptions)
 

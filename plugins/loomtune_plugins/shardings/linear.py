@@ -62,16 +62,55 @@ def _processor() -> str:
 
 def _forward(self: nn.Linear, input: Tensor) -> Tensor:
     weight, bias = self.weight, self.bias
-    if (
+    if not _takes(input, weight):
+        return F.linear(input, weight, bias)
+    result: Tensor = _OneDnn.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _takes(input: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN may multiply them here."""
+    return bool(
         {type(input), type(weight)} <= PLAIN  # a tensor that is spread over ranks is of a type of its own
         and input.device.type == weight.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and input.numel()
         and not torch.is_autocast_enabled("cpu")
-    ):
-        result: Tensor = _OneDnn.apply(input, weight, bias)  # type: ignore[no-untyped-call]
-        return result
-    return F.linear(input, weight, bias)
+    )
+
+
+def unhold(module: nn.Module) -> None:
+    """Lets linear layers below a module keep their parameter for the backward pass, and not what is in it now.
+
+    torch keeps a transposed view. Where parameters are gathered for a pass and freed after it (ZeRO's stage 3), that
+    view holds every gathered weight from the forward to the backward pass: the whole model, on each rank.
+    """
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.forward = MethodType(_unheld, part)  # type: ignore[method-assign]
+
+
+def _unheld(self: nn.Linear, input: Tensor) -> Tensor:
+    quick = pays() and self.weight.numel() >= LEAST and _takes(input, self.weight)
+    result: Tensor = (_OneDnn if quick else _Unheld).apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Unheld(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        input, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        wanted = ctx.needs_input_grad
+        of_input = (rows @ weight).view(input.shape) if wanted[0] else None
+        of_weight = rows.t() @ input.reshape(-1, input.shape[-1]) if wanted[1] else None
+        return of_input, of_weight, rows.sum(0) if wanted[2] else None
 
 
 class _OneDnn(torch.autograd.Function):

@@ -20,6 +20,7 @@ from loomtune.world import World
 from loomtune_plugins.shardings import deepspeed_engine
 from loomtune_plugins.shardings import deepspeed_state as state
 from loomtune_plugins.shardings.flat import Fragment
+from loomtune_plugins.shardings.linear import unhold
 from loomtune_plugins.shardings.network_engine import NetworkEngine
 from loomtune_plugins.shardings.norms import total_norm
 from loomtune_plugins.shardings.settings import ZeroSettings
@@ -43,6 +44,8 @@ class ZeroEngine(NetworkEngine):
         deepspeed_engine.join(world, disk=bool(settings.nvme))
         super().__init__(spec, world, recompute=settings.activation_checkpointing, sequence=sequence)
         self.settings = settings
+        if settings.stage == 3:
+            unhold(self.network.module)
         self._name_parameters()  # after birth DeepSpeed's parameters have one dimension, and none would decay
         config = configuration(settings, spec.precision, self.device_type or world.device.type)
         self._materialise(config)

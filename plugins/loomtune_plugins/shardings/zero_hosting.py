@@ -78,10 +78,11 @@ class Apart(TorchFunctionMode):
         given = dict(kwargs or {})
         if not any(_near(one) for one in (*args, *given.values())):
             return func(*args, **given)
-        args = ["cpu" if _near(one) else one for one in args]
         given = {name: "cpu" if _near(one) else one for name, one in given.items()}
+        if func is Tensor.to:
+            given["copy"] = True
         with on_host(False):
-            return func(*args, **given, copy=True) if func is Tensor.to else func(*args, **given)
+            return func(*("cpu" if _near(one) else one for one in args), **given)
 
 
 def _near(thing: Any) -> bool:

@@ -67,7 +67,7 @@ class RehearsedZero(ZeroEngine):
             super().backward(loss)
 
     def step(self, rate: float, clip: float, proceed: Callable[[float], bool]) -> float:
-        with _believing(self.world), hosting(self._offloads), Sound():
+        with _believing(self.world), hosting(self._offloads), Sound():  # type: ignore[no-untyped-call]
             return super().step(rate, clip, proceed)
 
     def kept(self) -> Iterator[tuple[str, Tensor]]:
@@ -101,7 +101,7 @@ def _held(partitions: Partitions) -> Iterator[tuple[str, Tensor]]:
         yield from (("gathered", one) for one in buffers if one is not None)
 
 
-class Sound(TorchDispatchMode):
+class Sound(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it no flag is raised."""
 
     def __torch_dispatch__(

@@ -107,7 +107,7 @@ def test_what_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"peak memory of a rank", "time of a step"} <= {subject for subject, *_ in said["estimates"]}
 
 
-def test_changes_are_tried_from_the_cheapest_to_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_tried_from_the_cheapest_on(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     plan = composed("batch.micro=4", "sharding.activation_checkpointing=false", "sharding.replicate=2")
     labels = [move.label for move in moves(Oracle(plan, World(8, 8)).plan, World(8, 8))]
@@ -120,7 +120,7 @@ def test_changes_are_tried_from_the_cheapest_to_another_run(monkeypatch: pytest.
     assert (
         labels.index("sharding.replicate=1") < labels.index("launcher.nodes=2") < labels.index("sharding.offload=true")
     )
-    assert labels[-1] == "adapter=lora"
+    assert labels[-1] == "launcher.nodes=4"
 
 
 def test_the_launching_process_imports_no_torch() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,25 @@ def test_small_layers_and_other_kinds_stay_as_they_are() -> None:
 def test_where_it_does_not_pay_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "pays", lambda: False)
     assert not is_quickened(pair()[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_freed_after_its_pass_and_comes_back_for_the_next_is_not_kept_meanwhile(
+    dtype: torch.dtype,
+) -> None:
+    layer, rows = nn.Linear(8, 4, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype, requires_grad=True)
+    layer(rows).float().square().sum().backward()
+    expected = [rows.grad, layer.weight.grad, layer.bias.grad]
+    rows.grad = layer.weight.grad = layer.bias.grad = None
+
+    linear.unhold(layer)
+    whole, freed = layer.weight.detach().clone(), list[bool]()
+    weakref.finalize(layer.weight.untyped_storage(), freed.append, True)
+    output = layer(rows)
+    layer.weight.data = torch.empty(0, dtype=dtype)
+    assert freed, "the graph keeps the weight"
+    layer.weight.data = whole
+    output.float().square().sum().backward()
+    close = 1e-2 if dtype is torch.bfloat16 else 1e-5
+    for found, right in zip([rows.grad, layer.weight.grad, layer.bias.grad], expected, strict=True):
+        assert found is not None and right is not None and torch.allclose(found, right, rtol=close)

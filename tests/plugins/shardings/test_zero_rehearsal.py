@@ -135,8 +135,8 @@ def test_and_with_an_adapter(way: str, tmp_path: Path) -> None:
     check(way, tmp_path, "lora")
 
 
-def test_what_is_kept_has_its_cause() -> None:
-    """16 bytes a parameter over the ranks, and the parameter itself in each of stages 1 and 2."""
+def test_what_is_kept_has_its_cause_and_afterwards_deepspeed_asks_its_peers_again() -> None:
+    """Of a parameter 20 bytes over the ranks in fp32: itself, its master, its gradient, two moments."""
     with imagined({"stage": 3, "persist": 0}) as (engine, _, _):
         numel = sum(getattr(one, "ds_numel", 0) for one in engine.network.parameters())
         held: Counter[str] = Counter()
@@ -146,6 +146,10 @@ def test_what_is_kept_has_its_cause() -> None:
         assert held["gathered"] == 2**20
         assert abs(held["optimizer"] - 3 * 4 * numel // RANKS) < 100
         assert held["gradients"] >= 4 * numel // RANKS
+    from deepspeed.runtime.zero import partitioned_param_coordinator, utils
+
+    asked = partitioned_param_coordinator.assert_ints_same_as_other_ranks
+    assert asked is utils.assert_ints_same_as_other_ranks
 
 
 @pytest.mark.parametrize("way", ["stage 3, offloaded", pytest.param("stage 2, offloaded", marks=pytest.mark.slow)])
@@ -162,11 +166,13 @@ def test_what_is_offloaded_lies_on_the_host_of_an_accelerator(way: str) -> None:
     assert not HOSTED.get()
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_host_is_the_device() -> None:
     with imagined(WAYS["stage 3, offloaded"]) as (_, memory, _):
         assert not sum(memory.host.values())
 
 
+@pytest.mark.slow
 def test_an_accelerator_has_a_second_bucket_to_reduce_while_one_fills() -> None:
     """`overlap_comm` of stages 1 and 2, which a CPU does without."""
     with imagined({"stage": 2}) as (_, one, _):
@@ -174,12 +180,3 @@ def test_an_accelerator_has_a_second_bucket_to_reduce_while_one_fills() -> None:
     with imagined({"stage": 2}, kind="cuda") as (_, two, _):
         double = max(moment.bytes for moment in two.moments.values())
     assert double - single > 0
-
-
-def test_afterwards_deepspeed_asks_again() -> None:
-    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
-    from deepspeed.runtime.zero import utils
-
-    with imagined({"stage": 3}):
-        pass
-    assert coordinator.assert_ints_same_as_other_ranks is utils.assert_ints_same_as_other_ranks

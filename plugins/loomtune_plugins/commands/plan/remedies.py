@@ -31,7 +31,7 @@ class Change:
 def named(oracle: Oracle, plan: Plan, seconds: float = SECONDS) -> list[str]:
     """Up to three changes of a plan that make it fit, as they are typed, with what a rank then needs.
 
-    plan: as it was rehearsed. Layouts come first; only an adapter makes another run of it.
+    plan: as it was rehearsed. An adapter, which makes another run of it, is named where no layout suffices.
     """
     peaks: dict[tuple[Move[Change], ...], int] = {}
 
@@ -49,6 +49,8 @@ def named(oracle: Oracle, plan: Plan, seconds: float = SECONDS) -> list[str]:
         return bool(room.fits)
 
     found = remedies(list(moves(plan, oracle.world)), fits, together=2, seconds=seconds)
+    if not found and plan.chosen("adapter")["name"] != "lora" and "lora" in installed().names("adapter"):
+        found = remedies([_set("adapter", "lora")], fits)  # another run, whose check takes its time
     return [f"{' '.join(move.label for move in chosen)} ({peaks[chosen] / 2**30:.1f} GiB)" for chosen in found]
 
 
@@ -77,8 +79,6 @@ def moves(plan: Plan, world: World) -> Iterator[Move[Change]]:
         yield _set("sharding.offload", offload)
     if sharding.get("name") != "single":
         yield _nodes(4 * nodes, 4)
-    if plan.chosen("adapter")["name"] == "full" and "lora" in installed().names("adapter"):
-        yield _set("adapter", "lora")
 
 
 def _set(key: str, value: Any) -> Move[Change]:
