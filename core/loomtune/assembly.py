@@ -159,7 +159,7 @@ def assemble(
     others = models(plan, catalogue)
     if rehearsed:
         model, others = rehearsed(model), {name: rehearsed(other) for name, other in others.items()}
-        chosen, length = None, max(root.steps, 1)
+        chosen, length = None, max(root.steps, 1)  # nobody draws
     else:
         chosen = sampler(root, splits["train"], data, row_width(root, model, adapter.virtual_tokens))
         counted = json.loads((folder / "samples.json").read_text())["train"].get("steps")
@@ -183,7 +183,7 @@ def assemble(
         guards=list(plan.build(catalogue, "guard").values()),
         trackers=trackers,
         splits=splits,
-        sampler=chosen,
+        sampler=chosen,  # type: ignore[arg-type]
         steps=length,
         attempt=lease.attempt,
         token_budget=CPU_TOKENS,

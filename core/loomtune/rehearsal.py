@@ -33,7 +33,7 @@ from loomtune.world import World
 WORD, END = "w", "</s>"
 
 
-class Alone(World):
+class _Alone(World):
     """One of many ranks, whose peers all have what it has, and whom nobody hears."""
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -49,7 +49,7 @@ class Alone(World):
         return torch.cat([values] * self.replicas)
 
 
-class Words(Tokenizer):
+class _Words(Tokenizer):
     """A token for each word, so that rows of any length can be made up."""
 
     pad_id, eos_id, bos_id, fingerprint, adds_bos = 0, 1, None, "", False
@@ -67,7 +67,7 @@ class Words(Tokenizer):
         raise UserError.of("words are no tokenizer that anybody reads", "save the model's own")
 
 
-class Weightless(WeightSource):
+class _Weightless(WeightSource):
     """Weights of the right shapes and types that hold nothing. module: a skeleton, on the meta device."""
 
     def __init__(self, module: Any) -> None:
@@ -94,9 +94,9 @@ def weightless(model: Model, blocks: int = 0) -> Model:
 
     def weights(seed: int) -> WeightSource:
         with torch.device("meta"):
-            return Weightless(other.skeleton())
+            return _Weightless(other.skeleton())
 
-    other.weights, other.tokenizer, other.restore_buffers = weights, Words, lambda module: None
+    other.weights, other.tokenizer, other.restore_buffers = weights, _Words, lambda module: None
     return other  # type: ignore[no-any-return]
 
 
@@ -109,7 +109,7 @@ def rehearsed(plan: Plan, processes: int, rank: int = 0, blocks: int = 0) -> Ite
     assert not dist.is_initialized(), "a process that is part of a world rehearses no other"
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=processes)
     try:
-        world = Alone(rank, processes, 0, torch.device("cpu"), replica=rank, replicas=processes)
+        world = _Alone(rank, processes, 0, torch.device("cpu"), replica=rank, replicas=processes)
         with FakeTensorMode(allow_non_fake_inputs=True), _swapped(), _real_meshes(), _plain(plan.root.hardware.kind):
             lease = Lease(Path(), "rehearsal")
             made = lambda model: weightless(model, min(blocks, model.depth()[0]))  # noqa: E731

@@ -46,8 +46,8 @@ def departure(foretold: Trace, seen: Trace) -> str | None:
     for name in seen.moments.keys() | foretold.moments.keys():
         if name not in seen.moments or name not in foretold.moments:
             return f"there is no moment '{name}' at every depth"
-        one, other = foretold.moments[name].bytes, seen.moments[name].bytes
-        if abs(one - other) > TOLERANCE * max(seen.peak.bytes, 1):
+        apart = abs(foretold.moments[name].bytes - seen.moments[name].bytes)
+        if apart > TOLERANCE * max(seen.peak.bytes, 1):
             return f"memory does not grow evenly with blocks while '{name}'"
     for what in ("collectives", "work"):
         one, other = _bytes(getattr(foretold, what)), _bytes(getattr(seen, what))

@@ -28,20 +28,23 @@ from loomtune_plugins.planner.trace import Collective, Work
 
 aten = torch.ops.aten
 
+ASKED = (aten._local_scalar_dense.default, aten.equal.default)
+"""Operations whose result is no tensor."""
+
 SHADOWS = "_propagate_tensor_meta_non_cached"
 """Where DTensor makes whole tensors, to see of what shape a result is."""
 
 
-class Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what passes.
 
-    phase: of `loomtune.phases`. cause: of what is allocated now. counts: how often the step does what is seen now; 0 while nothing but
-    memory is of interest.
+    phase: of `loomtune.phases`. cause: of what is allocated now. counts: how often the step does what is seen now; 0
+    while nothing but memory is of interest.
     """
 
     def __init__(self, memory: Memory, kind: str = "") -> None:
         """kind: of `hardware`, for what operations do inside themselves."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.kind = memory, kind
         memory.keep(inside.overhead(kind), "overhead")
         self.phase, self.cause, self.counts = "", "temporary", 0.0
@@ -59,13 +62,13 @@ class Observer(TorchDispatchMode):
         if self._silent:
             return func(*args, **given)
         inputs = tensors([*args, *given.values()])
-        if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return scalar(args[0])
-        if func is aten.equal.default and any(isinstance(one, FakeTensor) for one in inputs):
-            return True
+        if func in ASKED and any(isinstance(one, FakeTensor) for one in inputs):
+            return scalar(args[0]) if func is ASKED[0] else True
         if func.namespace == "_c10d_functional" and func._overloadpacket.__name__ == "wait_tensor":
             return args[0]  # a fake one would be another tensor
         result = computed(func, args, given, inputs)
+        if func.is_view and self.memory.knows(inputs[0]):
+            return result
         new = [one for one in tensors([result]) if self.memory.see(one, self.cause)]
         if wires.is_collective(func):
             self._sent(func, args, result, new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ NAMES = {
     "alltoall_": "all_to_all",
     "alltoall_base_": "all_to_all",
     "send": "send",
-    "recv_": "receive",
     "all_reduce": "all_reduce",
     "all_reduce_": "all_reduce",
     "broadcast": "broadcast",
@@ -70,6 +70,8 @@ def seen(func: Any, args: Sequence[Any], result: Any, phase: str) -> Collective 
     if operation in ROOTED:
         root = ranks[next(one for one in args if type(one) is int)]
         ranks = (root, *(rank for rank in ranks if rank != root))
+    if operation == "send":
+        ranks = dist.get_rank(), ranks[args[2]]
     dtype = name_of(sides[0][0].dtype)
     return Collective(operation, size * (operation != "barrier"), ranks, phase, dtype, hidden=_overlaps())
 
@@ -97,23 +99,23 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
 
 def _overlaps() -> bool:
     """Whether the call comes from code that computes on while it is under way: of parameters and of gradients."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.startswith(BEHIND) or name.endswith(HOOKS):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
 def _ranks(args: Sequence[Any]) -> tuple[int, ...]:
     for one in args:
-        if isinstance(one, torch.ScriptObject) and "ProcessGroup" in str(one._type()):  # type: ignore[attr-defined]
+        if isinstance(one, torch.ScriptObject) and "ProcessGroup" in str(one._type()):
             return tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(one)))
-    names = [one for one in args if isinstance(one, str)]
-    for name in reversed(names):
+    resolve: Any = torch._C._distributed_c10d._resolve_process_group
+    for name in reversed([one for one in args if isinstance(one, str)]):
         try:
-            return tuple(dist.get_process_group_ranks(torch._C._distributed_c10d._resolve_process_group(name)))
+            return tuple(dist.get_process_group_ranks(resolve(name)))
         except (RuntimeError, ValueError):
             continue
     return ()

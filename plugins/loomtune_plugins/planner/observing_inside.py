@@ -32,7 +32,7 @@ def computed(name: str, args: Sequence[Any], kind: str) -> int:
     """Within any other operation. name: torch's, without namespace and overload."""
     if kind not in ACCELERATORS or "flash_attention" not in name or "backward" not in name:
         return 0
-    gradient, query, key, *_ = [one for one in args if isinstance(one, Tensor) and one.ndim == 4]
+    _, query, key, *_ = [one for one in args if isinstance(one, Tensor) and one.ndim == 4]
     return _flash_backward(query, key)
 
 

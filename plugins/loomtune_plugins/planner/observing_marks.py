@@ -102,7 +102,7 @@ class Marks:
         if torch.is_grad_enabled():
             memory.settle("temporary", "activations")
         if isinstance(state, Tensor) and state.requires_grad:
-            state.register_hook(lambda gradient: self._at(f"{who}{part}"))
+            state.register_hook(lambda gradient: self._at(f"{who}{part}"))  # type: ignore[no-untyped-call]
 
 
 def _in_backward() -> bool:

@@ -71,6 +71,10 @@ class Memory:
         self._grow(held, self._rounded(storage.nbytes()))
         return True
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor's storage is counted."""
+        return plain(tensor).untyped_storage()._cdata in self._held
+
     def label(self, tensors: Iterable[Tensor | None], cause: str, place: str = "") -> None:
         """Says what tensors are there for, and that they lie on the `host`, where they do."""
         for tensor in tensors:

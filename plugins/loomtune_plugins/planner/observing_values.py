@@ -56,26 +56,13 @@ def computed(func: Any, args: Sequence[Any], given: Mapping[str, Any], inputs: S
 def _known(func: Any, args: Sequence[Any], given: Mapping[str, Any], inputs: Sequence[Tensor]) -> bool:
     if inputs:
         return all(not isinstance(one, FakeTensor) and one.device.type != "meta" for one in inputs)
+    if func.namespace != "aten":
+        return False
     said = given.get("dtype")
-    if FakeTensor in PLAIN and _is_number(func, args):  # masks are made of these, and CPUs look into masks
-        return torch.device(given.get("device") or "cpu").type == "cpu"
-    counts = func.namespace == "aten" and all(isinstance(one, bool | int | list) for one in args)
-    return counts and (said in WHOLE if said is not None else func._overloadpacket is aten.arange) and (
-        torch.device(given.get("device") or "cpu").type == "cpu"
-    )
-
-
-def _is_number(func: Any, args: Sequence[Any]) -> bool:
-    """Whether an operation makes a tensor of one number."""
-    packet = func._overloadpacket
-    return packet is aten.scalar_tensor or (packet is aten.zeros and args[0] == [])
-
-
-def _grouped(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:
-    """A product with experts in fp32, which CPUs compute but of which torch (2.13) says no shape: as in bf16."""
-    lower = [one.bfloat16() if isinstance(one, Tensor) and one.is_floating_point() else one for one in args]
-    shaped = func(*lower, **given)
-    return torch.empty_strided(shaped.shape, shaped.stride(), dtype=args[0].dtype, device=shaped.device)
+    counts = func._overloadpacket is aten.arange if said is None else said in WHOLE
+    made = counts and all(isinstance(one, bool | int | list) for one in args)
+    number = FakeTensor in PLAIN and _is_number(func, args)  # masks are made of these, and CPUs look into masks
+    return (made or number) and torch.device(given.get("device") or "cpu").type == "cpu"
 
 
 def _places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -88,6 +75,19 @@ def _places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         else:
             found.append(one)
     return found
+
+
+def _grouped(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:
+    """A product with experts in fp32, which CPUs compute but of which torch (2.13) says no shape: as in bf16."""
+    lower = [one.bfloat16() if isinstance(one, Tensor) and one.is_floating_point() else one for one in args]
+    shaped = func(*lower, **given)
+    return torch.empty_strided(shaped.shape, shaped.stride(), dtype=args[0].dtype, device=shaped.device)
+
+
+def _is_number(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation makes a tensor of one number."""
+    packet = func._overloadpacket
+    return packet is aten.scalar_tensor or (packet is aten.zeros and args[0] == [])
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -19,6 +19,10 @@ FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"
 """Operations beside views that read and write nothing."""
 
 
+LOOKED = {"embedding", "index", "index_select", "gather"}
+"""Operations that read some rows of a tensor."""
+
+
 def work(func: Any, args: Sequence[Any], given: Mapping[str, Any], result: Any, phase: str, again: bool) -> Work | None:
     """One operation; None for one that moves nothing."""
     packet = func._overloadpacket
@@ -27,6 +31,8 @@ def work(func: Any, args: Sequence[Any], given: Mapping[str, Any], result: Any, 
         return None
     inputs, outputs = tensors([*args, *given.values()]), tensors([result])
     touched = float(sum(one.nbytes for one in {id(one): one for one in (*inputs, *outputs)}.values()))
+    if name in LOOKED:  # as many rows as come out, and not the whole table
+        touched = 2.0 * sum(one.nbytes for one in outputs)
     factors = [one for one in inputs if one.is_floating_point()] or outputs
     dtype = name_of(factors[0].dtype) if factors else "int64"
     if "scaled_dot_product" in name:

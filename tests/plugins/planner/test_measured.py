@@ -38,15 +38,22 @@ def rows(cases: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 LINES = {
     "full, AdamW": {},
-    "recomputed, in small batches": {"settings": "sharding.activation_checkpointing=true batch.micro=1"},
     "LoRA in bf16, packed": {"settings": "adapter=lora precision=bf16 packing=true", "mixed": True},
     "FSDP on two ranks": {"settings": "sharding=fsdp", "processes": 2},
 }
 
 
-@pytest.mark.parametrize("line", LINES)
+SLOW = {
+    "recomputed, in small batches": {"settings": "sharding.activation_checkpointing=true batch.micro=1"},
+    "pairs by LoRA, in pieces": {"settings": "adapter=lora", "objective": "dpo"},
+    "HSDP in bf16": {"settings": "sharding=fsdp sharding.replicate=2 precision=bf16", "processes": 4},
+    "ZeRO 3": {"settings": "sharding=zero sharding.stage=3", "processes": 2},
+}
+
+
+@pytest.mark.parametrize("line", [*LINES, *(pytest.param(line, marks=pytest.mark.slow) for line in SLOW)])
 def test_the_peak_is_foretold(line: str, cases: ModuleType, rows: Path, worlds: Worlds, tmp_path: Path) -> None:
-    case = cases.Case("Llama 11 M", length=128, **LINES[line])
+    case = cases.Case("Llama 11 M", length=128, **(LINES | SLOW)[line])
     outcome = worlds.train(case.processes, case.overrides(rows), tmp_path / "run", measure)
     measured = outcome.result["ranks"][0]["peak"]
     assert measured > 40e6, "so small, nothing would be seen"

@@ -162,7 +162,7 @@ def test_what_is_offloaded_lies_on_the_host_of_an_accelerator(way: str) -> None:
         numel = sum(getattr(one, "ds_numel", one.numel()) for one in engine.network.parameters())
         near, far = sum(memory.causes.values()), sum(memory.host.values())
     assert far > 3 * 4 * numel // RANKS, "masters and moments"
-    assert whole - near > 0.9 * 3 * 4 * numel // RANKS
+    assert whole - near > 3 * 4 * numel // RANKS - 4 * 2**20, "but for buckets, and room for the largest gradient"
     assert not HOSTED.get()
 
 

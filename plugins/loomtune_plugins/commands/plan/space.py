@@ -143,7 +143,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 def _possible(model: Model, world: World, name: str, layout: Mapping[str, Any], catalogue: Catalogue) -> bool:
     many = Trait.MANY_PROCESSES in catalogue.find("sharding", name).offer.provides
-    if (world.processes > 1) != many:
+    if world.processes > 1 and not many:
         return False
     try:
         sharding = catalogue.build("sharding", name, {**layout, "name": name})

@@ -11,8 +11,8 @@ import numpy as np
 
 from loomtune.contracts import Batch, Drawn, LossSums, Sample
 from loomtune.contracts.objective import Roles, Totals
-from loomtune_plugins.objectives.online import groups as made, imagined
-from loomtune_plugins.objectives.online import telling
+from loomtune_plugins.objectives.online import groups as made
+from loomtune_plugins.objectives.online import imagined, telling
 from loomtune_plugins.objectives.online.ahead import Turn
 from loomtune_plugins.objectives.online.experience import Online, Prepared, mean
 from loomtune_plugins.objectives.online.groups import Group

@@ -15,8 +15,8 @@ from loomtune_plugins.objectives import references
 from loomtune_plugins.objectives.answers import PAIR
 from loomtune_plugins.objectives.dpo import Dpo
 from loomtune_plugins.objectives.encoding import refuse
-from loomtune_plugins.objectives.online import groups as made, imagined
-from loomtune_plugins.objectives.online import telling
+from loomtune_plugins.objectives.online import groups as made
+from loomtune_plugins.objectives.online import imagined, telling
 from loomtune_plugins.objectives.online.experience import Online, Prepared, mean
 from loomtune_plugins.objectives.online.groups import Group
 from loomtune_plugins.objectives.online.invariants import LATER
