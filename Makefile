@@ -61,6 +61,9 @@ preferences: $(VENV)/.installed  ## DPO, a reward model and distillation on the 
 reinforcement: $(VENV)/.installed  ## GRPO and PPO by executing queries, three seeds (an hour); ARGS=--write
 	$(BIN)/python benchmarks/reinforcement.py $(ARGS)
 
+recipes: $(VENV)/.installed  ## plan every recipe of a large model for its documented world; ARGS=--write for docs/recipes.md
+	$(BIN)/python benchmarks/recipes.py $(ARGS)
+
 bench: $(VENV)/.installed  ## SFT and DPO against TRL, interleaved; ARGS='--write docs/benchmarks.md'
 	$(BIN)/python -m pip install -q -c constraints.txt trl
 	$(BIN)/python benchmarks/sft.py $(ARGS)

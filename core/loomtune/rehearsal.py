@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from loomtune.assembly import Assembly, assemble
@@ -28,8 +29,10 @@ from loomtune.lease import Lease
 from loomtune.plan import Plan
 from loomtune.run import Run
 from loomtune.toolkit.log_probs import PLAIN
+from loomtune.toolkit.placing import on_host
 from loomtune.world import World
 
+CPUS = ("", "cpu")
 WORD, END = "w", "</s>"
 
 
@@ -68,10 +71,13 @@ class _Words(Tokenizer):
 
 
 class _Weightless(WeightSource):
-    """Weights of the right shapes and types that hold nothing. module: a skeleton, on the meta device."""
+    """Weights of the right shapes and types that hold nothing.
 
-    def __init__(self, module: Any) -> None:
-        self._tensors = module.state_dict()
+    module: a skeleton, on the meta device. hosted: whether they are read into memory that is not the device's.
+    """
+
+    def __init__(self, module: Any, hosted: bool) -> None:
+        self._tensors, self._hosted = module.state_dict(), hosted
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         width = next(tensor.shape[-1] for tensor in self._tensors.values() if tensor.ndim == 2)
@@ -82,19 +88,20 @@ class _Weightless(WeightSource):
 
     def read(self, name: str, where: tuple[slice, ...] | None = None) -> Tensor:
         whole = torch.empty(self.shapes()[name], device="meta", dtype=self.dtype(name))
-        return torch.empty_like(whole if where is None else whole[where], device="cpu")
+        with on_host(self._hosted):
+            return torch.empty_like(whole if where is None else whole[where], device="cpu")
 
     def dtype(self, name: str) -> torch.dtype:
         return self._tensors[name].dtype if name in self._tensors else torch.float32
 
 
-def weightless(model: Model, blocks: int = 0) -> Model:
+def weightless(model: Model, blocks: int, hosted: bool) -> Model:
     """A model that is only looked at. blocks: of which so many are taken; 0: all."""
     other: Any = copy(model.of_depth(blocks) if blocks else model)
 
     def weights(seed: int) -> WeightSource:
         with torch.device("meta"):
-            return _Weightless(other.skeleton())
+            return _Weightless(other.skeleton(), hosted)
 
     other.weights, other.tokenizer, other.restore_buffers = weights, _Words, lambda module: None
     return other  # type: ignore[no-any-return]
@@ -110,18 +117,20 @@ def rehearsed(plan: Plan, processes: int, rank: int = 0, blocks: int = 0) -> Ite
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=processes)
     try:
         world = _Alone(rank, processes, 0, torch.device("cpu"), replica=rank, replicas=processes)
-        with FakeTensorMode(allow_non_fake_inputs=True), _swapped(), _real_meshes(), _plain(plan.root.hardware.kind):
+        kind = plan.root.hardware.kind
+        with FakeTensorMode(allow_non_fake_inputs=True), _swapped(), _real_meshes(), _plain(kind):
             lease = Lease(Path(), "rehearsal")
-            made = lambda model: weightless(model, min(blocks, model.depth()[0]))  # noqa: E731
+            made = lambda model: weightless(model, min(blocks, model.depth()[0]), kind not in CPUS)  # noqa: E731
             yield assemble(plan, Path(), installed(), world, lease, observed=False, rehearsed=made)
     finally:
+        _clear_sharding_prop_cache()  # type: ignore[no-untyped-call] # torch 2.13 takes the meshes of two ranks for one
         dist.destroy_process_group()
 
 
 @contextmanager
 def _plain(kind: str) -> Iterator[None]:
     """Within it tensors take the ways that only those of CPUs take, where the run is for such."""
-    if kind in ("", "cpu"):
+    if kind in CPUS:
         PLAIN.add(FakeTensor)
     try:
         yield

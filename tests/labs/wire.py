@@ -55,6 +55,9 @@ CONTROL = (8, 32, 24)
 """Bytes that the loop sums over all ranks in a step, which no rehearsal sees: the loss's weight, what is logged, and
 whether anybody was asked to stop, has written a checkpoint or lost its lease."""
 
+ROW = len("what is 20?"), len("it is 27") + 1
+"""Tokens of each row's prompt and answer, the end with it: a byte is a token."""
+
 LAYOUTS: Mapping[str, tuple[int, list[str]]] = {
     "ddp, 2 x 1": (1, ["sharding=ddp"]),
     "fsdp, 2 x 1": (1, ["sharding=fsdp"]),
@@ -137,7 +140,7 @@ def model_and_rows(folder: Path) -> list[str]:
         shape = SHAPE | {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
         LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder / "model")
     byte_tokenizer(folder / "model")
-    rows = [{"prompt": f"what is {i}?", "completion": f"it is {i * 7}"} for i in range(64)]
+    rows = [{"prompt": f"what is {i}?", "completion": f"it is {i + 7}"} for i in range(20, 84)]
     data = write_rows(folder / "rows.jsonl", rows)
     return [
         *(f"model.path={folder / 'model'}", "data=jsonl", f"data.path={data}", "tracker=[jsonl]", "optimizer.lr=1e-3"),
@@ -257,7 +260,7 @@ def _plan(answer: Connection, settings: list[str], procs: int) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from loomtune_plugins.planner.rehearse import rehearse
 
-    seen = rehearse(_composed(settings, 2 * procs), 2 * procs)
+    seen = rehearse(_composed(settings, 2 * procs), 2 * procs, rows=[ROW])
     own = [Collective("all_reduce", size, tuple(range(2 * procs)), "data", "fp64") for size in CONTROL]
     step = traffic(replace(seen, collectives=[*seen.collectives, *own]), procs, "gloo")
     of = [([one.inside for one in flows], [one.between for one in flows]) for flows in (step.nodes, step.framing)]

@@ -67,15 +67,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "_c10d_functional" and func._overloadpacket.__name__ == "wait_tensor":
             return args[0]  # a fake one would be another tensor
         result = computed(func, args, given, inputs)
-        if func.is_view and self.memory.knows(inputs[0]):
-            return result
-        new = [one for one in tensors([result]) if self.memory.see(one, self.cause)]
+        same = func.is_view and self.memory.knows(inputs[0])
+        new = [] if same else [one for one in tensors([result]) if self.memory.see(one, self.cause)]
         if wires.is_collective(func):
             self._sent(func, args, result, new)
-            return result
-        self.memory.within(inside.computed(func._overloadpacket.__name__, args, self.kind), self.cause)
-        if self.counts and (done := work(func, args, given, result, self.phase, self.again > 0)):
-            self.work[done] += self.counts  # type: ignore[assignment]
+        elif not same:
+            self.memory.within(inside.computed(func._overloadpacket.__name__, args, self.kind), self.cause)
+            if self.counts and (done := work(func, args, given, result, self.phase, self.again > 0)):
+                self.work[done] += self.counts  # type: ignore[assignment]
         return result
 
     def _sent(self, func: Any, args: Sequence[Any], result: Any, new: Sequence[Tensor]) -> None:

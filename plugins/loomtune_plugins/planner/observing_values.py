@@ -25,12 +25,18 @@ WHOLE = (torch.int64, torch.int32, torch.bool)
 """Types of what says which and where: small tensors of these that are made out of nothing have values too."""
 
 
+HOLDS = "_holds_in_a_rehearsal"
+"""Set on the answer to whether all of some numbers are as they should be."""
+
 INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 """Operations that take a mask in the place of indices."""
 
 
 def scalar(tensor: Tensor) -> Any:
-    """What `.item()` gives of a tensor that holds nothing: no flag of a fault, a loss and a norm of 1."""
+    """What `.item()` gives of a tensor that holds nothing: that nothing is wrong anywhere and everything right, and a
+    loss and a norm of 1."""
+    if tensor.dtype is torch.bool:
+        return getattr(tensor, HOLDS, False)
     return 1.0 if tensor.dtype.is_floating_point else 0 if tensor.dtype is torch.uint8 else 1
 
 

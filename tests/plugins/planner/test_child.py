@@ -14,7 +14,9 @@ from rehearsing import planned
 
 
 def test_the_trace_comes_back_and_a_misfit_is_told_with_its_cure() -> None:
-    asked = [{"plan": planned("sharding=fsdp", *words).dump(), "processes": 2} for words in ((), ("sharding.tensor=4",))]
+    asked = [
+        {"plan": planned("sharding=fsdp", *words).dump(), "processes": 2} for words in ((), ("sharding.tensor=4",))
+    ]
     command = [sys.executable, "-m", "loomtune_plugins.planner.child", "--many"]
     lines = "".join(json.dumps(one) + "\n" for one in asked)
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)

@@ -140,6 +140,7 @@ def test_a_world_that_cannot_be_divided_is_refused_and_leaves_nothing() -> None:
         ("objective=dpo",),
         ("objective=reward",),
         ("objective=grpo", "reward=[length]", "reward.length.longest=9", "objective.max_new_tokens=8"),
+        ("adapter=bottleneck",),
         ("sharding.tensor=2",),
         ("sharding.sequence=2",),
     ],
