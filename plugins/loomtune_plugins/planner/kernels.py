@@ -53,18 +53,22 @@ def seconds(one: Work, hardware: Hardware, known: Efficiency) -> Span:
     taken = moved(one.bytes, hardware.memory_gb_per_second, known.memory)
     peak = peak_of(one.dtype, hardware) / 1e9
     if one.kind == "matmul":
-        shares = known.matmul.get(_short(one.dtype), known.matmul["bf16"])
         fill = min(1.0, filled(one.shape, known.units) / FILLED)
-        taken = taken.at_least(moved(one.flops, peak * fill, shares))
+        taken = taken.at_least(moved(one.flops, peak * fill, shares(one.dtype, known)))
     elif one.kind == "attention":
         taken = taken.at_least(moved(attention(one), peak, curve(one, known)))
     wait = known.start if one.kind == "matmul" else known.gap
     return taken + _microseconds(wait[1], wait[0])
 
 
-def moved(amount: float, giga: float, shares: Pair) -> Span:
+def shares(dtype: str, known: Efficiency) -> Pair:
+    """Of the peak that matmuls reach, (ordinary, best); of a type that nobody measured, those of bf16."""
+    return known.matmul.get(_short(dtype), known.matmul["bf16"])
+
+
+def moved(amount: float, giga: float, reached: Pair) -> Span:
     """Seconds for bytes or operations at shares (ordinary, best) of so many 10^9 a second; none where that is 0."""
-    return Span(*(amount / (giga * 1e9 * share) for share in (shares[1], shares[0]))) if giga else Span()
+    return Span(*(amount / (giga * 1e9 * share) for share in (reached[1], reached[0]))) if giga else Span()
 
 
 def attention(one: Work) -> float:

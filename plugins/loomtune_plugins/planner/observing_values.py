@@ -47,7 +47,10 @@ def computed(func: Any, args: Sequence[Any], given: Mapping[str, Any], inputs: S
             args = (args[0], _places(args[1]), *args[2:])
         if func._overloadpacket is aten._grouped_mm and args[0].dtype is torch.float32:
             return _grouped(func, args, given)
-        return func(*args, **given)
+        result = func(*args, **given)
+        if func._overloadpacket is aten.all:
+            setattr(result, HOLDS, True)
+        return result
     if not func._schema.is_mutable:
         try:
             shaped = func(*args, **given)

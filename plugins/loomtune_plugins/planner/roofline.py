@@ -160,7 +160,8 @@ def _unknown(trace: Trace, hardware: Hardware) -> list[str]:
 
 
 def _assumptions(trace: Trace, hardware: Hardware, known: Efficiency) -> list[str]:
-    (ordinary, best), (slow, quick) = known.matmul.get("bf16", known.matmul["fp32"]), known.memory
+    most = max((one for one in trace.work if one.kind == "matmul"), key=lambda one: one.flops * one.count, default=None)
+    (ordinary, best), (slow, quick) = kernels.shares(most.dtype if most else "bf16", known), known.memory
     found = [
         f"matmuls reach {ordinary:.0%} to {best:.0%} of the peak where they fill it, memory {slow:.0%} to {quick:.0%}: "
         "what was published of kernels (planner/efficiency.py has the sources)",

@@ -58,3 +58,10 @@ class FSDP(Gridded):
         layout = Sharded(self.settings, self._mesh, spec.precision, self._regrouping)
         recompute = self.settings.activation_checkpointing
         return TorchEngine(spec, world, layout, recompute=recompute, sequence=self.sequence_group(world))
+
+    def rehearsed(self, spec: EngineSpec, world: World, kind: str = "") -> Engine:
+        """The engine itself, of which only this rank's part is cut out of each parameter, not those of all ranks."""
+        from loomtune_plugins.shardings.sharded import cut_alone
+
+        with cut_alone():
+            return self.engine(spec, world)

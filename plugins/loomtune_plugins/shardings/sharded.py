@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -51,6 +52,8 @@ class Sharded(Layout):
         for module in self._sharded():
             module.set_gradient_divide_factor(1.0)  # sums: the loss is already divided by the global weight
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
+            # Sums are kept flat until copies exchange them: with what a micro-batch leaves out, all are of one layout.
+            module.set_reduce_scatter_unused_params("replicate" in self._names)
         self._prefetch(network, blocks)
 
     def _sharded(self) -> list[FSDPModule]:
@@ -132,3 +135,30 @@ class Sharded(Layout):
     @property
     def whole(self) -> bool:
         return False
+
+
+class _Chunks:
+    """What `torch.chunk` would give, with empty ones up to `count`, each made when it is asked for."""
+
+    def __init__(self, tensor: Tensor, count: int, dim: int) -> None:
+        self._tensor, self._count, self._dim = tensor, count, dim
+
+    def __getitem__(self, index: int) -> Tensor:
+        size = self._tensor.shape[self._dim]
+        each = -(-size // self._count)
+        start = index * each
+        if start >= size:
+            return self._tensor.new_empty(0)
+        return self._tensor.narrow(self._dim, start, min(each, size - start))
+
+
+@contextmanager
+def cut_alone() -> Iterator[None]:
+    """Within it fully_shard (torch 2.13) makes views of this rank's part alone: of 512 ranks, those of all others take
+    a rehearsal longer than its step."""
+    owner: Any = _fsdp_param
+    before, owner._chunk_with_empty = owner._chunk_with_empty, _Chunks
+    try:
+        yield
+    finally:
+        owner._chunk_with_empty = before

@@ -139,6 +139,7 @@ def test_a_world_that_cannot_be_divided_is_refused_and_leaves_nothing() -> None:
         ("adapter=qlora", "precision=bf16"),
         ("objective=dpo",),
         ("objective=reward",),
+        ("objective=distill", "roles.teacher.model.attention=sdpa"),
         ("objective=grpo", "reward=[length]", "reward.length.longest=9", "objective.max_new_tokens=8"),
         ("adapter=bottleneck",),
         ("sharding.tensor=2",),

@@ -6,9 +6,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loomtune.errors import UserError
 from loomtune_plugins.commands.words import parser, read
+
+if TYPE_CHECKING:
+    from loomtune.plan import Finding
+    from loomtune_plugins.commands.plan.foreseen import Oracle
 
 DOES_NOT_FIT = 1
 """Exit code where the plan, or everything that was searched, does not fit."""
@@ -21,8 +26,7 @@ def plan(words: Sequence[str]) -> int:
     from loomtune.catalogue import installed
     from loomtune_plugins.commands.plan import worlds
 
-    if options.world is not None and options.world < 1:
-        raise UserError.of(f"--world {options.world} has no process", "name at least 1")
+    _sound(options)
     composed = api.compose(options.overrides, options.config_dir, options.world or 0)
     world = worlds.world(composed, installed(), options.world)
     composed = worlds.placed(composed, world)
@@ -34,6 +38,10 @@ def plan(words: Sequence[str]) -> int:
         from loomtune_plugins.commands.plan.searching import searched
 
         return searched(oracle, options)
+    return _told_of(oracle, warnings, options)
+
+
+def _told_of(oracle: Oracle, warnings: Sequence[Finding], options: argparse.Namespace) -> int:
     from loomtune_plugins.commands.plan.described import described
 
     said = described(oracle.foresee(warnings))
@@ -50,6 +58,20 @@ def plan(words: Sequence[str]) -> int:
     return DOES_NOT_FIT if said["fits"] is False else 0
 
 
+def _sound(options: argparse.Namespace) -> None:
+    """Raises UserError for what would be found wrong after minutes."""
+    from loomtune_plugins.commands.plan import space
+
+    if options.world is not None and options.world < 1:
+        raise UserError.of(f"--world {options.world} has no process", "name at least 1")
+    if options.search is not None:
+        space.asked(options.search)
+    if options.seconds < 0:
+        raise UserError.of(f"--seconds {options.seconds:g} is less than none", "name at least 0")
+    if options.picture and not options.picture.parent.is_dir():
+        raise UserError.of(f"--picture: there is no folder {options.picture.parent}", "make it, or name another file")
+
+
 def _parser() -> argparse.ArgumentParser:
     asked = parser("plan")
     asked.add_argument("--json", action="store_true", help="all of it, as docs/planning.md describes")
@@ -58,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     axes = "which configurations fit, best first; of these axes alone: sharding,micro,... (all: whatever there is)"
     asked.add_argument("--search", metavar="AXES", help=axes)
     asked.add_argument("--by", default="time", choices=("time", "cost", "gpus"), help="what --search ranks by")
-    asked.add_argument("--seconds", type=float, default=300.0, help="after which --search asks for no more")
+    asked.add_argument("--seconds", type=float, default=300.0, help="after which --search tries no more layouts")
     asked.add_argument("--picture", type=Path, metavar="FILE.svg", help="memory, or with --search memory and speed")
     asked.add_argument("--config-dir", action="append", default=[], help="a folder of your own Hydra configs")
     return asked

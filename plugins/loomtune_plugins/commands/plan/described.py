@@ -17,14 +17,40 @@ from loomtune_plugins.planner.trace import Peak
 
 FORMAT = 1
 
+LASTING = ("parameters", "gradients", "optimizer", "roles")
+"""Causes that grow with parameters, not with tokens."""
+
 
 def described(seen: Foreseen) -> dict[str, Any]:
     """All of it."""
-    made, trace, root = seen.forecast, seen.trace, seen.plan.root
+    made = seen.forecast
     return {
         "format": FORMAT,
         "loomtune": __version__,
         "fits": made.room.fits,
+        **_planned(seen),
+        "memory": _memory(seen),
+        "communication": _communication(seen),
+        "compute": _compute(made),
+        "time": _time(made),
+        "cost": _cost(made),
+        "checkpoint": _checkpoint(made),
+        "arithmetic": arithmetic(seen),
+        "unknown": list(made.unknown),
+        "notes": list(dict.fromkeys(seen.notes)),
+        "findings": [finding(one) for one in seen.findings],
+        "planning_seconds": round(seen.seconds, 2),
+    }
+
+
+def finding(one: Finding) -> dict[str, Any]:
+    return {"what": one.what, "cure": one.cure, "fatal": one.fatal}
+
+
+def _planned(seen: Foreseen) -> dict[str, Any]:
+    """What all of it is said of."""
+    trace, speed = seen.trace, seen.forecast.speed
+    return {
         "world": {
             "processes": seen.world.processes,
             "nodes": seen.world.nodes,
@@ -39,29 +65,13 @@ def described(seen: Foreseen) -> dict[str, Any]:
             **dict(zip(("parameters", "trained_parameters", "active_parameters"), trace.parameters, strict=True)),
         },
         "step": {
-            "tokens": made.speed.tokens,
-            "targets": made.speed.targets,
+            "tokens": speed.tokens,
+            "targets": speed.targets,
             "longest_tokens_per_rank": trace.tokens,
             "micro_batches": trace.micro,
-            "batch_micro": root.batch.micro,
+            "batch_micro": seen.plan.root.batch.micro,
         },
-        "memory": _memory(seen),
-        "communication": _communication(seen),
-        "compute": _compute(made),
-        "time": _time(made),
-        "cost": _cost(made),
-        "checkpoint": _checkpoint(made),
-        "arithmetic": arithmetic(seen),
-        "unknown": list(made.unknown),
-        "notes": list(dict.fromkeys(seen.notes)),
-        "findings": [finding(one) for one in seen.findings],
-        "planning_seconds": round(seen.seconds, 2),
-        **seen.extra,
     }
-
-
-def finding(one: Finding) -> dict[str, Any]:
-    return {"what": one.what, "cure": one.cure, "fatal": one.fatal}
 
 
 def _settings(seen: Foreseen) -> dict[str, Any]:
@@ -130,7 +140,7 @@ def _communication(seen: Foreseen) -> dict[str, Any]:
 def _compute(made: Forecast) -> dict[str, Any]:
     """Operations of the rehearsed rank by convention, and what share of its peak they are."""
     flops = {f"{name}_flops_per_step": value for name, value in made.speed.flops.items()}
-    return {**flops, **{name: _range(made.speed.used.get(name)) for name in made.speed.flops}}
+    return {**flops, **{name: span(made.speed.used.get(name)) for name in made.speed.flops}}
 
 
 def _time(made: Forecast) -> dict[str, Any] | None:
@@ -138,13 +148,13 @@ def _time(made: Forecast) -> dict[str, Any] | None:
     if speed.times is None or speed.seconds is None:
         return None
     return {
-        "step_seconds": _range(speed.seconds),
+        "step_seconds": span(speed.seconds),
         "phases_seconds": {name: [part.low, part.high] for name, part in speed.times.by_phase().items()},
         "causes_seconds": {name: [part.low, part.high] for name, part in speed.times.by_cause().items()},
-        "tokens_per_second": _range(speed.rate),
-        "targets_per_second": _range(speed.target_rate),
+        "tokens_per_second": span(speed.rate),
+        "targets_per_second": span(speed.target_rate),
         "steps": made.whole.steps,
-        "total_seconds": _range(made.whole.seconds),
+        "total_seconds": span(made.whole.seconds),
         "assumptions": list(made.assumptions),
     }
 
@@ -154,9 +164,9 @@ def _cost(made: Forecast) -> dict[str, Any] | None:
     if whole.device_hours is None:
         return None
     return {
-        "device_hours": _range(whole.device_hours),
-        "usd": _range(whole.usd),
-        "energy_kwh": _range(whole.kilowatt_hours),
+        "device_hours": span(whole.device_hours),
+        "usd": span(whole.usd),
+        "energy_kwh": span(whole.kilowatt_hours),
     }
 
 
@@ -168,24 +178,18 @@ def _checkpoint(made: Forecast) -> dict[str, Any]:
         "optimizer_bytes": saved.optimizer,
         "bytes_per_rank": saved.files,
         "exported_bytes": saved.exported,
-        "save_seconds": _range(made.kept.save),
-        "waits_seconds": _range(made.kept.waits),
+        "save_seconds": span(made.kept.save),
+        "waits_seconds": span(made.kept.waits),
         "disk_bytes": made.kept.disk,
     }
 
 
 def arithmetic(seen: Foreseen) -> list[dict[str, Any]]:
     """How the peak comes about: what is kept, in bytes a parameter; what the moment adds; what is left."""
-    trace, room = seen.trace, seen.forecast.room
-    every, trained, _ = trace.parameters
+    trace, room, every = seen.trace, seen.forecast.room, seen.trace.parameters[0]
     rows: list[dict[str, Any]] = []
     for cause, count in sorted(trace.peak.causes.items(), key=lambda one: -one[1]):
-        whole = count * trace.processes
-        of = trained if cause in ("gradients", "optimizer") else every
-        said = f"{whole / max(1, of):.2f} bytes for each of {of:,} parameters, over {trace.processes} ranks"
-        if cause not in ("parameters", "gradients", "optimizer", "roles"):
-            said = f"{count / max(1, trace.tokens // max(1, trace.micro)):,.0f} bytes for each token of a micro-batch"
-        rows.append({"what": cause, "bytes": count, "reasoning": said})
+        rows.append({"what": cause, "bytes": count, "reasoning": _reasoned(cause, count, seen)})
     rows.append({"what": "peak", "bytes": room.peak, "reasoning": "of a rank, all of these"})
     for cause, count in sorted(trace.host.items(), key=lambda one: -one[1]):
         said = f"in host memory: {count * trace.processes / max(1, every):.2f} bytes for each of {every:,} parameters"
@@ -196,8 +200,25 @@ def arithmetic(seen: Foreseen) -> list[dict[str, Any]]:
     return rows
 
 
-def _range(span: Sequence[float] | None) -> list[float] | None:
-    return None if span is None else list(span)
+def _reasoned(cause: str, count: int, seen: Foreseen) -> str:
+    """To what the bytes of a cause stand in a proportion that one can check by hand."""
+    trace, precision = seen.trace, seen.plan.root.precision
+    every, trained, _ = trace.parameters
+    if cause in LASTING:
+        of = trained if cause in ("gradients", "optimizer") else every
+        ranks = "a rank alone" if trace.processes == 1 else f"over {trace.processes} ranks"
+        return f"{count * trace.processes / max(1, of):.2f} bytes for each of {of:,} parameters, {ranks}"
+    if cause == "gathered":
+        share = count / (2 if precision == "bf16" else 4) / max(1, every)
+        return f"room for {share:.1%} of {every:,} parameters in {precision}, and for their gradients on their way"
+    if cause == "overhead":
+        return "workspaces of libraries"
+    return f"{count / max(1, trace.tokens // max(1, trace.micro)):,.0f} bytes for each token of a micro-batch"
+
+
+def span(low_high: Sequence[float] | None) -> list[float] | None:
+    """As JSON holds a range; null where it is not known."""
+    return None if low_high is None else list(low_high)
 
 
 def refusal(seen: Foreseen, remedies: Sequence[str] = ()) -> Finding | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,9 @@ from loomtune_plugins.planner.wire import Traffic, backend_of, traffic
 
 MARGIN = 0.85
 """Share of a device's memory that `batch.micro=auto` plans with, as the run itself does."""
+
+PEAKS = ("bf16", "fp32", "tf32", "fp16", "fp8", "fp64")
+"""Types whose peaks makers print; loomtune computes in the first two."""
 
 Words = Sequence[int]
 """Words of a row's prompt, and of its answers."""
@@ -44,7 +47,6 @@ class Foreseen:
     notes: Sequence[str] = ()
     findings: Sequence[Finding] = ()
     seconds: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -61,9 +63,11 @@ class Oracle:
     def __init__(self, plan: Plan, world: World, rank: int = 0) -> None:
         if not 0 <= rank < world.processes:
             raise UserError.of(f"--rank {rank} is none of {world.processes}", f"name 0 to {world.processes - 1}")
+        if strange := sorted(plan.root.hardware.tflops.keys() - PEAKS):
+            raise UserError.of(f"hardware.tflops.{strange[0]} is a type of nothing", f"name some of {', '.join(PEAKS)}")
         self.typed, self.world, self.rank = placed(plan, world), world, rank
         self.shaped: Shaped = shaped(self.typed, installed())
-        self.rows, self.longest = (Rows(), ()) if self.shaped.notes else _rows(self.plan)
+        self.rows, self.longest, self.lacks = (Rows(), (), ()) if self.shaped.notes else _rows(self.plan)
         self.known: dict[str, Trace] = {}
 
     @property
@@ -79,23 +83,22 @@ class Oracle:
         plan, said = self.sized(plan or self.plan, world)
         trace = rehearse(plan, world.processes, min(self.rank, world.processes - 1), rows=self.longest)
         made = forecast(trace, plan, installed(), rows=self.rows)
-        notes = (*self.shaped.notes, *said, *trace.notes)
+        notes = (*self.shaped.notes, *self.lacks, *said, *trace.notes)
         took = time.monotonic() - began
         return Foreseen(self.typed, plan, world, trace, made, self.shaped.shape, notes, findings, seconds=took)
 
     def shallow(self, plan: Plan, processes: int) -> Trace:
         """The trace of a variant, continued from two depths, without looking at a third."""
+        rank = min(self.rank, processes - 1)
         key = plan.hash + repr(plan.settings) + str(processes)
         if key not in self.known:
             model = plan.build(installed(), "model")
             chosen = depths(*model.depth())
             if chosen:
-                one, other = (
-                    traced(plan, processes, self.rank, rows=self.longest, blocks=blocks) for blocks in chosen[:2]
-                )
+                one, other = (traced(plan, processes, rank, rows=self.longest, blocks=blocks) for blocks in chosen[:2])
                 self.known[key] = continued(one, other, model.depth()[0])
             else:
-                self.known[key] = traced(plan, processes, self.rank, rows=self.longest)
+                self.known[key] = traced(plan, processes, rank, rows=self.longest)
         return self.known[key]
 
     def sized(self, plan: Plan, world: World) -> tuple[Plan, Sequence[str]]:
@@ -134,22 +137,23 @@ def _micro(plan: Plan, count: int) -> Plan:
     return replace(plan, settings={**plan.settings, "batch": {**plan.settings["batch"], "micro": count}})
 
 
-def _rows(plan: Plan) -> tuple[Rows, Sequence[Words]]:
-    """What is known of the training rows, and the longest as words; nothing where they are not at hand."""
+def _rows(plan: Plan) -> tuple[Rows, Sequence[Words], Sequence[str]]:
+    """What is known of the training rows, the longest as words, and why nothing is where they are not at hand."""
     try:
         data = plan.build(installed(), "data")
         if data.window:
-            return Rows(), ()
+            return Rows(), (), ()
         data.check()
         from loomtune.session import looked_at
 
         samples = looked_at(replace(plan, processes=1)).splits["train"]
-    except (UserError, OSError, ValueError):  # no rows, or no tokenizer: what is full is planned for
-        return Rows(), ()
+    except (UserError, OSError, ValueError) as error:  # no rows, or no tokenizer: what is full is planned for
+        why = error.faults[0].what if isinstance(error, UserError) else str(error)
+        return Rows(), (), (f"rows were not read: {why}",)
     lengths = [int(one) for one in samples.lengths]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     known = Rows(len(lengths), sum(lengths) / len(lengths), float(lengths[longest]), mean_length(lengths))
-    return known, () if plan.root.packing else [words(samples[longest])]
+    return known, () if plan.root.packing else [words(samples[longest])], ()
 
 
 def words(sample: Any) -> Words:

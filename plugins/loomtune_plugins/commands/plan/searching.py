@@ -14,13 +14,15 @@ from loomtune.catalogue import installed
 from loomtune.errors import UserError
 from loomtune.plan import Plan
 from loomtune_plugins.commands.plan import space
-from loomtune_plugins.commands.plan.described import FORMAT, arithmetic
+from loomtune_plugins.commands.plan.described import FORMAT, arithmetic, span
 from loomtune_plugins.commands.plan.foreseen import Oracle
 from loomtune_plugins.commands.plan.worlds import World, sizes
 from loomtune_plugins.planner.forecast import Forecast, forecast
 from loomtune_plugins.planner.search import Candidate, Found, Outcome, Search, Tried, fewest
 
 COUNTS = ("candidates", "tried", "cannot_fit", "cannot_be_better", "left_out")
+"""Of `Found`: what became of the configurations."""
+
 SHOWN = 8
 """Configurations that are ranked."""
 
@@ -135,10 +137,7 @@ class Seeker:
             "fitting": [self._row(one) for one in found.ranked[SHOWN:]],
             "unfit": [self._row(one) for one in found.unfit],
             "refused": dict(found.refused),
-            **{
-                name: getattr(found, name)
-                for name in ("candidates", "tried", "cannot_fit", "cannot_be_better", "left_out")
-            },
+            **{name: getattr(found, name) for name in COUNTS},
         }
 
     def _row(self, one: Tried) -> dict[str, Any]:
@@ -150,9 +149,9 @@ class Seeker:
             "peak_bytes": made.bytes,
             "host_bytes_per_node": made.host_bytes,
             "fits": made.fits,
-            "step_seconds": _range(made.seconds),
-            "tokens_per_second": _range(made.tokens_per_second),
-            "usd_per_step": _range(made.usd),
+            "step_seconds": span(made.seconds),
+            "tokens_per_second": span(made.tokens_per_second),
+            "usd_per_step": span(made.usd),
         }
 
     def _least(self, maths: Mapping[str, Any], hosted: bool) -> Least | None:
@@ -173,7 +172,7 @@ class Seeker:
         return self._verified(found[1])
 
     def _fits(self, candidate: Candidate) -> bool:
-        """By what is known of thriftier kin that does not fit; else by a rehearsal, if there is time."""
+        """By what is known of thriftier kin that does not fit; else by a rehearsal, however late: few are needed."""
         for other, made in self.search.known.items():
             thriftier = all(b >= a for a, b in zip(candidate.thrift, other.thrift, strict=True))
             if other.family == candidate.family and thriftier and not made.reason and not made.fits_device:
@@ -201,7 +200,3 @@ class Seeker:
 
 def _world(processes: int, like: World) -> World:
     return World(processes, min(processes, like.per_node))
-
-
-def _range(span: Sequence[float] | None) -> list[float] | None:
-    return None if span is None else list(span)

@@ -14,6 +14,13 @@ from loomtune_plugins.page import duration
 Said = Mapping[str, Any]
 """What `described` made."""
 
+CONVENTIONS = (
+    ("mfu", "parameters that a token meets, causal attention"),
+    ("mfu_palm", "all parameters, whole attention"),
+    ("hfu", "as computed"),
+)
+"""Of counting operations: `loomtune_plugins.planner.flops` has them in full."""
+
 
 def show(said: Said, console: Console | None = None) -> None:
     """Prints all of it."""
@@ -50,9 +57,9 @@ def show_search(found: Said, console: Console | None = None) -> None:
     for name, least in found["fewest"].items():
         said = name.replace("_", " ")
         if least is None:
-            out.print(Text(f"fewest {said}: none was found"))
+            out.print(Text(f"fewest ranks {said}: none was found"))
             continue
-        out.print(Text(f"fewest {said}: {least['processes']} with {' '.join(least['set'])}"))
+        out.print(Text(f"fewest ranks {said}: {least['processes']}, with {' '.join(least['set']) or 'what is set'}"))
         out.print(_arithmetic(least["arithmetic"], ""))
     for line in found["notes"]:
         out.print(Text(f"noted: {line}", style="dim"))
@@ -84,8 +91,9 @@ def _head(said: Said) -> Iterator[str]:
     on = hardware["title"] or hardware["kind"] if hardware else "hardware that is not named"
     shape = f" (planned by model={model['shape']})" if model["shape"] else ""
     trained = model["trained_parameters"]
+    nodes = f", {world['processes_per_node']} on each of {world['nodes']} nodes" if world["nodes"] > 1 else ""
     yield (
-        f"{world['processes']} processes, {world['processes_per_node']} on each of {world['nodes']} nodes, on {on}; "
+        f"{world['processes']} process{'es' * (world['processes'] > 1)}{nodes}, on {on}; "
         f"{model['parameters']:,} parameters{shape}, {trained:,} trained"
     )
     memory = said["memory"]
@@ -122,14 +130,15 @@ def figures(said: Said) -> dict[str, str]:
     """Name to value of what is known."""
     time, cost, saved, memory = said["time"], said["cost"], said["checkpoint"], said["memory"]
     found = {"tokens a step": f"{said['step']['tokens']:,.0f}, in {said['step']['micro_batches']} micro-batches a rank"}
-    for name, key in (("mfu", "6N + causal attention"), ("mfu_palm", "6N + whole attention"), ("hfu", "as computed")):
+    for name, key in CONVENTIONS:
         used = said["compute"][name]
         share = f", {used[0]:.1%} to {used[1]:.1%} of its peak" if used else ""
         found[f"{name} ({key})"] = f"{said['compute'][f'{name}_flops_per_step']:.4g} operations of a rank{share}"
     if time:
         found["time of a step"] = f"{span(time['step_seconds'])} s"
-        found["by cause"] = ", ".join(f"{name} {span(part)}" for name, part in time["causes_seconds"].items())
-        found["by phase"] = ", ".join(f"{name} {span(part)}" for name, part in time["phases_seconds"].items())
+        for name in ("cause", "phase"):
+            parts = time[f"{name}s_seconds"].items()
+            found[f"by {name}, s"] = ", ".join(f"{part} {span(seconds)}" for part, seconds in parts)
         found["tokens/s, all ranks"] = span(time["tokens_per_second"])
         if time["total_seconds"]:
             low, high = (duration(one) for one in time["total_seconds"])
@@ -172,10 +181,17 @@ def _wire(said: Said) -> Table:
 def gib(count: float) -> str:
     """With one digit; small ones with three."""
     value = count / 2**30
+    if not count:
+        return "0"
     return f"{value:,.1f}" if abs(value) >= 0.95 else f"{value:.3f}"
 
 
 def span(low_high: Sequence[float]) -> str:
     """`low to high`, one number where they are one."""
-    low, high = low_high
-    return f"{low:,.4g}" if low == high else f"{low:,.4g} to {high:,.4g}"
+    low, high = map(four, low_high)
+    return low if low == high else f"{low} to {high}"
+
+
+def four(number: float) -> str:
+    """With four digits; those of large ones written out."""
+    return f"{float(f'{number:.4g}'):,.0f}" if abs(number) >= 1000 else f"{number:.4g}"

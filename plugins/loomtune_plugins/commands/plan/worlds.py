@@ -14,6 +14,9 @@ from loomtune.plan import Plan
 MOST = 1024
 """Processes beyond which nobody asks how many are needed at least."""
 
+SHARED = ("memory_gib", "memory_gb_per_second", "watts", "price")
+"""Figures of a CPU that its processes divide among them, `tflops` besides."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -53,8 +56,15 @@ def world(plan: Plan, catalogue: Catalogue, asked: int | None) -> World:
 
 
 def placed(plan: Plan, world: World) -> Plan:
-    """The plan in that world, with as many ranks on a node as it has."""
+    """The plan in that world, with as many ranks on a node as it has.
+
+    Accelerators are a process each; processes of a CPU share it, so that more of them than there are have less each.
+    """
     hardware = {**plan.settings["hardware"], "per_node": world.per_node}
+    crowd = world.per_node / plan.root.hardware.per_node
+    if plan.root.hardware.kind == "cpu" and crowd > 1:
+        hardware |= {name: hardware[name] / crowd for name in SHARED}
+        hardware["tflops"] = {name: peak / crowd for name, peak in hardware["tflops"].items()}
     return replace(plan, settings={**plan.settings, "hardware": hardware}, processes=world.processes)
 
 
