@@ -73,7 +73,8 @@ def longest(run: Run) -> list[Batch]:
         size = max(size, int(np.searchsorted(filled, size * run.max_length, side="right")))
     rows = np.resize(order, size)
     made = [one for row in rows for one in objective.imagined(split[int(row)], run.max_length)]
-    samples = made[: -(-len(made) // objective.steps_per_batch())]
+    parts = (run.plan.settings.get("objective") or {}).get("minibatches", 1)  # epochs repeat all of them
+    samples = made[: -(-len(made) // parts)]
     if not objective.online():
         samples = list(objective.together(samples, run.max_length))
     first = replace(run, world=replace(run.world, replica=0))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -138,21 +139,13 @@ def _plain(kind: str) -> Iterator[None]:
         PLAIN.discard(FakeTensor)
 
 
-@contextmanager
-def _swapped() -> Iterator[None]:
+def _swapped() -> AbstractContextManager[Any]:
     """Within it tensors swap what they are although others know of them weakly, as the fake mode does of every one."""
-    held: Any = vars(torch.utils)
-    before, held["weakref"] = held["weakref"], SimpleNamespace(getweakrefs=lambda tensor: [])
-    try:
-        yield
-    finally:
-        held["weakref"] = before
+    return mock.patch.object(torch.utils, "weakref", SimpleNamespace(getweakrefs=lambda tensor: []))
 
 
-@contextmanager
-def _real_meshes() -> Iterator[None]:
+def _real_meshes() -> AbstractContextManager[Any]:
     """Within it device meshes are made of numbers, which they look at."""
-    kept = {name: vars(DeviceMesh)[name] for name in ("__init__", "__getitem__", "_flatten", "mesh")}
 
     def real(method: Any) -> Any:
         @wraps(method)
@@ -162,13 +155,11 @@ def _real_meshes() -> Iterator[None]:
 
         return call
 
-    try:
-        for name, method in kept.items():
-            setattr(DeviceMesh, name, property(real(method.fget)) if isinstance(method, property) else real(method))
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(DeviceMesh, name, method)
+    kept = {name: vars(DeviceMesh)[name] for name in ("__init__", "__getitem__", "_flatten", "mesh")}
+    made: dict[str, Any] = {
+        name: property(real(one.fget)) if isinstance(one, property) else real(one) for name, one in kept.items()
+    }
+    return mock.patch.multiple(DeviceMesh, **made)  # type: ignore[no-any-return]
 
 
 def batches(run: Run, rows: Sequence[Sequence[int]] = ()) -> list[Batch]:

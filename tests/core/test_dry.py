@@ -15,6 +15,7 @@ from loomtune.contracts import Sample
 from loomtune.dry import dry_step, longest, peak, state_to_come
 from loomtune.errors import UserError
 from loomtune.loop import Loop
+from loomtune.plan import Plan
 from loomtune.world import reseed
 from toys import TEXTS, Online, Plain, Toy, made
 
@@ -73,6 +74,14 @@ def test_it_computes_the_longest_rows_in_two_micro_batches_of_the_runs_size(tmp_
     widths = [batch.tokens.shape for batch in longest(run)]
     by_length = sorted((len(text) + 1 for text in TEXTS), reverse=True)
     assert widths == [(1, length) for length in by_length[:2]]
+
+
+@pytest.mark.parametrize(("minibatches", "rows"), [(1, 4), (2, 2)])
+def test_epochs_repeat_a_batch_and_minibatches_divide_it(tmp_path: Path, minibatches: int, rows: int) -> None:
+    plan = Plan({"model": {"name": "toy"}, "objective": {"name": "toy", "minibatches": minibatches}}, {})
+    run = made(tmp_path, objective=Imagining(), size=4, micro=4, plan=plan).run
+    assert run.objective.steps_per_batch() == 3
+    assert [batch.tokens.shape[0] for batch in longest(run)] == [rows]
 
 
 def test_a_split_of_fewer_rows_than_a_step_has_repeats_them(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loomtune.catalogue import Catalogue
+from loomtune.offers import Trait
 from loomtune.plan import Plan
 from loomtune.settings import Hardware, Settings
 from loomtune_plugins.planner import kernels, roofline
@@ -123,7 +124,8 @@ def forecast(
     whole = _whole(trace.processes, speed, kept, root, hardware, rows)
     assumptions = [*(speed.times.assumptions if speed.times else ()), *_assumptions(rows, root)]
     room = _room(trace, hardware, rows, kept.checkpoint)
-    return Forecast(room, speed, whole, kept, _unknown(hardware, speed.times, whole.steps), assumptions)
+    unknown = [*_unknown(hardware, speed.times, whole.steps), *_unseen(plan, catalogue)]
+    return Forecast(room, speed, whole, kept, unknown, assumptions)
 
 
 def shared_by(plan: Plan) -> int:
@@ -209,6 +211,14 @@ def _unknown(hardware: Hardware, times: Times | None, steps: int | None) -> list
         "hardware.disk_gb_per_second: time to save": not hardware.disk_gb_per_second,
     }
     return [text for text, lack in lacks.items() if lack]
+
+
+def _unseen(plan: Plan, catalogue: Catalogue) -> list[str]:
+    """What a run does that no rehearsal sees."""
+    offer = catalogue.find("objective", plan.chosen("objective")["name"]).offer
+    if Trait.GENERATION in offer.needs:
+        return ["generation, and scores of what is generated: their time and their caches are in no figure"]
+    return []
 
 
 def _assumptions(rows: Rows, root: Settings) -> list[str]:

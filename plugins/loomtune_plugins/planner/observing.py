@@ -66,6 +66,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return scalar(args[0]) if func is ASKED[0] else True
         if func.namespace == "_c10d_functional" and func._overloadpacket.__name__ == "wait_tensor":
             return args[0]  # a fake one would be another tensor
+        if func is aten.add.Tensor and _adds_up():
+            return args[0]
         result = computed(func, args, given, inputs)
         same = func.is_view and self.memory.knows(inputs[0])
         new = [] if same else [one for one in tensors([result]) if self.memory.see(one, self.cause)]
@@ -150,6 +152,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What was counted."""
         sent = [replace(one, count=count) for one, count in self.collectives.items()]
         return sent, [replace(one, count=count) for one, count in self.work.items()]
+
+
+def _adds_up() -> bool:
+    """Whether autograd's engine adds up gradients that meet, between nodes or in a leaf: in place, but for tensors of
+    other classes than torch's own, as those without storage are (`input_buffer.cpp`, `accumulate_grad.h`)."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    node = torch._C._current_autograd_node()
+    return node is None or node.name() == "torch::autograd::AccumulateGrad"
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loomtune.plan import Plan
 from loomtune_plugins.planner.depth import deep, depths
-from loomtune_plugins.planner.trace import Trace
+from loomtune_plugins.planner.trace import Peak, Trace
 
 if TYPE_CHECKING:
     from loomtune.contracts import Batch
@@ -44,13 +44,15 @@ def traced(plan: Plan, processes: int, rank: int = 0, *, rows: Sequence[Sequence
     from loomtune_plugins.planner.observing_inside import ACCELERATORS
     from loomtune_plugins.planner.observing_marks import Marks, label
     from loomtune_plugins.planner.observing_memory import Memory
+    from loomtune_plugins.planner.rollouts import generated
 
     memory = Memory(1 if plan.root.hardware.kind in ("", "cpu") else 512)
     kind, offload = plan.root.hardware.kind, plan.chosen("sharding").get("offload")
     observer, hosted = Observer(memory, kind), kind in ACCELERATORS and offload is True
     with rehearsed(plan, processes, rank, blocks) as assembly, observer.looking():
         run = assembly.run
-        assembly.build_roles()
+        with on_host(hosted):
+            assembly.build_roles()
         label(observer, run, hosted)
         made = batches(run, rows)
         taken = chosen(made)
@@ -66,11 +68,12 @@ def traced(plan: Plan, processes: int, rank: int = 0, *, rows: Sequence[Sequence
                 label(observer, run, hosted)
         kept = {cause: count for cause, count in memory.causes.items() if count}
         collectives, work = observer.told()
+        noted = generated(observer, run, rows)
         return Trace(
             rank=rank,
             processes=processes,
             blocks=float(blocks or run.model.depth()[0]),
-            moments=dict(memory.moments),
+            moments=in_order(memory.moments),
             kept=kept,
             host={cause: count for cause, count in memory.host.items() if count},
             collectives=collectives,
@@ -79,7 +82,13 @@ def traced(plan: Plan, processes: int, rank: int = 0, *, rows: Sequence[Sequence
             targets=sum(len(batch.target) for batch in made),
             micro=len(made),
             parameters=_parameters(run),
+            notes=noted,
         )
+
+
+def in_order(moments: Mapping[str, Peak]) -> dict[str, Peak]:
+    """With those of the rollout, which is looked at last, where a step has it: after birth."""
+    return dict(sorted(moments.items(), key=lambda one: (not one[0].startswith("birth"), "rollout" not in one[0])))
 
 
 def chosen(batches: Sequence[Batch]) -> list[tuple[Batch, float]]:

@@ -14,6 +14,7 @@ from loomtune import api
 from loomtune.errors import UserError
 from loomtune.plan import Plan
 from loomtune_plugins.commands.plan.foreseen import affordable
+from loomtune_plugins.commands.plan.worlds import World, placed
 from plans import PARAMETERS, called, plant
 
 RECIPE = ["recipe=llama3_70b_full_fsdp", "data.path=rows.jsonl", "batch.micro=2"]
@@ -121,6 +122,9 @@ def test_the_world_is_the_launcher_s_or_a_process_for_each_device_of_the_nodes(
         (["--world", "8", "--rank", "8"], "--rank 8 is none of 8"),
         (["--world", "8", "--search"], "no hardware is named"),
         (["hardware=h100_80gb", "--search", "colour"], "no axis is called colour"),
+        (["hardware=h100_80gb", "--search", "micro", "--seconds", "-1"], "--seconds -1"),
+        (["hardware=h100_80gb", "--picture", "/not/there/plan.svg"], "no folder /not/there"),
+        (["hardware=h100_80gb", "hardware.tflops.bf17=3"], "hardware.tflops.bf17"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_its_cure(
@@ -129,6 +133,24 @@ def test_what_cannot_be_planned_is_refused_with_its_cure(
     assert called("plan", *RECIPE, *words) == 2
     error = capsys.readouterr().err
     assert told in error and "cure:" in error
+
+
+def test_processes_of_a_cpu_share_it() -> None:
+    plan = api.compose([*RECIPE, "hardware=cpu_laptop"], processes=4)
+    one, four = (placed(plan, World(count, count)).root.hardware for count in (1, 4))
+    assert (one.memory_gib, four.memory_gib) == (14, 3.5)
+    assert four.tflops["fp32"] == pytest.approx(one.tflops["fp32"] / 4)
+    assert placed(placed(plan, World(4, 4)), World(4, 4)).root.hardware == four
+
+
+def test_generation_is_said_to_be_in_no_figure(rehearsals: list[Plan], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipe=llama3_8b_grpo", "data.path=rows.jsonl", "batch.micro=1", "hardware=h100_80gb"]
+    assert any(line.startswith("generation") for line in said(capsys, *words, code=1)["unknown"])
+
+
+def test_rows_that_cannot_be_read_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["model=llama_1m", "data=jsonl", "data.path=/not/there.jsonl", "max_length=64", "steps=1"]
+    assert any("/not/there.jsonl" in note for note in said(capsys, "plan", *small, "--world", "1")["notes"])
 
 
 def test_the_picture_is_svg_of_every_moment(

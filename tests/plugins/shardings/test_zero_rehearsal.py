@@ -68,7 +68,7 @@ def spec(adapter: str, *, real: bool) -> EngineSpec:
     catalogue = installed()
     model = catalogue.build("model", "random", {"shape": SHAPE})
     return EngineSpec(
-        model=model if real else weightless(model),
+        model=model if real else weightless(model, 0, False),
         adapter=catalogue.build("adapter", adapter, {}),
         kernel=catalogue.build("kernel", "sdpa", {}),
         optimizer=catalogue.build("optimizer", "adamw", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +34,7 @@ class Measuring:
         self.memory = Memory(run.world.device) if self.device else None
         self.peak: float | None = None
         self.passes: list[Passes] = []
+        self.broken = False
         self._learn()
 
     def _learn(self) -> None:
@@ -44,7 +46,17 @@ class Measuring:
             self.run.tell_once(f"MFU is not measured: {type(error).__name__}: {error}")
 
     def __call__(self, name: str, begins: bool) -> None:
-        """An edge of a phase."""
+        """An edge of a phase. What goes wrong is said once, nothing is measured from then on, and the run goes on."""
+        if self.broken:
+            return
+        try:
+            self._hear(name, begins)
+        except Exception as error:
+            self.broken = True
+            what = f"loomtune: rank {self.run.world.rank} measures no more: {type(error).__name__}: {error}"
+            print(what, file=sys.stderr, flush=True)  # noqa: T201
+
+    def _hear(self, name: str, begins: bool) -> None:
         self.host(name, begins)
         if self.device is not None and self.memory is not None:
             self.device(name, begins)

@@ -178,3 +178,15 @@ def test_an_accelerators_time_is_that_of_its_stream_and_is_read_when_it_is_known
 
 def test_it_keeps_what_trackers_promise(tmp_path: Path) -> None:
     check_tracker(lambda: Usage(UsageSettings()), tmp_path)
+
+
+def test_what_cannot_be_measured_is_said_once_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(*_: Any) -> Any:
+        raise ValueError("unheard of")
+
+    monkeypatch.setattr(measuring, "sums", wrong)
+    lines = measured(tmp_path, objective=Plain(), steps=3)
+    assert len(lines) == 3 and not any("all_tokens_per_second" in line for line in lines)
+    assert capsys.readouterr().err.count("measures no more: ValueError: unheard of") == 1
