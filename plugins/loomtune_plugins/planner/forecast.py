@@ -215,8 +215,8 @@ def _unknown(hardware: Hardware, times: Times | None, steps: int | None) -> list
 
 def _unseen(plan: Plan, catalogue: Catalogue) -> list[str]:
     """What a run does that no rehearsal sees."""
-    offer = catalogue.find("objective", plan.chosen("objective")["name"]).offer
-    if Trait.GENERATION in offer.needs:
+    named = plan.settings.get("objective", {}).get("name")
+    if named and Trait.GENERATION in catalogue.find("objective", named).offer.needs:
         return ["generation, and scores of what is generated: their time and their caches are in no figure"]
     return []
 

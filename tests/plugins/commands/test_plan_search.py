@@ -118,7 +118,12 @@ def test_the_command_ranks_counts_and_draws(
     picture = tmp_path / "search.svg"
     assert called(*COMMAND, "--picture", str(picture)) == 0
     shown = capsys.readouterr().out
-    for part in ("best time first", "configurations tried", "fewest ranks without offload: 16", "fewest ranks with offload"):
+    for part in (
+        "best time first",
+        "configurations tried",
+        "fewest ranks without offload: 16",
+        "fewest ranks with offload",
+    ):
         assert part in shown
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
