@@ -217,7 +217,7 @@ def _unseen(plan: Plan, catalogue: Catalogue) -> list[str]:
     """What a run does that no rehearsal sees."""
     named = plan.settings.get("objective", {}).get("name")
     if named and Trait.GENERATION in catalogue.find("objective", named).offer.needs:
-        return ["generation, and scores of what is generated: their time and their caches are in no figure"]
+        return ["generation, and scores of what is generated: their time is in no figure"]
     return []
 
 

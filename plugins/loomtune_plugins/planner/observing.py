@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import BackwardCFunction
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils import checkpoint
@@ -66,7 +67,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return scalar(args[0]) if func is ASKED[0] else True
         if func.namespace == "_c10d_functional" and func._overloadpacket.__name__ == "wait_tensor":
             return args[0]  # a fake one would be another tensor
-        if func is aten.add.Tensor and _adds_up():
+        if func is aten.add.Tensor and not self.again and _adds_up():
             return args[0]
         result = computed(func, args, given, inputs)
         same = func.is_view and self.memory.knows(inputs[0])
@@ -155,12 +156,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _adds_up() -> bool:
-    """Whether autograd's engine adds up gradients that meet, between nodes or in a leaf: in place, but for tensors of
-    other classes than torch's own, as those without storage are (`input_buffer.cpp`, `accumulate_grad.h`)."""
+    """Whether autograd's engine adds up gradients that meet behind one of torch's own nodes.
+
+    It does so in place where tensors are of torch's own class and nothing looks on (torch 2.13, `input_buffer.cpp`,
+    `can_accumulate_inplace`). None of these nodes adds tensors in its own formula.
+    """
     if torch._C._current_graph_task_id() == -1:
         return False
-    node = torch._C._current_autograd_node()
-    return node is None or node.name() == "torch::autograd::AccumulateGrad"
+    node: Any = torch._C._current_autograd_node()
+    return node is not None and not isinstance(node, BackwardCFunction)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from loomtune_plugins.planner.observing import Observer
 if TYPE_CHECKING:
     from loomtune.run import Run
 
-PAGE = 16
-"""Tokens of a page of `continuous` (with flash attention 256, of which the last of each row is half full as well)."""
+PAGE = {True: 256, False: 16}
+"""Tokens of a page of `continuous`: with flash attention, and with any other."""
 
 SCORES = {False: 4, True: 24}
 """Bytes of each score beside the module's own, greedy and drawn: a copy in fp32; divided by the temperature; the draws'
@@ -37,14 +37,16 @@ def generated(observer: Observer, run: Run, rows: Sequence[Sequence[int]] = ()) 
     count, prompt, room = _largest(run, rows, chosen["batch"])
     observer.phase, observer.counts, observer.cause = "rollout", 0.0, "gathered"
     observer.memory.at("rollout:start")
-    with run.policy.engine.gathered() as module, torch.no_grad():
+    with run.policy.engine.gathered() as whole, torch.no_grad():
+        module: Any = whole
         if torch.is_autocast_enabled("cpu"):  # keeps what it makes of weights
             _passed(module, 1, 1)
         observer.cause = "rollout"
         drawn = run.plan.chosen("objective").get("temperature", 1.0) > 0
         if name == "continuous":
-            pages = count * (-(-(prompt + room) // PAGE) + 1)
-            sizes = 1, max(chosen["tokens"], count), chosen["cache"] or pages * PAGE
+            page = PAGE["flash" in (module.config._attn_implementation or "")]
+            pages = count * (-(-(prompt + room) // page) + 1)
+            sizes = 1, max(chosen["tokens"], count), chosen["cache"] or pages * page
         else:
             sizes = count, 1, prompt + room - 1
         noted = _filled(observer, module, sizes, prompt, run.plan.chosen("objective").get("group", 1))

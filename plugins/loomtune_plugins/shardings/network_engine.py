@@ -144,14 +144,18 @@ class NetworkEngine(Engine):
         try:
             with swapping():
                 twin.to_empty(device=self.world.device)
-            tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
-            for name, tensor in self._stream():
-                tensors[name].copy_(tensor)
+            self._fill(twin)
             self.spec.model.restore_buffers(twin.base)
             yield twin.base
         finally:
             with swapping():
                 twin.to("meta")
+
+    def _fill(self, twin: Network) -> None:
+        """By itself, so that the last whole tensor, often a head, does not live on beside its copy."""
+        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
+        for name, tensor in self._stream():
+            tensors[name].copy_(tensor)
 
     @cached_property
     def _twin(self) -> Network:
