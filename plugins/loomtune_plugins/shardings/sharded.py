@@ -27,7 +27,7 @@ from loomtune_plugins.shardings.tensor import cut
 
 
 class Sharded(Layout):
-    """Every parameter cut along its first dimension over the ranks of a shard group.
+    """Every parameter cut over the ranks of a shard group, along its first dimension but for few experts.
 
     mesh: of the dimensions `replicate`, `shard` and `tensor`, the last one's cut coming first; `shard` is always there.
     """
@@ -80,7 +80,18 @@ class Sharded(Layout):
         on_gpu = self.mesh.device_type != "cpu"
         offload = CPUOffloadPolicy(pin_memory=on_gpu) if self.settings.offload else OffloadPolicy()
         mesh = self.mesh[tuple(name for name in self._names if name != "tensor")]
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
+        how: Any = {"reshard_after_forward": reshard, "mp_policy": policy, "offload_policy": offload}
+        fully_shard(module, mesh=mesh, shard_placement_fn=self._cut, **how)
+
+    def _cut(self, parameter: nn.Parameter) -> Shard | None:
+        """Where a parameter is cut: along its first dimension (None), but for experts, whose first is their number.
+
+        Eight experts over 32 ranks would lie on eight of them. torch cuts other dimensions into equal parts alone.
+        """
+        ranks = self.mesh["shard"].size()
+        if parameter.ndim < 3 or parameter.shape[0] >= ranks:
+            return None
+        return next((Shard(dim) for dim in range(1, parameter.ndim) if parameter.shape[dim] % ranks == 0), None)
 
     def wrap(self, network: Network) -> nn.Module:
         return network

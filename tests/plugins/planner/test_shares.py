@@ -133,3 +133,11 @@ def test_what_has_no_contents_answers_the_likeliest_and_what_is_known_stays_know
         dist.all_reduce(unknown)
     assert not dist.is_initialized()
     assert float(torch.zeros(())) == 0.0
+
+
+@pytest.mark.parametrize("rank", [0, 31])
+def test_fewer_experts_than_ranks_are_shared_by_all(rank: int) -> None:
+    plan = recipe("mixtral_8x7b_full_fsdp", "mixtral_8x7b", "model.shape.num_hidden_layers=1")
+    expected = sum(FP32 * math.prod(shape) for shape in whole(plan))
+    with lean(), born(plan, rank, 32) as (_, engine):
+        assert 32 * parameter_bytes(engine) == pytest.approx(expected, rel=0.01), "the router is too small to share"
